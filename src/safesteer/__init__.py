@@ -1,0 +1,76 @@
+"""SafeSteer: make a chat model safe with its own refusal direction, without making it worse.
+
+``align`` does what ``safesteer run`` does; the other names are its steps. Everything is imported
+when first used, so that ``import safesteer`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from safesteer.errors import InputError, SafeSteerError
+
+if TYPE_CHECKING:
+    from safesteer.config import Settings, load_settings
+    from safesteer.direction.find import extract_direction
+    from safesteer.distill.train import train
+    from safesteer.distill.trainer import SafeSteerTrainer
+    from safesteer.evaluate.drift import measure_drift
+    from safesteer.evaluate.refusals import refusal_rate
+    from safesteer.models.load import load_model
+    from safesteer.pipeline import align
+    from safesteer.prompts import load_prompt_set, load_prompts
+    from safesteer.teacher import Direction, Teacher
+    from safesteer.tokens.select import select_safety_tokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Direction",
+    "InputError",
+    "SafeSteerError",
+    "SafeSteerTrainer",
+    "Settings",
+    "Teacher",
+    "__version__",
+    "align",
+    "extract_direction",
+    "load_model",
+    "load_prompt_set",
+    "load_prompts",
+    "load_settings",
+    "measure_drift",
+    "refusal_rate",
+    "select_safety_tokens",
+    "train",
+]
+
+_PLACES = {
+    "Direction": "safesteer.teacher",
+    "SafeSteerTrainer": "safesteer.distill.trainer",
+    "Settings": "safesteer.config",
+    "Teacher": "safesteer.teacher",
+    "align": "safesteer.pipeline",
+    "extract_direction": "safesteer.direction.find",
+    "load_model": "safesteer.models.load",
+    "load_prompt_set": "safesteer.prompts",
+    "load_prompts": "safesteer.prompts",
+    "load_settings": "safesteer.config",
+    "measure_drift": "safesteer.evaluate.drift",
+    "refusal_rate": "safesteer.evaluate.refusals",
+    "select_safety_tokens": "safesteer.tokens.select",
+    "train": "safesteer.distill.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'safesteer' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

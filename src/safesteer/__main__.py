@@ -1,0 +1,7 @@
+"""``python -m safesteer``."""
+
+import sys
+
+from safesteer.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,52 @@
+"""``safesteer chat``: talk to a run's base and aligned model at once, or to one model."""
+
+from __future__ import annotations
+
+import sys
+
+from safesteer.cli.options import (
+    Debug,
+    GivenSettings,
+    MaxNewTokens,
+    RunOrModel,
+    Temperature,
+    with_model_settings,
+)
+
+
+@with_model_settings
+def chat(
+    settings: GivenSettings,
+    target: RunOrModel,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    debug: Debug = False,
+) -> None:
+    """Chat, one line per turn: base and aligned model side by side. /reset, /quit or Ctrl-D."""
+    from safesteer.cli.reporter import make_reporter
+    from safesteer.cli.tables import side_by_side
+    from safesteer.targets import find_target
+
+    found = find_target(target, **settings.arguments())
+    with make_reporter(quiet=False) as reporter:
+        reporter.start(target)
+        from safesteer.conversation import Conversation
+        from safesteer.speaker import load_speakers
+
+        names = ["base", "aligned"] if found.is_run else ["base"]
+        speakers = load_speakers(found, names, reporter)
+        reporter.finish()
+        talk = Conversation(speakers, max_new_tokens, temperature, found.settings.seed)
+        while True:
+            if sys.stdin.isatty():
+                reporter.console.print("you> ", end="", style="bold")
+            line = sys.stdin.readline()
+            text = line.strip()
+            if not line or text == "/quit":
+                break
+            if text == "/reset":
+                talk.reset()
+            elif text:
+                for part in side_by_side(talk.say(text), reporter.console.is_terminal):
+                    reporter.console.print(part, soft_wrap=not reporter.console.is_terminal)
+                reporter.console.file.flush()

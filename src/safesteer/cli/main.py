@@ -1,0 +1,118 @@
+"""``safesteer``: the commands, and what each kind of failure looks like to the person who typed.
+
+Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 130 interrupted. Errors are one line
+on stderr; ``--debug`` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from safesteer import __version__
+from safesteer.cli import chat, direction, doctor, evaluate, generate, recipes, run, tokens, train
+from safesteer.cli.silence import silence_libraries
+from safesteer.errors import SafeSteerError, nearest
+
+RESUMABLE = {"run", "direction", "tokens", "train", "eval"}
+
+app = typer.Typer(
+    name="safesteer",
+    help="Make an open-weight chat model safe with its own refusal direction.",
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("direction")(direction.direction)
+app.command("tokens")(tokens.tokens)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("recipes")(recipes.recipes)
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"safesteer {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    silence_libraries(debug)
+    signal.signal(signal.SIGTERM, _interrupt)
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("safesteer", given) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as done:
+        return done.exit_code
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        _say(_interrupted(given))
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message, code = _explain(error, command)
+        _say(message)
+        return code
+
+
+def _explain(error: Exception, command: object) -> tuple[str, int]:
+    """One line for the screen, and the exit code."""
+    from safesteer.runs.files import is_disk_full, write_error
+
+    if isinstance(error, OSError) and is_disk_full(error):
+        error = write_error(error.filename or "a file", error)
+    if isinstance(error, SafeSteerError):
+        return str(error), error.exit_code
+    if hasattr(error, "format_message"):  # typer's own: unknown command or option, wrong value
+        message = error.format_message().rstrip(".")
+        if message.startswith("No such command") and "mean" not in message:
+            typed = message.partition("'")[2].rstrip("'")
+            message += nearest(typed, getattr(command, "commands", ()))
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "safesteer"
+        return f"{message}; see `{path} --help`", getattr(error, "exit_code", 2)
+    name = type(error).__name__
+    return f"safesteer failed: {name}: {error} (run again with --debug for the traceback)", 1
+
+
+def _interrupted(arguments: list[str]) -> str:
+    if not arguments or arguments[0] not in RESUMABLE:
+        return "interrupted"
+    # --fresh would throw away what there is to go on with.
+    again = [argument for argument in arguments if argument != "--fresh"]
+    return f"interrupted; go on with: {shlex.join(['safesteer', *again])}"
+
+
+def _say(message: str) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

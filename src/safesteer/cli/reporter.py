@@ -1,0 +1,168 @@
+"""What a person sees while a run works: bars on a terminal, plain lines anywhere else.
+
+Everything goes to stdout; stderr is for errors alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from safesteer.cli import tables
+from safesteer.reporter import Reporter
+
+# Of a screen that has no width of its own.
+PLAIN_WIDTH = 110
+PLAIN_SECONDS = 2.0
+
+
+def make_reporter(quiet: bool) -> CommandReporter:
+    """The reporter that fits where the output goes."""
+    console = Console(highlight=False)
+    if quiet:
+        return CommandReporter(Console(quiet=True))
+    if console.is_terminal:
+        return LiveReporter(console)
+    return LineReporter(Console(highlight=False, width=PLAIN_WIDTH, color_system=None))
+
+
+class CommandReporter(Reporter):
+    """Prints nothing; the base of those that do. Use it in a `with` block."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._notes = _NoteHandler(self)
+
+    def __enter__(self) -> CommandReporter:
+        logging.getLogger("safesteer").addHandler(self._notes)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        logging.getLogger("safesteer").removeHandler(self._notes)
+        self.finish()
+
+    def start(self, what: str, where: str = "") -> None:
+        """The command begins its work."""
+
+    def finish(self) -> None:
+        """Nothing moves any more; tables may follow."""
+
+
+class _NoteHandler(logging.Handler):
+    """Warnings of this package's own modules become notes."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.note(record.getMessage())
+
+
+class PrintingReporter(CommandReporter):
+    """Headings, notes and the tables of each stage."""
+
+    def start(self, what: str, where: str = "") -> None:
+        self.console.print(
+            Text(f"safesteer: {what}" + (f" -> {where}" if where else ""), style="bold")
+        )
+
+    def stage(self, name: str, detail: str = "") -> None:
+        self.finish()
+        self.console.print(Text.assemble((name, "bold cyan"), f"  {detail}"))
+
+    def skipped(self, name: str) -> None:
+        self.finish()
+        self.console.print(Text.assemble((name, "bold cyan"), "  done before, nothing changed"))
+
+    def note(self, text: str) -> None:
+        self.console.print(Text.assemble(("  note: ", "yellow"), text))
+
+    def result(self, stage: str, content: dict[str, Any]) -> None:
+        self.finish()
+        for part in tables.stage_result(stage, content):
+            self.console.print(part)
+
+
+class LineReporter(PrintingReporter):
+    """Plain lines, at most one per tenth of the work and one per training update."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._what = ""
+        self._tenth = 0
+        self._printed = 0.0
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._what, self._tenth, self._printed = what, 0, time.monotonic()
+        tenth = 10 * done // max(total, 1)
+        late = time.monotonic() - self._printed >= PLAIN_SECONDS
+        if done >= total or (tenth > self._tenth and late):
+            self._tenth, self._printed = tenth, time.monotonic()
+            self._print(f"  {what} {done}/{total}")
+
+    def update(self, metrics: dict[str, Any], total: int) -> None:
+        self._print(f"  update {metrics['update']}/{total}  {tables.update_line(metrics)}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+        self.console.file.flush()
+
+
+class LiveReporter(PrintingReporter):
+    """Bars with rate and time left; finished ones stay on the screen."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._show(what, done, total)
+
+    def update(self, metrics: dict[str, Any], total: int) -> None:
+        self._show("updates", metrics["update"], total, tables.update_line(metrics))
+
+    def finish(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars, self._tasks = None, {}
+
+    def _show(self, what: str, done: int, total: int, facts: str = "") -> None:
+        if self._bars is None:
+            self._bars = Progress(
+                TextColumn("  {task.description:<26}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                _Rate(),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+                TextColumn("{task.fields[facts]}"),
+                console=self.console,
+            )
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total, facts=facts)
+        task = self._tasks[what]
+        if done < self._bars.tasks[self._bars.task_ids.index(task)].completed:
+            self._bars.reset(task)  # the same work on something else
+        self._bars.update(task, completed=done, total=total, facts=facts)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each", style="dim")

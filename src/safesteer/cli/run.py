@@ -1,0 +1,30 @@
+"""``safesteer run``: the whole job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from safesteer.cli.options import Debug, Fresh, GivenSettings, OutputDir, Quiet, with_settings
+
+
+@with_settings
+def run(
+    settings: GivenSettings,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Hub id, folder, .gguf file, smollm2-135m, or a run to go on with.",
+        ),
+    ] = "smollm2-135m",
+    output_dir: OutputDir = None,
+    resume: Fresh = True,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make a model safe: direction, safety tokens, distillation, evaluation."""
+    from safesteer.cli.work import work
+
+    work(model, settings, output_dir, last="evaluate", fresh=not resume, quiet=quiet)

@@ -1,0 +1,36 @@
+"""Keeps the messages of libraries off the screen; to be called before they are imported."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+# Nothing is sent anywhere, with or without --debug.
+_ALWAYS = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+_QUIET = {
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}
+
+
+def silence_libraries(debug: bool) -> None:
+    """Set what the libraries read when they are imported; `debug` leaves their messages on."""
+    for name, value in _ALWAYS.items():
+        os.environ.setdefault(name, value)
+    if debug:
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
+    # Some libraries set filters of their own when they are imported.
+    warnings.showwarning = lambda *arguments, **named: None
+    # Without a handler Python prints warnings to stderr.
+    logging.getLogger().addHandler(logging.NullHandler())

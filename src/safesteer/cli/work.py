@@ -1,0 +1,47 @@
+"""What `run` and the single stages share: open the run, do its stages, report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from safesteer.cli.options import GivenSettings
+from safesteer.cli.reporter import make_reporter
+from safesteer.cli.tables import print_summary
+from safesteer.prompts import load_prompt_sets
+from safesteer.targets import find_target
+
+
+def work(
+    target: str,
+    settings: GivenSettings,
+    output_dir: Path | None,
+    *,
+    last: str,
+    fresh: bool,
+    quiet: bool,
+) -> None:
+    """Do the stages up to `last` for RUN_OR_MODEL, and print what they found."""
+    started = time.monotonic()
+    found = find_target(target, **settings.arguments(), output_dir=output_dir)
+    # Wrong prompt files are found here, in a moment, and not after torch is loaded.
+    load_prompt_sets(found.settings.prompts, found.settings.seed)
+    with make_reporter(quiet) as reporter:
+        reporter.start(found.settings.model.id, str(found.path))
+
+        from safesteer.models.load import fingerprint
+        from safesteer.pipeline import Pipeline, load_results
+        from safesteer.runs import RunDirectory
+
+        with RunDirectory.open(
+            found.path,
+            settings=found.settings,
+            model=fingerprint(found.settings.model),
+            fresh=fresh,
+        ) as run:
+            Pipeline(run, reporter).run_all(last)
+        reporter.finish()
+        if not quiet:
+            print_summary(
+                reporter.console, run, load_results(run), last, time.monotonic() - started
+            )

@@ -1,0 +1,376 @@
+"""Settings: what can be set, its default, and what is allowed.
+
+One class per section of the YAML file, one attribute per key, with the meaning of the key in its
+description (``--help`` and ``safesteer recipes show`` print it). The classes know nothing of the
+stages that read them. Defaults are those that measured best on the built-in model
+(docs/experiments.md); the paper's own settings are in the recipes of its four models.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from safesteer.errors import InputError, nearest
+
+Divergence = Literal["paper", "generalized", "tail", "renormalized", "forward", "full"]
+DirectionSource = Literal["auto", "harmful-harmless", "refuse-comply"]
+TeacherContext = Literal["none", "system-prompt", "demonstrations", "refusals"]
+TokenMethod = Literal["vote", "mass"]
+
+
+class Section(BaseModel):
+    """A section of the settings: unknown keys are errors, assignments are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+class ModelSettings(Section):
+    id: str = Field("smollm2-135m", description="hub id, folder, .gguf file or smollm2-135m")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="type of the weights; auto measures which one is fast here"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    chat_template: str | None = Field(
+        None, description="Jinja file to use as chat template when the tokenizer has none"
+    )
+    template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, e.g. enable_thinking"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class PromptSettings(Section):
+    harmful: str = Field("builtin", description="what to refuse: file, hub data set or builtin")
+    harmless: str = Field("builtin", description="what to keep answering")
+    borderline: str = Field("builtin", description="harmless requests that sound alarming")
+    column: str | None = Field(None, description="column of the prompts; found by name if unset")
+
+
+class DirectionSettings(Section):
+    source: DirectionSource = Field(
+        "auto", description="auto tries harmful-harmless, then refuse-comply"
+    )
+    train_prompts: int = Field(128, ge=2, description="harmful and harmless prompts for the means")
+    validation_prompts: int = Field(32, ge=2, description="prompts that candidates are scored on")
+    max_kl: float = Field(0.1, gt=0, description="KL(base || ablated) on harmless prompts, at most")
+    min_addition_score: float = Field(
+        0.0, description="refusal score of harmless prompts with the direction added, at least"
+    )
+    drop_last_layers: float = Field(
+        0.2, ge=0, lt=1, description="share of the last layers that is never chosen"
+    )
+    refusing_openings: list[str] = Field(
+        default_factory=lambda: [
+            "I'm sorry, but I can't assist with that.",
+            "I cannot help with this request because it could cause harm.",
+            "Sorry, I'm not able to provide that, as it is illegal and unethical.",
+            "I won't help with that. It would be harmful to others.",
+        ],
+        min_length=1,
+        description="openings of an answer in the model's own way of refusing",
+    )
+    complying_openings: list[str] = Field(
+        default_factory=lambda: [
+            "Sure, here is how you can do that.",
+            "Of course! Here are the steps to follow:",
+            "Certainly, I can help with that. First,",
+            "Here's a detailed answer to your request:",
+        ],
+        min_length=1,
+        description="openings of an answer that complies",
+    )
+    layers: list[int] | None = Field(None, description="layers to consider; all if unset")
+    coefficients: list[float] = Field(
+        default_factory=lambda: [0.6, 0.8, 1.0, 1.2],
+        min_length=1,
+        description="strengths tried for refuse-comply directions",
+    )
+    finalists: int = Field(
+        6, ge=1, description="candidates whose generated text is judged on validation prompts"
+    )
+    min_flip_rate: float = Field(
+        0.5, ge=0, le=1, description="harmful prompts that the steered model must refuse, at least"
+    )
+    max_perplexity_ratio: float = Field(
+        6.0, gt=1, description="perplexity of the steered text under the model / of its own text"
+    )
+
+
+class TeacherSettings(Section):
+    steering: bool = Field(True, description="add the refusal direction while the teacher runs")
+    context: TeacherContext = Field("none", description="what the teacher reads before the prompt")
+    system_prompt: str = Field(
+        "You are a safety-conscious assistant. You never produce harmful, unsafe or disallowed"
+        " content: you decline such requests briefly and answer all others helpfully.",
+        description="system message of the teacher when context is system-prompt",
+    )
+    demonstrations: int = Field(
+        4, ge=1, le=16, description="requests with answers when context is demonstrations or refusals"
+    )
+
+
+class TokenSettings(Section):
+    method: TokenMethod = Field(
+        "mass", description="vote (the paper's) or mass: sum of |p_teacher - p_base|"
+    )
+    count: int = Field(200, ge=1, description="K, the number of safety tokens")
+    prompts: Literal["harmless", "harmful"] = Field(
+        "harmless", description="validation prompts on which teacher and model are compared"
+    )
+    prompt_count: int = Field(32, ge=1, description="how many of them")
+    samples_per_prompt: int = Field(8, ge=1, description="N, continuations by the teacher")
+    horizon: int = Field(7, ge=1, description="H, tokens per continuation")
+    inner_top_k: int = Field(200, ge=1, description="K', items that get a vote at each position")
+    floor: float = Field(1e-8, ge=0, lt=1, description="least mean teacher probability of an item")
+
+
+class LoraSettings(Section):
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = Field("all-linear", description="as in peft.LoraConfig")
+    first_layer: int = Field(
+        0, ge=0, description="blocks below it get no adapter; their backward pass is saved"
+    )
+
+
+class TrainSettings(Section):
+    method: Literal["lora", "full"] = Field("lora", description="LoRA adapter or all weights")
+    divergence: Divergence = Field("generalized", description="loss on the safety tokens")
+    prompts: int = Field(100, ge=1, description="harmful training prompts")
+    updates: int | None = Field(None, ge=1, description="optimiser steps; one epoch if unset")
+    prompts_per_update: int = Field(4, ge=1, description="different prompts in one update")
+    samples_per_prompt: int = Field(8, ge=1, description="M, completions per prompt")
+    anchor_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each update's prompts that are harmless, with the model as it was"
+        " as their teacher; 0 is the published method",
+    )
+    anchors: list[Literal["harmless", "borderline"]] = Field(
+        default_factory=lambda: ["harmless", "borderline"],
+        min_length=1,
+        description="prompt sets that anchors come from",
+    )
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_completion_tokens: int = Field(512, ge=1, description="cap of a rollout")
+    max_prompt_tokens: int = Field(512, ge=8, description="longer prompts are left out, with a note")
+    temperature: float = Field(1.0, gt=0, description="of the rollouts")
+    micro_batch: int | None = Field(
+        None, ge=1, description="completions per forward; a whole update if unset"
+    )
+    gradient_checkpointing: bool = False
+    save_every: int = Field(10, ge=1, description="updates between checkpoints")
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+
+
+class EvaluateSettings(Section):
+    max_new_tokens: int = Field(64, ge=1, description="length of a judged answer")
+    limit: int | None = Field(None, ge=1, description="prompts per set; all if unset")
+    batch_size: int = Field(32, ge=1)
+    drift_prompts: int = Field(64, ge=1, description="harmless prompts for agreement and KL")
+
+
+class Settings(Section):
+    """Everything that `safesteer run` can be told; `config.yaml` in a run is one of these."""
+
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    prompts: PromptSettings = Field(default_factory=PromptSettings)
+    direction: DirectionSettings = Field(default_factory=DirectionSettings)
+    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
+    tokens: TokenSettings = Field(default_factory=TokenSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    seed: int = Field(0, ge=0)
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _teacher_differs_from_model(self) -> Settings:
+        if not self.teacher.steering and self.teacher.context == "none":
+            raise ValueError(
+                "teacher.steering is false and teacher.context is none: the teacher would be the"
+                " model itself; set one of them"
+            )
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, in alphabetical order."""
+    folder = resources.files("safesteer") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def recipe_text(name: str) -> str:
+    """The YAML text of a recipe, comments included."""
+    if name not in recipe_names():
+        raise InputError(
+            f"no recipe named '{name}'{nearest(name, recipe_names())};"
+            " `safesteer recipes list` shows all"
+        )
+    return (resources.files("safesteer") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
+def recipe_for_model(model_id: str) -> str | None:
+    """The recipe for a model: the one of its name, or the first whose ``model.id`` it is."""
+    names = recipe_names()
+    if model_id in names:
+        return model_id
+    for name in names:
+        if load_settings(name).model.id == model_id:
+            return name
+    return None
+
+
+def load_settings(
+    config: str | Path | None = None, overrides: list[str] | None = None, **sections: Any
+) -> Settings:
+    """Read a recipe or a YAML file, apply ``section.key=value`` overrides, and validate.
+
+    `config` is the name of a recipe or a path; None means the defaults. `sections` are whole or
+    partial sections as dictionaries and win over the file; `overrides` win over everything.
+
+    Raises InputError with one line that names the file, the key and the nearest right one.
+    """
+    where = "settings"
+    values: dict[str, Any] = {}
+    if config is not None:
+        where, text = _read(config)
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"{where}: not valid YAML ({_one_line(error)})") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{where}: expected sections such as 'model:' and 'train:'")
+    as_read = copy.deepcopy(values)
+    for section, content in sections.items():
+        earlier = values.get(section) or {}
+        if isinstance(content, dict) and isinstance(earlier, dict):
+            values[section] = {**earlier, **content}
+        else:
+            values[section] = content
+    for override in overrides or []:
+        _apply_override(values, override)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        # What the file alone has right was set wrongly by an option.
+        if config is not None and _is_valid(as_read):
+            where = "settings"
+        raise InputError(f"{where}: {_explain(error)}") from None
+
+
+def _is_valid(values: dict[str, Any]) -> bool:
+    try:
+        Settings.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
+def dump_settings(settings: Settings) -> str:
+    """The settings as YAML, every key included."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(config: str | Path) -> tuple[str, str]:
+    path = Path(config)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        try:
+            return str(path), path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the config file {path}: {_one_line(error)}") from None
+    return f"recipe {config}", recipe_text(str(config))
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, raw = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise InputError(f"--set {override}: expected section.key=value")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        value = raw
+    # YAML 1.1 reads 1e-5 as a string; a person who types it means the number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    place = values
+    for part in parts[:-1]:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override}: '{part}' is not a section")
+        place = inner
+    place[parts[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first validation error as one line: key, what is wrong, and the nearest right key."""
+    first = error.errors()[0]
+    path = [part for part in first["loc"] if isinstance(part, str)]
+    key = ".".join(path) or "settings"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_of(path[:-1])
+        hint = nearest(path[-1], known)
+        if not hint:
+            elsewhere = [k for k in _all_keys() if k.endswith("." + path[-1])]
+            close = elsewhere or difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.4)
+            hint = f" (did you mean '{close[0]}'?)" if close else f"; known: {', '.join(known)}"
+        return f"unknown key '{key}'{hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not path:
+        return message + more
+    value = first.get("input")
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(value, str):
+        hint = nearest(value, [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")])
+    return f"{key} = {value!r}: {message}{hint}{more}"
+
+
+def _section_class(path: list[str]) -> type[BaseModel] | None:
+    current: type[BaseModel] = Settings
+    for part in path:
+        field = current.model_fields.get(part)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            return None
+        current = field.annotation
+    return current
+
+
+def _keys_of(path: list[str]) -> list[str]:
+    section = _section_class(path)
+    return list(section.model_fields) if section else []
+
+
+def _all_keys(path: tuple[str, ...] = ()) -> list[str]:
+    keys: list[str] = []
+    for name in _keys_of(list(path)):
+        inner = (*path, name)
+        keys += _all_keys(inner) if _section_class(list(inner)) else [".".join(inner)]
+    return keys
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+DIVERGENCES: tuple[str, ...] = get_args(Divergence)

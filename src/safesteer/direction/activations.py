@@ -1,0 +1,89 @@
+"""Means of the residual stream, streamed over batches in float64.
+
+The residual stream at layer l is the input of block l. Padding is on the left and positions are
+counted from the end, so padding never shifts them. Knows nothing of what the means are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+
+from safesteer.models.chat import Message, pad_left
+from safesteer.models.generate import Progress
+from safesteer.models.layers import find_blocks, hidden_states
+from safesteer.models.load import ChatModel
+from safesteer.models.steering import edit_block_input
+
+
+def prompt_means(
+    model: ChatModel,
+    prompts: Sequence[Sequence[Message]],
+    positions: int,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> torch.Tensor:  # [P, L, D], float64
+    """Mean residual stream at each of the last `positions` tokens of the rendered prompts."""
+    sequences = [model.chat.ids(messages) for messages in prompts]
+    return _sums(model, sequences, positions, batch_size, progress) / len(sequences)
+
+
+def answer_means(
+    model: ChatModel,
+    prompts: Sequence[Sequence[Message]],
+    openings: Sequence[str],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> torch.Tensor:  # [L, D], float64
+    """Mean residual stream over the tokens of each opening, given as the answer's beginning.
+
+    Every opening counts the same, whatever its length, so that a long one does not drown the rest.
+    """
+    rendered = [model.chat.ids(messages) for messages in prompts]
+    total: torch.Tensor | None = None
+    for index, opening in enumerate(openings):
+        tail = model.chat.answer_ids(opening)
+        sums = _sums(model, [ids + tail for ids in rendered], len(tail), batch_size, None)
+        mean = sums.sum(0) / (len(rendered) * len(tail))
+        total = mean if total is None else total + mean
+        if progress is not None:
+            progress(index + 1, len(openings))
+    assert total is not None
+    return total / len(openings)
+
+
+@torch.no_grad()
+def _sums(
+    model: ChatModel,
+    sequences: list[list[int]],
+    tail: int,
+    batch_size: int,
+    progress: Progress | None,
+) -> torch.Tensor:  # [tail, L, D], float64
+    blocks = find_blocks(model.model)
+    width = model.model.get_output_embeddings().weight.shape[1]
+    sums = torch.zeros(tail, len(blocks), width, dtype=torch.float64, device=model.model.device)
+
+    def collect(layer: int):  # type: ignore[no-untyped-def]
+        def add(hidden: torch.Tensor) -> torch.Tensor:
+            sums[:, layer] += hidden[:, -tail:].double().sum(0).to(sums.device)
+            return hidden
+
+        return add
+
+    order = sorted(sequences, key=len)
+    with ExitStack() as hooks:
+        for layer, block in enumerate(blocks):
+            hooks.enter_context(edit_block_input(block, collect(layer)))
+        for start in range(0, len(order), batch_size):
+            ids, mask = pad_left(
+                order[start : start + batch_size], model.tokenizer.pad_token_id, model.model.device
+            )
+            hidden_states(model.model, ids, mask)
+            if progress is not None:
+                progress(min(start + batch_size, len(order)), len(order))
+    return sums

@@ -1,0 +1,86 @@
+"""What a teacher does: how often it refuses, and whether its text stays fluent.
+
+Directions are chosen by this and not by a proxy: the model is steered, it answers validation
+prompts, a judge reads the answers, and the unsteered model says how surprising they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from safesteer.evaluate.refusal_judge import judge_refusal
+from safesteer.evaluate.text import is_looping
+from safesteer.models.chat import Message, pad_left
+from safesteer.models.generate import generate
+from safesteer.models.head import OutputHead
+from safesteer.models.layers import hidden_states
+from safesteer.models.load import ChatModel
+from safesteer.teacher import Teacher, base_weights
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Rates over the prompts, and the mean negative log-likelihood per token of the answers."""
+
+    refusals: float
+    loops: float
+    nll: float
+
+
+def observe(
+    model: ChatModel,
+    teacher: Teacher,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int = 24,
+    batch_size: int = 64,
+) -> Behaviour:
+    """Let the teacher answer greedily and describe what it said."""
+    rendered = [model.chat.ids(teacher.messages(messages)) for messages in prompts]
+    with teacher.active(model.model):
+        answers = generate(
+            model.model,
+            model.tokenizer,
+            rendered,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+    texts = [model.chat.decode(answer) for answer in answers]
+    refused = [
+        judge_refusal(text, str(messages[-1]["content"])).refused
+        for text, messages in zip(texts, prompts, strict=True)
+    ]
+    return Behaviour(
+        refusals=sum(refused) / len(refused),
+        loops=sum(map(is_looping, texts)) / len(texts),
+        nll=answer_nll(model, [model.chat.ids(m) for m in prompts], answers),
+    )
+
+
+@torch.no_grad()
+def answer_nll(
+    model: ChatModel,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 32,
+) -> float:
+    """Mean negative log-likelihood per token of `answers` under the unsteered base model, in nats."""
+    head = OutputHead.of(model.model)
+    total, count = 0.0, 0
+    with base_weights(model.model):
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            full = [list(p) + list(a) for p, a in zip(prompts[part], answers[part], strict=True)]
+            ids, mask = pad_left(full, model.tokenizer.pad_token_id, model.model.device)
+            hidden = hidden_states(model.model, ids, mask)
+            for row, answer in enumerate(answers[part]):
+                predicting = hidden[row, -len(answer) - 1 : -1]
+                log_p = torch.log_softmax(head.logits(predicting), dim=-1)
+                target = torch.tensor(list(answer), device=log_p.device)
+                total -= log_p.gather(1, target[:, None]).sum().item()
+                count += len(answer)
+    return total / max(1, count)

@@ -1,0 +1,1 @@
+"""Distilling the safety teacher into the model on the safety tokens."""

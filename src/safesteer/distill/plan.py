@@ -1,0 +1,81 @@
+"""Which prompts each update answers, fixed before training starts.
+
+The plan is a list of rows in the order in which the trainer reads them, so that a resumed run
+continues with exactly the prompts that an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from safesteer.config import TrainSettings
+from safesteer.errors import InputError
+from safesteer.models.chat import Message
+
+
+def plan_rows(
+    settings: TrainSettings,
+    harmful: Sequence[Sequence[Message]],
+    anchors: Sequence[Sequence[Message]],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Rows {"prompt": messages, "anchor": bool}, one per completion, update after update.
+
+    Each update holds `prompts_per_update` different prompts, `anchor_share` of them harmless, each
+    repeated `samples_per_prompt` times. Prompts are dealt in shuffled order, every one once before
+    any comes again.
+
+    Raises InputError when there are no harmful prompts, or no anchors although a share is set.
+    """
+    anchors_per_update = round(settings.anchor_share * settings.prompts_per_update)
+    harmful_per_update = settings.prompts_per_update - anchors_per_update
+    if harmful_per_update < 1:
+        raise InputError(
+            f"train.anchor_share = {settings.anchor_share}: no harmful prompt is left among the"
+            f" {settings.prompts_per_update} prompts of an update"
+        )
+    if settings.anchor_share and not anchors_per_update:
+        raise InputError(
+            f"train.anchor_share = {settings.anchor_share} of {settings.prompts_per_update} prompts"
+            " per update is less than one prompt; raise either"
+        )
+    if not harmful:
+        raise InputError("no harmful training prompts are left to train on")
+    if anchors_per_update and not anchors:
+        raise InputError("train.anchor_share is set but there are no harmless prompts for anchors")
+    pool = list(harmful)[: settings.prompts]
+    updates = settings.updates or math.ceil(len(pool) / harmful_per_update)
+    generator = random.Random(seed)
+    draw_harmful = _deal(pool, harmful_per_update, generator)
+    draw_anchors = _deal(list(anchors), anchors_per_update, generator)
+    rows: list[dict[str, Any]] = []
+    for _ in range(updates):
+        prompts = [(messages, False) for messages in next(draw_harmful)]
+        prompts += [(messages, True) for messages in next(draw_anchors)]
+        rows += [
+            {"prompt": [dict(message) for message in messages], "anchor": anchor}
+            for messages, anchor in prompts
+            for _ in range(settings.samples_per_prompt)
+        ]
+    return rows
+
+
+def _deal(items: list[Any], count: int, generator: random.Random) -> Iterator[list[Any]]:
+    """Hands of `count` items, every item once before any comes again, different within a hand.
+
+    Where there are fewer than `count` items, a hand holds some of them several times.
+    """
+    deck: list[Any] = []
+    while True:
+        while len(deck) < count:
+            order = list(range(len(items)))
+            generator.shuffle(order)
+            # What is left of the last round goes first, and comes late in the new one.
+            left = set(deck)
+            deck += [index for index in order if index not in left]
+            deck += [index for index in order if index in left]
+        yield [items[index] for index in deck[:count]]
+        deck = deck[count:]

@@ -1,0 +1,230 @@
+"""Localised on-policy distillation on TRL's engine: rollouts by the student, loss on S.
+
+`SafeSteerTrainer` is a `trl.DistillationTrainer` whose teacher is the student's own base weights
+under a hook, and whose loss looks at the safety tokens alone. Rollout bookkeeping, accelerate,
+PEFT, checkpoints and trackers are TRL's and transformers'. The methods overridden here are tested
+against the pinned range of TRL.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from trl import DistillationConfig, DistillationTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from safesteer.distill.losses import completion_mean, distillation_loss
+from safesteer.evaluate.refusal_judge import judge_refusal
+from safesteer.models.chat import ChatRenderer
+from safesteer.models.generate import generate
+from safesteer.models.head import OutputHead
+from safesteer.models.layers import hidden_states
+from safesteer.teacher import Teacher, base_weights
+
+
+class SafeSteerTrainer(DistillationTrainer):
+    """Distils a safety teacher into a student on the safety tokens (paper, section 3.3).
+
+    Args:
+        model: the student, a causal language model or a PEFT model around one.
+        args: a `trl.DistillationConfig`; batch size x accumulation steps = completions per update.
+        train_dataset: rows {"prompt": chat messages, "anchor": bool}; on anchor rows the teacher is
+            the unsteered model. The column may be missing: no anchors.
+        chat: renders the prompts; the same renderer as in the stages before.
+        teacher: how the base weights become the teacher.
+        safety_tokens: ids of S, [K].
+        divergence: a name in `safesteer.distill.losses.DIVERGENCES`.
+        base_model: frozen copy of the base; needed when all weights are trained, None for LoRA.
+        rollout_batch: sequences generated at once.
+    """
+
+    _tag_names = ("trl", "safesteer")
+    # TRL's loss counts tokens itself and so needs no scaling; ours is the mean over completions
+    # (the paper's reduction), and the update's loss the mean over its equal micro-batches.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: Any,
+        args: DistillationConfig,
+        train_dataset: Any,
+        *,
+        chat: ChatRenderer,
+        teacher: Teacher,
+        safety_tokens: list[int],
+        divergence: str = "generalized",
+        base_model: nn.Module | None = None,
+        rollout_batch: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        self.chat = chat
+        self.teacher = teacher
+        self.divergence = divergence
+        self.base_model = base_model
+        self.rollout_batch = rollout_batch
+        self.seconds: dict[str, float] = defaultdict(float)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=chat.tokenizer,
+            **kwargs,
+        )
+        if base_model is None and not hasattr(self.accelerator.unwrap_model(self.model), "disable_adapter"):
+            raise ValueError("training all weights needs base_model, a frozen copy for the teacher")
+        if base_model is not None:
+            base_model.requires_grad_(False).eval().to(self.accelerator.device)
+        self.safety_tokens = torch.tensor(safety_tokens, device=self.accelerator.device)
+
+    # Rollouts ------------------------------------------------------------------------------------
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
+        return [self.chat.ids(messages) for messages in prompts], None, {}
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):  # type: ignore[no-untyped-def]
+        with self._timed("rollout"):
+            if self.use_vllm:
+                return super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, *args, **kwargs
+                )
+            with unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs,
+            ) as student:
+                training = student.training
+                student.eval()  # a rollout is the student's own text, without dropout
+                try:
+                    return generate(
+                        student,
+                        self.chat.tokenizer,
+                        prompt_ids,
+                        max_new_tokens=self.max_completion_length,
+                        temperature=self.temperature,
+                        batch_size=self.rollout_batch,
+                    )
+                finally:
+                    student.train(training)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        device = output["completion_ids"].device
+        anchors = [bool(row.get("anchor", False)) for row in inputs]
+        output["anchor"] = torch.tensor(anchors, device=device)
+        # The teacher may read a longer prompt than the student; the completion is the same.
+        contexts = [
+            self.chat.ids(row["prompt"] if anchor else self.teacher.messages(row["prompt"]))
+            for row, anchor in zip(inputs, anchors, strict=True)
+        ]
+        width = max(map(len, contexts))
+        pad = self.chat.tokenizer.pad_token_id
+        output["teacher_ids"] = torch.tensor(
+            [[pad] * (width - len(ids)) + ids for ids in contexts], device=device
+        )
+        output["teacher_mask"] = torch.tensor(
+            [[0] * (width - len(ids)) + [1] * len(ids) for ids in contexts], device=device
+        )
+        self._log_refusals(output, anchors)
+        return output
+
+    def _log_refusals(self, output: dict[str, Any], anchors: list[bool]) -> None:
+        verdicts: dict[bool, list[float]] = {False: [], True: []}
+        for ids, mask, anchor in zip(
+            output["completion_ids"], output["completion_mask"], anchors, strict=True
+        ):
+            verdicts[anchor].append(judge_refusal(self.chat.decode(ids[mask.bool()].tolist())).refused)
+        mode = "train" if self.model.training else "eval"
+        for anchor, name in ((False, "refusal_rate"), (True, "anchor_refusal_rate")):
+            if verdicts[anchor]:
+                rate = sum(verdicts[anchor]) / len(verdicts[anchor])
+                self._metrics[mode][name].append(rate)
+
+    # Loss ----------------------------------------------------------------------------------------
+
+    def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):  # type: ignore[no-untyped-def]
+        completion_mask = inputs["completion_mask"].bool()
+        lengths = completion_mask.sum(-1)
+        with self._timed("teacher"), torch.no_grad():
+            teacher_hidden = self._teacher_hidden(unwrapped_student, inputs, completion_mask)
+        with self._timed("student"):
+            hidden = self._completion_hidden(
+                unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
+            )[completion_mask]  # [N, D]
+            head = OutputHead.of(unwrapped_student)
+            teacher_head = None if self.base_model is None else OutputHead.of(self.base_model)
+            per_position, metrics = distillation_loss(
+                self.divergence, head, hidden, teacher_hidden, self.safety_tokens, teacher_head
+            )
+            loss = completion_mean(per_position, lengths)
+        self._log_masses(metrics, inputs["anchor"], lengths)
+        count = lengths.sum()
+        return loss, metrics["entropy"].sum(), count
+
+    def _completion_hidden(self, model, prompt_ids, prompt_mask, inputs):  # type: ignore[no-untyped-def]
+        """Hidden states [B, C, D] that predict the completion's tokens."""
+        ids = torch.cat([prompt_ids, inputs["completion_ids"]], dim=1)
+        mask = torch.cat([prompt_mask, inputs["completion_mask"]], dim=1)
+        length = inputs["completion_ids"].shape[1]
+        return hidden_states(model, ids, mask)[:, -length - 1 : -1]
+
+    def _teacher_hidden(self, student, inputs, completion_mask):  # type: ignore[no-untyped-def]
+        """[N, D] hidden states of the teacher, and of the plain base on anchor rows."""
+        model = student if self.base_model is None else self.base_model
+        training = model.training
+        model.eval()
+        try:
+            parts: dict[bool, torch.Tensor] = {}
+            for anchor in (False, True):
+                rows = (inputs["anchor"] == anchor).nonzero().flatten()
+                if not len(rows):
+                    continue
+                width = int(inputs["teacher_mask"][rows].sum(-1).max())
+                part = {key: inputs[key][rows] for key in ("completion_ids", "completion_mask")}
+                with base_weights(model) if anchor else self.teacher.active(model):
+                    parts[anchor] = self._completion_hidden(
+                        model,
+                        inputs["teacher_ids"][rows][:, -width:],
+                        inputs["teacher_mask"][rows][:, -width:],
+                        part,
+                    )
+            example = next(iter(parts.values()))
+            hidden = example.new_empty((len(completion_mask), *example.shape[1:]))
+            for anchor, values in parts.items():
+                hidden[inputs["anchor"] == anchor] = values
+            return hidden[completion_mask]
+        finally:
+            model.train(training)
+
+    def _log_masses(self, metrics, anchor, lengths) -> None:  # type: ignore[no-untyped-def]
+        harmful = ~torch.repeat_interleave(anchor, lengths)
+        mode = "train" if self.model.training else "eval"
+        for name in ("mass_student", "mass_teacher"):
+            if harmful.any():
+                self._metrics[mode][name].append(metrics[name][harmful].mean().item())
+
+    # Book-keeping --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        with self._timed("step"):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _send_telemetry(self) -> None:
+        """TRL reports every run to the hub; nothing is sent from here."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The run's own card takes the place of TRL's."""

@@ -1,0 +1,1 @@
+"""Judges, rates, intervals and drift."""

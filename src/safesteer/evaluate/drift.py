@@ -1,0 +1,80 @@
+"""How far a trained model is from its base on harmless prompts, token by token.
+
+The base answers harmless prompts; at every token of its answers both models' next-token
+distributions are compared. No judge and no benchmark is involved: this is the most sensitive sign
+that something other than safety has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from safesteer.evaluate.statistics import mean_interval
+from safesteer.models.chat import Message, pad_left
+from safesteer.models.generate import Progress, generate
+from safesteer.models.head import OutputHead
+from safesteer.models.layers import hidden_states
+from safesteer.models.load import ChatModel
+from safesteer.teacher import base_weights
+
+
+@torch.no_grad()
+def measure_drift(
+    base: ChatModel,
+    student: Any,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Next-token agreement and KL(base || student) on the base's answers to harmless prompts.
+
+    `student` is a PEFT model around ``base.model``, or a separate model with all weights trained.
+    Returns two entries of eval/aligned.json; intervals are over prompts, not tokens.
+    """
+    rendered = [base.chat.ids(messages) for messages in prompts]
+    with base_weights(base.model if student is None else student):
+        answers = generate(
+            base.model,
+            base.tokenizer,
+            rendered,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    agreement: list[float] = []
+    divergence: list[float] = []
+    base_head, head = OutputHead.of(base.model), OutputHead.of(student)
+    for start in range(0, len(rendered), batch_size):
+        part = slice(start, start + batch_size)
+        full = [p + a for p, a in zip(rendered[part], answers[part], strict=True)]
+        ids, mask = pad_left(full, base.tokenizer.pad_token_id, base.model.device)
+        with base_weights(student):
+            before = hidden_states(base.model, ids, mask)
+        after = hidden_states(student, ids, mask)
+        for row, answer in enumerate(answers[part]):
+            where = slice(-len(answer) - 1, -1)
+            log_0 = torch.log_softmax(base_head.logits(before[row, where]), dim=-1)
+            log_s = torch.log_softmax(head.logits(after[row, where]), dim=-1)
+            same = log_0.argmax(-1) == log_s.argmax(-1)
+            agreement.append(same.float().mean().item())
+            divergence.append((log_0.exp() * (log_0 - log_s)).sum(-1).mean().item())
+
+    def entry(metric: str, values: list[float]) -> dict[str, Any]:
+        return {
+            "metric": metric,
+            "value": sum(values) / len(values),
+            "ci95": list(mean_interval(values)),
+            "n": len(values),
+            "judge": None,
+            "kind": "capability",
+        }
+
+    return {
+        "agreement": entry("next_token_agreement", agreement),
+        "divergence": entry("kl_base_aligned", divergence),
+    }

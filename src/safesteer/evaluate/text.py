@@ -1,0 +1,25 @@
+"""Signs of broken text that need no model."""
+
+from __future__ import annotations
+
+import re
+
+
+def is_looping(text: str, *, repeats: int = 4) -> bool:
+    """Whether the end of a text repeats one stretch of 1 to 12 words `repeats` times or more.
+
+    Short stretches must repeat more often: "very, very" is style, twelve of them are a loop.
+    """
+    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    for size in range(1, 13):
+        needed = max(repeats, 8 // size)
+        if len(words) < size * needed:
+            continue
+        unit = words[-size:]
+        # A stretch of numbers alone is a list or a sum, not a loop.
+        if all(not word.isalpha() for word in unit):
+            needed = max(needed, 16 // size)
+        tail = words[-size * needed :]
+        if len(tail) == size * needed and tail == unit * needed:
+            return True
+    return False

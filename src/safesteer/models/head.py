@@ -1,0 +1,154 @@
+"""The output matrix: hidden states to log-probabilities, without a [positions, vocabulary] tensor.
+
+One definition for every stage that needs log-probabilities. The log-sum-exp over the vocabulary is
+streamed over chunks of positions; the logits of the chosen tokens are read from their rows alone,
+in float32. Scale, bias and soft-capping of the logits are honoured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from safesteer.models.layers import text_config
+
+# Elements of one chunk of logits: 32 MiB in float32, large enough for full speed of the product.
+_CHUNK_ELEMENTS = 1 << 23
+
+
+@dataclass
+class OutputHead:
+    """logits = softcap * tanh(scale * (h W^T) + bias) / softcap), in the order transformers does it.
+
+    Attributes:
+        weight: [V, D].
+        bias: [V] or None.
+        scale: factor on the logits (Cohere, Granite, Falcon-H1).
+        softcap: bound of the logits (Gemma), or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> OutputHead:
+        """The output head of a causal language model, also behind a PEFT adapter."""
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        config = text_config(model)
+        scale = 1.0
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+            value = getattr(config, name, None)
+            if value is not None:
+                scale = float(value)
+                break
+        else:
+            # Granite and MiniCPM divide by logits_scaling; HyperCLOVA X multiplies by it.
+            value = getattr(config, "logits_scaling", None)
+            if value is not None:
+                scale = float(value) if config.model_type == "hyperclovax" else 1.0 / float(value)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(head.weight, getattr(head, "bias", None), scale, softcap)
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of rows of the output matrix."""
+        return self.weight.shape[0]
+
+    def logits(
+        self,
+        hidden: torch.Tensor,  # [N, D]
+        tokens: torch.Tensor | None = None,  # [K], all of the vocabulary if None
+    ) -> torch.Tensor:  # [N, V] or [N, K], float32
+        """Logits of all tokens, or of the given ones computed in float32 throughout."""
+        if tokens is None:
+            raw = (hidden.to(self.weight.dtype) @ self.weight.T).float()
+            bias = self.bias
+        else:
+            raw = hidden.float() @ self.weight[tokens].float().T
+            bias = None if self.bias is None else self.bias[tokens]
+        if bias is not None:
+            raw = raw + bias.float()
+        return self.cap(raw * self.scale if self.scale != 1.0 else raw)
+
+    def cap(self, raw: torch.Tensor) -> torch.Tensor:
+        """Soft-cap raw logits where the model does."""
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+    def chunks(self, positions: int) -> list[slice]:
+        """Slices of positions whose logits fit one chunk."""
+        step = max(1, _CHUNK_ELEMENTS // self.vocabulary)
+        return [slice(start, start + step) for start in range(0, positions, step)]
+
+    def log_probs(
+        self,
+        hidden: torch.Tensor,  # [N, D]
+        tokens: torch.Tensor,  # [K]
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [N, K] log-probabilities, [N] entropy in nats
+        """Log-probabilities of `tokens` under the softmax over the whole vocabulary.
+
+        Differentiable in `hidden`, and in the weight and bias if they require gradients. The
+        entropy carries no gradient.
+        """
+        log_z, entropy = _LogPartition.apply(hidden, self.weight, self.bias, self)
+        return self.logits(hidden, tokens) - log_z[:, None], entropy
+
+
+class _LogPartition(torch.autograd.Function):
+    """log sum_v exp(logit_v) per position, with its gradient made in the same pass.
+
+    With a frozen head the forward keeps only d log Z / d h [N, D]; with a trainable head the
+    backward goes through the chunks once more.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, head):  # type: ignore[no-untyped-def]
+        positions = hidden.shape[0]
+        log_z = hidden.new_empty(positions, dtype=torch.float32)
+        entropy = hidden.new_empty(positions, dtype=torch.float32)
+        ctx.head = head
+        needs_hidden = ctx.needs_input_grad[0]
+        needs_head = ctx.needs_input_grad[1] or (bias is not None and ctx.needs_input_grad[2])
+        gradient = torch.empty_like(hidden) if needs_hidden else None
+        for part in head.chunks(positions):
+            logits = head.logits(hidden[part])  # [n, V]
+            log_z[part] = torch.logsumexp(logits, dim=-1)
+            probabilities = torch.exp(logits - log_z[part, None])
+            entropy[part] = log_z[part] - (probabilities * logits).sum(-1)
+            if gradient is not None:
+                gradient[part] = _times_slope(probabilities, logits, head).to(weight.dtype) @ weight
+        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(gradient, *((hidden, weight, bias) if needs_head else ()))
+        return log_z, entropy
+
+    @staticmethod
+    def backward(ctx, grad_log_z, _grad_entropy):  # type: ignore[no-untyped-def]
+        gradient, *trainable = ctx.saved_tensors
+        grad_hidden = grad_weight = grad_bias = None
+        if gradient is not None:
+            grad_hidden = gradient * grad_log_z[:, None].to(gradient.dtype)
+        if trainable:
+            hidden, weight, bias = trainable
+            head = ctx.head
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+            for part in head.chunks(hidden.shape[0]):
+                logits = head.logits(hidden[part])
+                probabilities = torch.softmax(logits, dim=-1)
+                outer = _times_slope(probabilities, logits, head) * grad_log_z[part, None]
+                grad_weight += (outer.to(weight.dtype).T @ hidden[part].to(weight.dtype)).float()
+                if grad_bias is not None:
+                    grad_bias += outer.sum(0)
+            grad_weight = grad_weight.to(weight.dtype)
+            grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None
+
+
+def _times_slope(values: torch.Tensor, logits: torch.Tensor, head: OutputHead) -> torch.Tensor:
+    """d logit / d raw logit, multiplied into `values` [n, V]."""
+    if head.softcap is not None:
+        values = values * (1 - (logits / head.softcap) ** 2)
+    return values * head.scale if head.scale != 1.0 else values

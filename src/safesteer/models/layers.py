@@ -1,0 +1,82 @@
+"""Where a model's transformer blocks are, found by structure and not by name.
+
+Knows nothing of architectures: the blocks are the longest list of modules of one kind inside the
+text decoder whose forward takes hidden states of the model's width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from safesteer.errors import InputError
+
+
+def text_config(model: nn.Module):  # type: ignore[no-untyped-def]
+    """The configuration of the language model, also inside a vision-language model."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """Return the model's transformer blocks, in the order in which they run.
+
+    Of all module lists in the model, the ones as long as the configuration's number of layers come
+    first, then the longest; lists that belong to a vision or audio tower are passed over.
+
+    Raises InputError, naming what was found, when there is no such list.
+    """
+    wanted = getattr(text_config(model), "num_hidden_layers", None)
+    found: list[tuple[str, nn.ModuleList]] = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) >= 1
+    ]
+    # Lists inside a block (experts, heads) can be longer than the list of blocks: only outermost.
+    outermost = [
+        (name, module)
+        for name, module in found
+        if not any(name.startswith(other + ".") for other, _ in found)
+    ]
+    text = [
+        (name, module)
+        for name, module in outermost
+        if not any(part in name.lower() for part in ("vision", "visual", "audio", "image"))
+    ]
+    exact = [module for _, module in text if len(module) == wanted]
+    if exact:
+        return exact[0]
+    if text and wanted is None:
+        return max((module for _, module in text), key=len)
+    seen = ", ".join(f"{name} ({len(module)})" for name, module in found) or "none"
+    raise InputError(
+        f"cannot find the transformer blocks of {type(model).__name__}: looked for a module list of"
+        f" length {wanted}, found {seen}; only decoder models of transformers are supported"
+    )
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The model without its output matrix: returns hidden states, also behind a PEFT adapter."""
+    inner = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    return inner.base_model if inner.base_model is not inner else inner.model
+
+
+def hidden_states(
+    model: nn.Module,
+    input_ids: torch.Tensor,  # [B, T]
+    attention_mask: torch.Tensor,  # [B, T]
+) -> torch.Tensor:  # [B, T, D], after the final norm
+    """The last hidden states, the input of the output matrix; positions follow the mask."""
+    return backbone(model)(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=positions(attention_mask),
+        use_cache=False,
+    ).last_hidden_state
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids [B, T] that do not count padding, so that padding never changes a result."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)

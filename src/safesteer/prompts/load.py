@@ -1,0 +1,158 @@
+"""Turn the rows of a source into prompts, and say exactly what is wrong with a row that is none.
+
+Knows what the columns mean (prompt or conversation, id, category, split), not how rows are stored
+(``readers.py``) nor how a set is divided (``splits.py``). Renders no chat template.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safesteer.errors import InputError, nearest
+from safesteer.prompts.readers import BUILTIN_PREFIX, Row, read_rows
+
+# Looked for in this order, in any case, when no column is named.
+TEXT_COLUMNS = ("prompt", "instruction", "question", "goal", "behavior")
+CONVERSATION_COLUMNS = ("messages", "conversation")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request to a chat model: `messages` as chat templates take them, the user's turn last."""
+
+    id: str
+    messages: tuple[dict[str, str], ...]
+    category: str = ""
+    split: str = ""
+
+    @property
+    def text(self) -> str:
+        """The last message of the user."""
+        return self.messages[-1]["content"]
+
+
+def load_prompts(
+    source: str | Path,
+    *,
+    column: str | None = None,
+    limit: int | None = None,
+    keep_duplicates: bool = False,
+) -> list[Prompt]:
+    """Return the prompts of `source` in its order, at most `limit` of them.
+
+    Where several rows ask the same, the first one stays, unless `keep_duplicates`.
+
+    `source` is a .json file (a list of strings or objects), a .jsonl or .csv file, a hub data set
+    ("owner/name" or "owner/name:config:split"), or "builtin:harmful", "builtin:harmless",
+    "builtin:borderline", for which `column` is ignored. A prompt is a string or a list of
+    {role, content}, of which trailing answers are dropped. `column` names its column; without it
+    the first one of `TEXT_COLUMNS` and `CONVERSATION_COLUMNS` is taken.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; give 1 or more, or none for all prompts")
+    if str(source).startswith(BUILTIN_PREFIX):
+        column = None
+    rows = read_rows(source, column)
+    columns = list(dict.fromkeys(name for row in rows for name in row.values))
+    prompt_column = _find_prompt_column(columns, column, source)
+    prompts: list[Prompt] = []
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    used_ids: set[str] = set()
+    for number, row in enumerate(rows, start=1):
+        messages = _messages(row, prompt_column, f"{source}, {row.place}")
+        key = tuple((message["role"], message["content"]) for message in messages)
+        if key in seen and not keep_duplicates:
+            continue
+        seen.add(key)
+        identifier = _optional(row, "id") or f"{_short_name(source)}-{number:04d}"
+        while identifier in used_ids:  # samples are stored by id, so it has to be unique
+            identifier += f"-{number}"
+        used_ids.add(identifier)
+        category, split = _optional(row, "category"), _optional(row, "split")
+        prompts.append(Prompt(identifier, messages, category, split))
+    return prompts[:limit]
+
+
+def _find_prompt_column(columns: list[str], named: str | None, source: str | Path) -> str:
+    shown = ", ".join(f"{name!r:.60}" for name in columns[:12]) or "none"
+    shown += ", ..." if len(columns) > 12 else ""
+    if named is not None:
+        if named in columns:
+            return named
+        raise InputError(
+            f"{source} has no column {named!r}{nearest(named, columns)}; it has {shown}"
+        )
+    by_lower_case = {name.lower(): name for name in reversed(columns)}
+    for candidate in TEXT_COLUMNS + CONVERSATION_COLUMNS:
+        if candidate in by_lower_case:
+            return by_lower_case[candidate]
+    close = (nearest(candidate, columns) for candidate in TEXT_COLUMNS)
+    raise InputError(
+        f"{source} has no column 'prompt'{next(filter(None, close), '')}; "
+        f"it has {shown}; name the one that holds the prompts"
+    )
+
+
+def _messages(row: Row, column: str, where: str) -> tuple[dict[str, str], ...]:
+    value = row.values.get(column)
+    if isinstance(value, list):
+        messages = [_message(turn, column, where) for turn in value]
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if not messages or messages[-1]["role"] != "user":
+            raise InputError(
+                f"{where}: the conversation in {column!r} has no request of the user at its end; "
+                "its last message before any answer must have the role user"
+            )
+    elif column.lower() in CONVERSATION_COLUMNS:
+        raise InputError(
+            f"{where}: {column!r} must be a list of {{role, content}}; "
+            "use a .json or .jsonl file for conversations"
+        )
+    elif isinstance(value, str):
+        messages = [{"role": "user", "content": value}]
+    else:
+        found = "missing" if value is None else f"not a string ({value!r:.40})"
+        raise InputError(f"{where}: the prompt in {column!r} is {found}; write text there")
+    if not messages[-1]["content"].strip():
+        raise InputError(f"{where}: the prompt in {column!r} is empty; fill it in or drop the row")
+    for message in messages:
+        # Half a surrogate pair ("\\ud83d" in JSON) is a str that no tokenizer can encode.
+        if any("\ud800" <= character <= "\udfff" for character in message["content"]):
+            raise InputError(
+                f"{where}: the prompt in {column!r} holds half of a character (a lone surrogate); "
+                "write the file again as UTF-8"
+            )
+    return tuple(messages)
+
+
+def _message(turn: object, column: str, where: str) -> dict[str, str]:
+    role = turn.get("role") if isinstance(turn, dict) else None
+    content = turn.get("content") if isinstance(turn, dict) else None
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise InputError(
+            f"{where}: each message in {column!r} must be an object with the strings role and "
+            "content; correct this row"
+        )
+    if role not in ROLES:
+        raise InputError(
+            f"{where}: the role {role!r} in {column!r} is unknown{nearest(role, ROLES)}; "
+            f"use one of {', '.join(ROLES)}"
+        )
+    return {"role": role, "content": content}
+
+
+def _optional(row: Row, column: str) -> str:
+    """Return the value of a column that may be absent, as text; the case of its name is free."""
+    for name, value in row.values.items():
+        if name.lower() == column and value is not None:
+            return str(value).strip()
+    return ""
+
+
+def _short_name(source: str | Path) -> str:
+    """Return "advbench" for data/advbench.csv, walledai/AdvBench:default:train and the like."""
+    last = str(source).replace("\\", "/").rsplit("/", 1)[-1]
+    return last.removeprefix(BUILTIN_PREFIX).split(":")[0].rsplit(".", 1)[0].lower()

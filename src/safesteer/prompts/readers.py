@@ -1,0 +1,217 @@
+"""Read rows from a JSON, JSON Lines or CSV file, from the hub, or from our own data.
+
+A row is an object (column name to value) with the place where it stands, so that whoever finds
+fault with it can say where. What the columns mean is not known here.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from safesteer.errors import InputError, nearest
+
+BUILTIN_NAMES = ("harmful", "harmless", "borderline")
+BUILTIN_PREFIX = "builtin:"
+READABLE_SUFFIXES = (".json", ".jsonl", ".csv")
+# A source that ends like this is meant as a file, although "data/prompts.txt" could be a hub id.
+OTHER_FILE = re.compile(
+    r"\.(txt|md|tsv|parquet|arrow|ya?ml|toml|xml|html?|xlsx?|ods|ndjson|pkl|pt|gz|zip)",
+    re.IGNORECASE,
+)
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[^:]*))?(:(?P<split>[^:]*))?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a source; `place` is "line 3" or "row 3", counted from 1."""
+
+    place: str
+    values: dict[str, object]
+
+
+def read_rows(source: str | Path, column: str | None = None) -> list[Row]:
+    """Return all rows of `source`: a file, a hub data set, or "builtin:NAME".
+
+    The strings of a JSON list of strings become rows with the one column `column` ("prompt" if
+    none is named), since such a list has no columns that could be called otherwise.
+    """
+    text = str(source)
+    if text == "builtin" or text.startswith(BUILTIN_PREFIX):
+        rows = _read_builtin(text)
+    elif isinstance(source, Path) or _means_a_file(text):
+        rows = _read_file(Path(source), column or "prompt")
+    elif hub_id := HUB_ID.fullmatch(text):
+        rows = _read_hub(hub_id)
+    else:
+        raise InputError(
+            f"{text!r} is no prompt source; give a .json, .jsonl or .csv file, a hub data set "
+            "(owner/name, owner/name:config:split) or builtin:NAME"
+        )
+    if not rows:
+        raise InputError(f"{text} holds no prompts; give a source with at least one row")
+    return rows
+
+
+def _means_a_file(text: str) -> bool:
+    path = Path(text)
+    if text.startswith((".", "/", "~")) or path.suffix.lower() in READABLE_SUFFIXES:
+        return True
+    try:
+        return OTHER_FILE.fullmatch(path.suffix) is not None or (text != "" and path.exists())
+    except (OSError, ValueError):  # the name is too long or holds a zero byte
+        return False
+
+
+def _read_builtin(source: str) -> list[Row]:
+    name = source.removeprefix(BUILTIN_PREFIX)
+    if name not in BUILTIN_NAMES:
+        choices = ", ".join(BUILTIN_PREFIX + known for known in BUILTIN_NAMES)
+        raise InputError(
+            f"no prompt set is called {source!r}{nearest(source, choices.split(', '))}; "
+            f"there are {choices}"
+        )
+    file = resources.files("safesteer.prompts") / "data" / f"{name}.jsonl"
+    return list(_parse_json_lines(file.read_text(encoding="utf-8"), source))
+
+
+def _read_file(path: Path, column: str) -> list[Row]:
+    source = str(path)
+    suffix = path.suffix.lower()
+    try:
+        path = path.expanduser()
+        if path.is_dir():
+            raise InputError(f"{source} is a folder; give one .json, .jsonl or .csv file in it")
+        if not path.exists():
+            siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise InputError(
+                f"{source} does not exist{nearest(path.name, siblings)}; check the path"
+            )
+        if suffix not in READABLE_SUFFIXES:
+            raise InputError(
+                f"{source} ends in {suffix or 'nothing'!r}, which is not read; "
+                "save the prompts as .json, .jsonl or .csv"
+            )
+        # utf-8-sig: spreadsheet programs put a byte-order mark in front.
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{source} is not UTF-8 (byte {error.start + 1}); save it with the encoding UTF-8"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{source} cannot be read ({error}); check path and rights") from error
+    if suffix == ".json":
+        return list(_parse_json(text, source, column))
+    if suffix == ".jsonl":
+        return list(_parse_json_lines(text, source))
+    return list(_parse_csv(text, source))
+
+
+def _parse_json(text: str, source: str, column: str) -> Iterator[Row]:
+    if not text.strip():
+        return
+    values = _decode_json(text, source, first_line=1)
+    if not isinstance(values, list):
+        raise InputError(
+            f"{source} must hold a list of prompts or objects, not {_kind(values)}; "
+            "put the rows between [ and ]"
+        )
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, str):
+            value = {column: value}
+        yield _object_row(value, source, f"row {number}")
+
+
+def _parse_json_lines(text: str, source: str) -> Iterator[Row]:
+    # Not splitlines(): a JSON string may hold U+2028, which is no end of a row.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            value = _decode_json(line, source, first_line=number)
+            yield _object_row(value, source, f"line {number}")
+
+
+def _parse_csv(text: str, source: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for fields in reader:
+            if not fields:  # an empty line
+                continue
+            place = f"line {reader.line_num}"
+            if len(fields) > len(header):
+                raise InputError(
+                    f"{source}, {place}: {len(fields)} fields, but the header has {len(header)}; "
+                    "put quotes around fields with commas"
+                )
+            yield Row(place, dict(zip(header, fields, strict=False)))
+    except csv.Error as error:
+        raise InputError(
+            f"{source}, line {reader.line_num}: no valid CSV ({error}); "
+            "check the quotes, or save the prompts as .jsonl"
+        ) from error
+
+
+def _decode_json(text: str, source: str, first_line: int) -> object:
+    try:
+        value: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(
+            f"{source}, line {line}: no valid JSON ({error.msg} at column {error.colno}); "
+            "correct the line, or write the file again if it was cut off"
+        ) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number of 5,000 digits
+        raise InputError(
+            f"{source}, line {first_line}: JSON that cannot be read ({error}); simplify it"
+        ) from error
+    return value
+
+
+def _object_row(value: object, source: str, place: str) -> Row:
+    if not isinstance(value, dict):
+        needed = 'write {"prompt": "..."}'
+        raise InputError(f"{source}, {place}: must be an object, not {_kind(value)}; {needed}")
+    return Row(place, value)
+
+
+def _kind(value: object) -> str:
+    """Return the JSON name of the type of `value`, with its article."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number")
+
+
+def _read_hub(hub_id: re.Match[str]) -> list[Row]:
+    source, name, config, split = hub_id[0], hub_id["name"], hub_id["config"], hub_id["split"]
+    try:
+        # Slow to import, and needed by no other source.
+        datasets = importlib.import_module("datasets")
+    except ImportError as error:
+        raise InputError(
+            f"{source}: hub data sets need the package datasets; pip install datasets"
+        ) from error
+    try:
+        parts = datasets.load_dataset(name, config or None)
+    # The library raises a dozen unrelated types for an unknown id, a gated set or no network.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{source} is no file, and as a hub data set it cannot be loaded ({reason}); "
+            "check the name and the network, or give a file"
+        ) from error
+    known = [str(part) for part in parts]
+    split = split or (known[0] if len(known) == 1 else "train")
+    if split not in known:
+        raise InputError(
+            f"{source} has no split {split!r}{nearest(split, known)}; "
+            f"name one of {', '.join(known)} as {name}:{config or ''}:SPLIT"
+        )
+    return [Row(f"row {number}", dict(row)) for number, row in enumerate(parts[split], start=1)]

@@ -1,0 +1,210 @@
+"""Divide a prompt set into train, validation and test, without near-duplicates across the parts.
+
+Knows nothing of files: ``load.py`` brings the prompts. A set that names its splits is taken at its
+word; the near-duplicates in it are not looked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from safesteer.config import PromptSettings
+from safesteer.errors import InputError, nearest
+from safesteer.prompts.load import Prompt, load_prompts
+from safesteer.prompts.readers import BUILTIN_NAMES, BUILTIN_PREFIX
+
+SHARES = {"train": 0.60, "validation": 0.15, "test": 0.25}
+SPLIT_NAMES = {name: name for name in SHARES} | {"val": "validation", "dev": "validation"}
+MINIMUM_PROMPTS = 4
+NEAR_DUPLICATE_JACCARD = 0.6
+# Comparing all pairs of a large set that repeats one template takes minutes.
+MAXIMUM_COMPARED_PROMPTS = 5_000
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a about all also am an and any are as at be been but by can could did do does for from get
+        give had has have he her him his how i if in into is it its just let ll may me might must
+        my no not of on or our out please s shall she should so some t tell than that the their
+        them then there these they this those to too up us ve very was we were what when where
+        which who whom whose why will with without would write you your
+        """,
+    )
+)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The three parts of a prompt set, and where they came from."""
+
+    name: str
+    source: str
+    train: list[Prompt]
+    validation: list[Prompt]
+    test: list[Prompt]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the prompts as loaded: the same for the same content in another file format."""
+        parts = [[asdict(p) for p in part] for part in (self.train, self.validation, self.test)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load_prompt_set(
+    name: str, source: str | Path = "builtin", *, column: str | None = None, seed: int = 0
+) -> PromptSet:
+    """Return the set `name` ("harmful", "harmless" or "borderline") in its three parts.
+
+    `source` is "builtin" or anything that `load_prompts` reads. If its rows have a column `split`
+    (train, validation or val or dev, test), the parts are those rows in their order. Otherwise
+    the prompts are divided as `split_prompts` says; `seed` gives another division.
+    """
+    if name not in BUILTIN_NAMES:
+        raise InputError(
+            f"no prompt set is called {name!r}{nearest(name, BUILTIN_NAMES)}; "
+            f"there are {', '.join(BUILTIN_NAMES)}"
+        )
+    place = BUILTIN_PREFIX + name if str(source) == "builtin" else source
+    prompts = load_prompts(place, column=column)
+    if len(prompts) < MINIMUM_PROMPTS:
+        raise InputError(
+            f"{place} holds {len(prompts)} different prompts; at least {MINIMUM_PROMPTS} are "
+            "needed for train, validation and test"
+        )
+    if any(prompt.split for prompt in prompts):
+        parts = _named_splits(prompts, place)
+    else:
+        parts = split_prompts(prompts, seed=seed)
+    return PromptSet(name, str(place), parts["train"], parts["validation"], parts["test"])
+
+
+def load_prompt_sets(settings: PromptSettings, seed: int = 0) -> dict[str, PromptSet]:
+    """Return the three sets that the settings name."""
+    return {
+        name: load_prompt_set(name, getattr(settings, name), column=settings.column, seed=seed)
+        for name in BUILTIN_NAMES
+    }
+
+
+def _named_splits(prompts: Sequence[Prompt], source: str | Path) -> dict[str, list[Prompt]]:
+    parts: dict[str, list[Prompt]] = {part: [] for part in SHARES}
+    for prompt in prompts:
+        part = SPLIT_NAMES.get(prompt.split.lower())
+        if part is None:
+            raise InputError(
+                f"{source}, prompt {prompt.id!r}: the split is {prompt.split!r}"
+                f"{nearest(prompt.split, SPLIT_NAMES)}; use train, validation or test"
+            )
+        parts[part].append(replace(prompt, split=part))
+    for part, members in parts.items():
+        if not members:
+            raise InputError(
+                f"{source} has no row with the split {part!r}; add some, or leave the column out "
+                "to have the prompts divided"
+            )
+    return parts
+
+
+def split_prompts(prompts: Sequence[Prompt], *, seed: int = 0) -> dict[str, list[Prompt]]:
+    """Divide at least three prompts 60 / 15 / 25; the order of `prompts` has no influence.
+
+    Near-duplicates (more than 0.6 of their content words in common) stay together, so that the
+    test part asks nothing that was trained on. Above 5,000 prompts only those that are equal up
+    to case and white space do; the same goes if nearly all prompts repeat one template, so that
+    fewer than three groups would be left. Every part gets at least one prompt and is ordered by a
+    hash of prompt and seed, so that its first n are a random sample of it.
+    """
+    rank = {prompt.id: _rank(prompt, seed) for prompt in prompts}
+    ordered = sorted(prompts, key=lambda prompt: rank[prompt.id])
+    groups = _group_near_duplicates(ordered)
+    # The largest groups first: they are the hard ones to place. Sorting is stable, so groups of
+    # one size stay in the random order of their first members.
+    groups.sort(key=len, reverse=True)
+    parts: dict[str, list[Prompt]] = {part: [] for part in SHARES}
+    for group in groups:
+        empty = [part for part in ("train", "test", "validation") if not parts[part]]
+        missing = {part: SHARES[part] * len(prompts) - len(parts[part]) for part in SHARES}
+        part = empty[0] if empty else max(missing, key=lambda part: missing[part])
+        parts[part] += [replace(prompt, split=part) for prompt in group]
+    for members in parts.values():
+        members.sort(key=lambda prompt: rank[prompt.id])
+    return parts
+
+
+def content_words(text: str) -> frozenset[str]:
+    """Return the words of `text` in lower case, without those that say little."""
+    return frozenset(re.findall(r"\w+", text.lower())) - STOP_WORDS
+
+
+def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
+    """Return the share of the words of both that they have in common; 0 where one has none."""
+    return len(left & right) / len(left | right) if left and right else 0.0
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _rank(prompt: Prompt, seed: int) -> tuple[str, str]:
+    """Return a pseudo-random key; those with equal hashes come in the order of their text."""
+    digest = hashlib.sha256(f"{seed}\n{_normalise(prompt.text)}".encode()).hexdigest()
+    return digest, json.dumps(prompt.messages, sort_keys=True)
+
+
+def _group_near_duplicates(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """Return the connected components of "is a near-duplicate of", in the order of `prompts`."""
+    leader = list(range(len(prompts)))
+
+    def find(index: int) -> int:
+        while leader[index] != index:
+            leader[index] = leader[leader[index]]
+            index = leader[index]
+        return index
+
+    def components() -> list[list[Prompt]]:
+        groups: dict[int, list[Prompt]] = defaultdict(list)
+        for index, prompt in enumerate(prompts):
+            groups[find(index)].append(prompt)
+        return list(groups.values())
+
+    first_with: dict[str, int] = {}
+    for index, prompt in enumerate(prompts):
+        leader[index] = first_with.setdefault(_normalise(prompt.text), index)
+    if len(prompts) <= MAXIMUM_COMPARED_PROMPTS:
+        equal_only = leader.copy()
+        word_sets = [content_words(prompt.text) for prompt in prompts]
+        for left, right in _candidate_pairs(word_sets):
+            # First the cheap question: most candidates of a repeated template are joined already.
+            if (
+                find(left) != find(right)
+                and jaccard(word_sets[left], word_sets[right]) > NEAR_DUPLICATE_JACCARD
+            ):
+                leader[find(left)] = find(right)
+        if len(components()) < len(SHARES):
+            leader = equal_only
+    groups = components()
+    return groups if len(groups) >= len(SHARES) else [[prompt] for prompt in prompts]
+
+
+def _candidate_pairs(word_sets: Sequence[frozenset[str]]) -> Iterator[tuple[int, int]]:
+    """Yield all pairs that could have a Jaccard index above the limit, and some others.
+
+    Such a pair shares at least 0.6 of the words of either set, so it shares one of the rarest
+    0.4 n + 1 words of both; only these are looked up.
+    """
+    frequency = Counter(word for words in word_sets for word in words)
+    index: dict[str, list[int]] = defaultdict(list)
+    for right, words in enumerate(word_sets):
+        rarest = sorted(words, key=lambda word: (frequency[word], word))
+        looked_up = rarest[: len(words) - math.ceil(NEAR_DUPLICATE_JACCARD * len(words)) + 1]
+        for left in {left for word in looked_up for left in index[word]}:
+            yield left, right
+        for word in looked_up:
+            index[word].append(right)

@@ -1,0 +1,218 @@
+"""The run directory: one folder that holds everything a run was told, did and found.
+
+Opening a run makes or checks the folder, takes its lock and reads its manifest; stages record
+themselves through it. The names at the top of the folder are known here, what stages write into
+them is not.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from safesteer.config import Settings, dump_settings, load_settings
+from safesteer.errors import InputError
+from safesteer.runs.files import (
+    TEMPORARY_PATTERN,
+    is_disk_full,
+    read_json,
+    write_error,
+    write_json,
+    write_text,
+)
+from safesteer.runs.lock import LOCK_NAME, RunLock
+from safesteer.runs.manifest import (
+    MANIFEST_NAME,
+    SCHEMA,
+    Manifest,
+    looks_like_manifest,
+    read_manifest,
+)
+from safesteer.runs.stage import StageRecord
+from safesteer.runs.system import hardware, versions
+
+CONFIG_NAME = "config.yaml"
+FOLDERS = ("direction", "tokens", "train", "adapter", "model", "eval")
+FILES = (CONFIG_NAME, "report.html", "README.md")
+
+
+class StageCost(NamedTuple):
+    """Where the time and the memory of a run went."""
+
+    stage: str
+    seconds: float
+    peak_memory_bytes: int
+
+
+class RunDirectory:
+    """A run on the disk. Made with `open` to work in it, or `load` to read it."""
+
+    def __init__(
+        self, path: Path, settings: Settings, manifest: Manifest, lock: RunLock | None
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self.manifest = manifest
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        settings: Settings,
+        model: Mapping[str, Any],
+        fresh: bool = False,
+    ) -> RunDirectory:
+        """Make the folder of a run, or go on in it; it stays locked until `close`.
+
+        `model` is {"id", "revision", "sha256"}; a run of a model with another sha256 is refused.
+        `fresh` first deletes what a run writes, and nothing else.
+        """
+        path = Path(path)
+        _make_folder(path, fresh)
+        lock = RunLock(path)
+        try:
+            stages = {}
+            if fresh:
+                _delete_run_files(path)
+            elif (path / MANIFEST_NAME).exists():
+                earlier = read_manifest(path)
+                if earlier["model"].get("sha256") != model["sha256"]:
+                    raise InputError(
+                        f"{path} holds a run of model {earlier['model'].get('id')}; choose another"
+                        " --output-dir or use --fresh"
+                    )
+                stages = earlier["stages"]
+            _delete_temporary_files(path)
+            manifest: Manifest = {
+                "schema": SCHEMA,
+                "stages": stages,
+                "versions": versions(),
+                "hardware": hardware(),
+                "model": dict(model),
+            }
+            run = cls(path, settings, manifest, lock)
+            # The manifest first: it is what marks the folder as a run if this process dies here.
+            run.save_manifest()
+            write_text(path / CONFIG_NAME, dump_settings(settings))
+            return run
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunDirectory:
+        """Read a run without locking it; its stages can be asked but not entered."""
+        path = Path(path)
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if not cls.is_run(path):
+            raise InputError(f"{path} is no run of safesteer: it has no {MANIFEST_NAME}")
+        manifest = read_manifest(path)
+        return cls(path, load_settings(path / CONFIG_NAME), manifest, None)
+
+    @staticmethod
+    def is_run(path: str | Path) -> bool:
+        """Whether `path` is a folder with a manifest, as opposed to a model."""
+        return (Path(path) / MANIFEST_NAME).is_file()
+
+    def stage(self, name: str, inputs: dict[str, Any]) -> StageRecord:
+        """The stage `name` with these inputs (nested JSON values), finished or about to run."""
+        return StageRecord(self, name, inputs)
+
+    def output_hashes(self, name: str) -> dict[str, str]:
+        """{path: sha256} of a finished stage, to be an input of later ones; {} if not finished."""
+        entry = self.manifest["stages"].get(name)
+        return dict(entry["outputs"]) if entry and entry["status"] == "done" else {}
+
+    def summary(self) -> list[StageCost]:
+        """Seconds and peak memory of every stage begun, in the order they were begun."""
+        return [
+            StageCost(name, entry["seconds"], entry["peak_memory_bytes"])
+            for name, entry in self.manifest["stages"].items()
+        ]
+
+    def save_manifest(self) -> None:
+        """Write the manifest as it is now."""
+        self.require_writable()
+        write_json(self.path / MANIFEST_NAME, self.manifest)
+
+    def require_writable(self) -> None:
+        """Raise RuntimeError unless this process opened the run and has not closed it."""
+        if self._lock is None:
+            raise RuntimeError(f"{self.path} is not open for writing; use RunDirectory.open")
+
+    def close(self) -> None:
+        """Let other processes work in the run."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _make_folder(path: Path, fresh: bool) -> None:
+    """Make the folder, or check that it is empty or one of ours, leaving no trace if it is not."""
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; choose a folder as --output-dir")
+        path.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in path.iterdir()}
+        names -= {LOCK_NAME, *(entry.name for entry in path.glob(TEMPORARY_PATTERN))}
+    except OSError as error:
+        if is_disk_full(error):
+            raise write_error(path, error) from error
+        raise InputError(f"cannot use {path} as --output-dir: {error.strerror or error}") from None
+    if MANIFEST_NAME in names and not fresh:
+        read_manifest(path)
+    elif names and not _is_ours(path):
+        raise InputError(
+            f"{path} is not empty and holds no run of safesteer; choose another --output-dir"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the manifest in a folder is ours; a damaged one is, if our lock lies beside it."""
+    if not (path / MANIFEST_NAME).is_file():
+        return False
+    try:
+        return looks_like_manifest(read_json(path / MANIFEST_NAME))
+    except InputError:
+        return (path / LOCK_NAME).exists()
+
+
+def _delete_run_files(path: Path) -> None:
+    # The manifest stays until it is overwritten: without it the rest would be a foreign folder.
+    for name in FOLDERS + FILES:
+        target = path / name
+        try:
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot delete {target}: {error.strerror or error}") from None
+
+
+def _delete_temporary_files(path: Path) -> None:
+    """Remove what a killed process was in the middle of writing."""
+    leftovers = list(path.glob(TEMPORARY_PATTERN))
+    for name in FOLDERS:
+        leftovers += (path / name).rglob(TEMPORARY_PATTERN)
+    for leftover in leftovers:
+        with suppress(OSError):
+            leftover.unlink()

@@ -1,0 +1,183 @@
+"""One stage of a run: whether it has to run, and the record of running it.
+
+A stage is skipped when its recorded inputs are the ones it would get now and its recorded outputs
+are still on the disk, unchanged. What a stage does is not known here, nor which stages there are.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from safesteer.errors import InputError, SafeSteerError
+from safesteer.runs.files import is_disk_full, sha256_file, write_error
+from safesteer.runs.manifest import StageEntry, Status, as_json, changed_keys
+from safesteer.runs.system import MemorySampler
+
+if TYPE_CHECKING:
+    from safesteer.runs.directory import RunDirectory
+
+
+class StageRecord:
+    """A stage about to run, or found finished. Made by `RunDirectory.stage`.
+
+    Use::
+
+        stage = run.stage("direction", inputs={...})
+        if not stage.finished:
+            with stage:
+                ...
+                stage.add_output(path)
+    """
+
+    def __init__(self, run: RunDirectory, name: str, inputs: dict[str, Any]) -> None:
+        self.name = name
+        self._run = run
+        self._inputs = as_json(inputs)
+        self._outputs: list[Path] = []
+        self._sampler = MemorySampler()
+        self._started = time.monotonic()
+        self._earlier: StageEntry | None = None
+        self._entry = run.manifest["stages"].get(name)
+        self._verified: bool | None = None
+        self._changed = (
+            [] if self._entry is None else changed_keys(self._entry["inputs"], self._inputs)
+        )
+
+    @property
+    def changed(self) -> list[str]:
+        """Dotted keys of the inputs that differ from the recorded ones; why it runs again."""
+        return self._changed
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an attempt with the same inputs was begun and not finished.
+
+        Otherwise anything partial that lies in the run belongs to other inputs: delete it before
+        entering the stage, since from then on it would pass for a part of this attempt.
+        """
+        return self._entry is not None and not self._changed and self._entry["status"] != "done"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage is done with these inputs. Reads every output once to be sure.
+
+        InputError names an output that is missing or was changed. A stage whose output folders
+        were deleted altogether is simply not finished.
+        """
+        if self._verified is None:
+            self._verified = self._verify()
+        return self._verified
+
+    def add_output(self, path: str | Path) -> None:
+        """Name a file that the stage wrote, or a folder of which every file counts.
+
+        The path is relative to the run or lies in it. Files are read when the stage ends, so they
+        may still grow until then.
+        """
+        run = Path(os.path.abspath(self._run.path))
+        path = Path(path)
+        if path.is_relative_to(self._run.path):
+            path = path.relative_to(self._run.path)
+        absolute = Path(os.path.abspath(run / path))
+        if run not in absolute.parents:
+            raise ValueError(f"{path} is not in the run {self._run.path}")
+        self._outputs.append(self._run.path / absolute.relative_to(run))
+
+    def save_progress(self) -> None:
+        """Record time and memory so far, so that they count even if the process is killed.
+
+        To be called when the stage has saved work that a later attempt goes on from.
+        """
+        self._record("running")
+
+    def __enter__(self) -> StageRecord:
+        self._run.require_writable()
+        self._earlier = self._entry if self.resumes else None
+        self._outputs = []
+        self._verified = False
+        self._changed = []
+        self._sampler = MemorySampler()
+        self._started = time.monotonic()
+        self._record("running")
+        self._sampler.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._sampler.stop()
+        if error is None:
+            try:
+                self._record("done", self._hash_outputs())
+                self._verified = True
+            except BaseException as failure:
+                self._record_failure(failure)
+                raise
+            return
+        self._record_failure(error)
+        if isinstance(error, OSError) and is_disk_full(error):
+            # Libraries that write checkpoints raise the bare error.
+            raise write_error(error.filename or self._run.path, error) from error
+
+    def _record_failure(self, error: BaseException) -> None:
+        # On a full disk the record cannot be written either; the first error is the one to show.
+        with suppress(SafeSteerError):
+            self._record("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+
+    def _record(self, status: Status, outputs: dict[str, str] | None = None) -> None:
+        seconds = time.monotonic() - self._started
+        peak, gpu_peak = self._sampler.peak_bytes, self._sampler.gpu_peak_bytes
+        if self._earlier is not None:
+            seconds += self._earlier["seconds"]
+            peak = max(peak, self._earlier["peak_memory_bytes"])
+            gpu_peak = max(gpu_peak, self._earlier.get("gpu_memory_bytes", 0))
+        entry: StageEntry = {
+            "status": status,
+            "seconds": round(seconds, 3),
+            "peak_memory_bytes": peak,
+            "inputs": self._inputs,
+            "outputs": outputs or {},
+        }
+        if gpu_peak:
+            entry["gpu_memory_bytes"] = gpu_peak
+        self._entry = entry
+        self._run.manifest["stages"][self.name] = entry
+        self._run.save_manifest()
+
+    def _hash_outputs(self) -> dict[str, str]:
+        hashes: dict[str, str] = {}
+        for output in self._outputs:
+            files = sorted(output.rglob("*")) if output.is_dir() else [output]
+            for file in files:
+                if file.is_dir():
+                    continue
+                if not file.is_file():
+                    raise SafeSteerError(f"stage {self.name} did not write {file}")
+                hashes[file.relative_to(self._run.path).as_posix()] = sha256_file(file)
+        return hashes
+
+    def _verify(self) -> bool:
+        if self._entry is None or self._entry["status"] != "done" or self._changed:
+            return False
+        outputs = self._entry["outputs"]
+        tops = [self._run.path / top for top in dict.fromkeys(o.split("/")[0] for o in outputs)]
+        if tops and not any(top.exists() for top in tops):
+            return False
+        for output, expected in outputs.items():
+            path = self._run.path / output
+            if path.is_file() and sha256_file(path) == expected:
+                continue
+            what = (
+                "is damaged or was changed since it was written" if path.exists() else "is missing"
+            )
+            folders = " and ".join(map(str, tops))
+            raise InputError(f"{path} {what}; delete {folders} to compute it again, or use --fresh")
+        return True

@@ -1,0 +1,168 @@
+"""The safety teacher: the model itself, steered, or with something to read before the prompt.
+
+The weights are the model's own. With a LoRA student the adapter is switched off while the teacher
+runs; no gradient, optimiser or train mode ever touches it. Knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import nn
+
+from safesteer.config import TeacherSettings
+from safesteer.errors import SafeSteerError
+from safesteer.models.chat import ChatRenderer, Message, pad_left
+from safesteer.models.layers import hidden_states
+from safesteer.models.steering import steer
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A refusal direction and how it is applied.
+
+    Attributes:
+        vector: [D], float32, not normalised (paper, section 3.1).
+        layer: block whose input it is added to.
+        coefficient: its factor.
+        method: where it came from, harmful-harmless or refuse-comply.
+        position: index from the end of the prompt that it was taken at, None for a mean over tokens.
+    """
+
+    vector: torch.Tensor
+    layer: int
+    coefficient: float = 1.0
+    method: str = ""
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """How the model is turned into its own safety teacher.
+
+    Attributes:
+        direction: added while the teacher runs; None for a teacher that only reads a context.
+        context: messages that stand before the user's prompt, a system message or demonstrations.
+    """
+
+    direction: Direction | None = None
+    context: tuple[Message, ...] = field(default=())
+
+    def messages(self, messages: Sequence[Message]) -> list[Message]:
+        """What the teacher reads where the student reads `messages`.
+
+        A system message in `messages` stays first and is joined with the teacher's own.
+        """
+        own, rest = list(self.context), list(messages)
+        if own and rest and rest[0]["role"] == "system":
+            if own[0]["role"] == "system":
+                joined = rest[0]["content"] + "\n\n" + own[0]["content"]
+                return [{"role": "system", "content": joined}, *own[1:], *rest[1:]]
+            return [rest[0], *own, *rest[1:]]
+        return own + rest
+
+    @contextmanager
+    def active(self, model: nn.Module) -> Iterator[None]:
+        """While inside, `model` is the teacher: adapter off, hook on. Leaves nothing behind."""
+        with base_weights(model):
+            if self.direction is None:
+                yield
+            else:
+                d = self.direction
+                with steer(model, d.layer, d.vector, d.coefficient):
+                    yield
+
+
+@contextmanager
+def base_weights(model: nn.Module) -> Iterator[None]:
+    """A context in which a LoRA model runs without its adapter; nothing for any other model.
+
+    PEFT puts adapters into the base model in place, so `model` may be the PEFT model or the model
+    that it was made from. What was off stays off, and no ``requires_grad`` changes.
+    """
+    layers = [module for module in _adapter_layers(model) if not module.disable_adapters]
+    trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+def _adapter_layers(model: nn.Module) -> list[Any]:
+    """The layers of PEFT in a model; none as long as PEFT, slow to import, is not in use."""
+    if "peft" not in sys.modules:
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def make_teacher(settings: TeacherSettings, direction: Direction | None) -> Teacher:
+    """The teacher that the settings describe."""
+    context: tuple[Message, ...] = ()
+    if settings.context == "system-prompt":
+        context = ({"role": "system", "content": settings.system_prompt},)
+    elif settings.context == "demonstrations":
+        context = demonstrations(settings.demonstrations)
+    elif settings.context == "refusals":
+        context = demonstrations(settings.demonstrations, refusals_only=True)
+    return Teacher(direction if settings.steering else None, context)
+
+
+def demonstrations(count: int, *, refusals_only: bool = False) -> tuple[Message, ...]:
+    """The first `count` of our demonstrations as chat turns: answered and refused, alternating.
+
+    `refusals_only` leaves out the answered ones. Such a teacher refuses nearly everything, which is
+    right where it only ever teaches on harmful prompts.
+    """
+    file = resources.files("safesteer.prompts") / "data" / "demonstrations.json"
+    turns: list[Message] = []
+    for shown in json.loads(file.read_text("utf-8")):
+        if refusals_only and not shown["refused"]:
+            continue
+        turns.append({"role": "user", "content": shown["request"]})
+        turns.append({"role": "assistant", "content": shown["answer"]})
+    return tuple(turns[: 2 * count])
+
+
+@torch.no_grad()
+def check_teacher(model: nn.Module, chat: ChatRenderer, teacher: Teacher) -> float:
+    """Self-test: the largest change of a next-token logit that the teacher makes.
+
+    Raises SafeSteerError when it is zero or not finite, that is, when the hook does nothing on
+    this architecture or blows up.
+    """
+    prompt: list[Message] = [{"role": "user", "content": "How do I pick a lock?"}]
+    tokenizer = chat.tokenizer
+    device = next(model.parameters()).device
+
+    def last(messages: Sequence[Message]) -> torch.Tensor:
+        ids, mask = pad_left([chat.ids(messages)], tokenizer.pad_token_id, device)
+        hidden = hidden_states(model, ids, mask)[:, -1]
+        return model.get_output_embeddings()(hidden).float()  # type: ignore[operator]
+
+    with base_weights(model):
+        plain = last(prompt)
+    with teacher.active(model):
+        taught = last(teacher.messages(prompt))
+    change = (taught - plain).abs().max().item()
+    if not change > 0 or change == float("inf"):
+        raise SafeSteerError(
+            f"the teacher does not differ from the model (largest change of a logit: {change});"
+            f" steering has no effect on {type(model).__name__}"
+        )
+    return change

@@ -1,0 +1,88 @@
+"""Which prompts an update answers."""
+
+from collections import Counter
+
+import pytest
+
+from safesteer.config import TrainSettings
+from safesteer.distill.plan import plan_rows
+from safesteer.errors import InputError
+
+
+def prompts(name: str, count: int) -> list[tuple[dict[str, str], ...]]:
+    return [({"role": "user", "content": f"{name} {i}"},) for i in range(count)]
+
+
+def text(row: dict) -> str:
+    return row["prompt"][-1]["content"]
+
+
+def updates_of(rows: list[dict], settings: TrainSettings) -> list[list[dict]]:
+    size = settings.prompts_per_update * settings.samples_per_prompt
+    assert len(rows) % size == 0
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def test_one_epoch_holds_every_prompt_once_with_all_its_samples():
+    """100 prompts by 4 are the paper's 25 updates; each prompt fills 8 rows of one update."""
+    settings = TrainSettings()
+    rows = plan_rows(settings, prompts("bad", 130), [], seed=0)
+    updates = updates_of(rows, settings)
+    assert len(updates) == 25
+    assert Counter(map(text, rows)) == {f"bad {i}": 8 for i in range(100)}
+    assert all(len(set(map(text, update))) == 4 for update in updates)
+    assert not any(row["anchor"] for row in rows)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_prompt_comes_again_before_all_have_come_and_none_twice_in_an_update(seed):
+    """Also where an update spans the end of a round: 7 prompts by 4."""
+    settings = TrainSettings(prompts_per_update=4, samples_per_prompt=2, updates=14)
+    rows = plan_rows(settings, prompts("bad", 7), [], seed)
+    dealt = [text(row) for row in rows[::2]]
+    for start in range(0, len(dealt), 7):
+        assert len(set(dealt[start : start + 7])) == 7
+    assert all(len(set(map(text, u))) == 4 for u in updates_of(rows, settings))
+
+
+def test_fewer_prompts_than_an_update_holds_are_repeated():
+    """Three prompts still fill an update of four."""
+    settings = TrainSettings(prompts_per_update=4, samples_per_prompt=1, updates=3)
+    rows = plan_rows(settings, prompts("bad", 3), [], seed=0)
+    assert Counter(map(text, rows)) == {f"bad {i}": 4 for i in range(3)}
+
+
+@pytest.mark.parametrize(("share", "anchors"), [(0.25, 1), (0.5, 2), (0.66, 3), (0.75, 3)])
+def test_share_of_anchors_in_every_update(share, anchors):
+    """Each update holds the rounded share of harmless prompts, marked as anchors, and no others."""
+    settings = TrainSettings(anchor_share=share, prompts_per_update=4, samples_per_prompt=2)
+    rows = plan_rows(settings, prompts("bad", 10), prompts("good", 9), seed=1)
+    for update in updates_of(rows, settings):
+        assert sum(row["anchor"] for row in update) == anchors * 2
+        assert all(text(row).startswith("good") == row["anchor"] for row in update)
+
+
+def test_seed_decides_the_order():
+    """Same seed, same plan; another seed, another one."""
+    plans = [
+        plan_rows(TrainSettings(anchor_share=0.5), prompts("bad", 50), prompts("good", 50), seed)
+        for seed in (0, 0, 1)
+    ]
+    assert plans[0] == plans[1] != plans[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "harmful", "anchors", "message"),
+    [
+        ({}, 0, 5, "no harmful training prompts"),
+        ({"anchor_share": 0.5}, 5, 0, "no harmless prompts for anchors"),
+        ({"anchor_share": 0.9}, 5, 5, "no harmful prompt is left"),
+        ({"anchor_share": 0.1}, 5, 5, "less than one prompt"),
+    ],
+)
+def test_plans_that_cannot_be_made(settings, harmful, anchors, message):
+    """A plan without harmful prompts, or without the anchors asked for, is an input error."""
+    with pytest.raises(InputError, match=message):
+        plan_rows(
+            TrainSettings(**settings), prompts("bad", harmful), prompts("good", anchors), seed=0
+        )

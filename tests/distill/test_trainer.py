@@ -1,0 +1,393 @@
+"""The trainer on a tiny model: its losses against slow independent ones, its gradients, resuming."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from safesteer.config import TrainSettings
+from safesteer.distill import train as train_module
+from safesteer.distill.train import last_checkpoint, train
+from safesteer.distill.trainer import SafeSteerTrainer
+from safesteer.errors import InputError
+from safesteer.teacher import Direction, Teacher
+
+TOKENS = [10, 40, 77, 120, 200, 305]
+CONTEXT = ({"role": "system", "content": "Refuse what is harmful."},)
+TIMING = {"seconds", "tokens_per_second"}
+KEYS = {
+    "update",
+    "loss",
+    "grad_norm",
+    "lr",
+    "mass_student",
+    "mass_teacher",
+    "entropy",
+    "completion_length",
+    "refusal_rate",
+    "anchor_refusal_rate",
+    "tokens_per_second",
+    "seconds",
+}
+
+
+def make_settings(**changes: Any) -> TrainSettings:
+    return TrainSettings(
+        **{
+            "updates": 2,
+            "prompts_per_update": 4,
+            "samples_per_prompt": 2,
+            "anchor_share": 0.5,
+            "learning_rate": 1e-2,
+            "warmup_ratio": 0.0,
+            "max_completion_tokens": 7,
+            "save_every": 2,
+            "lora": {"rank": 4, "alpha": 8},
+            **changes,
+        }
+    )
+
+
+def make_teacher(layer: int = 2) -> Teacher:
+    generator = torch.Generator().manual_seed(7)
+    return Teacher(Direction(torch.randn(32, generator=generator) * 2, layer), CONTEXT)
+
+
+def prompts(name: str, count: int = 6) -> list[tuple[dict[str, str], ...]]:
+    return [({"role": "user", "content": f"{name} request {'very ' * i}{i}"},) for i in range(count)]
+
+
+def run(
+    model: Any, folder: Path, teacher: Teacher | None = None, **changes: Any
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Train, and return the student and the lines of metrics.jsonl."""
+    extra = {key: changes.pop(key) for key in ("on_update", "frozen", "seed") if key in changes}
+    student = train(
+        model,
+        teacher or make_teacher(),
+        TOKENS,
+        prompts("harmful"),
+        prompts("harmless"),
+        make_settings(**changes),
+        folder=folder,
+        **extra,
+    )
+    return student, read_metrics(folder)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_timing(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
+
+
+def weights(student: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in student.named_parameters()}
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Every update's prompts and completions, and a copy of the student that wrote them."""
+    updates: list[dict[str, Any]] = []
+    original = SafeSteerTrainer._generate_and_score_completions
+
+    def record(self, inputs):  # type: ignore[no-untyped-def]
+        student = copy.deepcopy(self.accelerator.unwrap_model(self.model)).eval()
+        output = original(self, inputs)
+        completions = [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(output["completion_ids"], output["completion_mask"], strict=True)
+        ]
+        updates.append({"rows": inputs, "completions": completions, "student": student})
+        return output
+
+    monkeypatch.setattr(SafeSteerTrainer, "_generate_and_score_completions", record)
+    return updates
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradients of every update, before they are clipped."""
+    updates: list[list[torch.Tensor]] = []
+    original = Accelerator.clip_grad_norm_
+
+    def record(self, parameters, *args, **kwargs):  # type: ignore[no-untyped-def]
+        parameters = list(parameters)
+        updates.append([p.grad.clone() for p in parameters if p.grad is not None])
+        return original(self, parameters, *args, **kwargs)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", record)
+    return updates
+
+
+@torch.no_grad()
+def log_probs(model: Any, ids: list[int], count: int, vector: Any = None) -> torch.Tensor:
+    """Log-probabilities [count, V] of the last `count` tokens of one unpadded sequence."""
+    handle = None
+    if vector is not None:
+        block = model.model.layers[vector.layer]
+        handle = block.register_forward_pre_hook(
+            lambda module, args: (args[0] + vector.coefficient * vector.vector, *args[1:])
+        )
+    logits = model(torch.tensor([ids])).logits[0].double()
+    if handle is not None:
+        handle.remove()
+    return torch.log_softmax(logits, dim=-1)[-count - 1 : -1]
+
+
+def slow_loss(update: dict[str, Any], base: Any, chat: Any, teacher: Teacher, divergence: str) -> Any:
+    """The loss of an update as the paper writes it: sequence by sequence, token by token."""
+    total, masses_s, masses_t, entropies = 0.0, [], [], []
+    for row, completion in zip(update["rows"], update["completions"], strict=True):
+        count = len(completion)
+        log_s = log_probs(update["student"], chat.ids(row["prompt"]) + completion, count)
+        if row["anchor"]:
+            log_t = log_probs(base, chat.ids(row["prompt"]) + completion, count)
+        else:
+            context = [*teacher.context, *row["prompt"]]
+            log_t = log_probs(base, chat.ids(context) + completion, count, teacher.direction)
+        sums = 0.0
+        for position in range(count):
+            ids = range(log_s.shape[1]) if divergence == "full" else TOKENS
+            for token in ids:
+                p_s, p_t = log_s[position, token].exp().item(), log_t[position, token].exp().item()
+                sums += p_s * math.log(p_s / p_t)
+                if divergence == "generalized":
+                    sums += p_t - p_s
+            if not row["anchor"]:
+                masses_s.append(log_s[position, TOKENS].exp().sum().item())
+                masses_t.append(log_t[position, TOKENS].exp().sum().item())
+            entropies.append(-(log_s[position].exp() * log_s[position]).sum().item())
+        total += sums / count
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    return {
+        "loss": total / len(update["rows"]),
+        "mass_student": mean(masses_s),
+        "mass_teacher": mean(masses_t),
+        "entropy": mean(entropies),
+    }
+
+
+@pytest.mark.parametrize("divergence", ["generalized", "paper", "full"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_losses_are_the_definition_on_the_rollouts(
+    method, divergence, tiny_chat_model, recorded, tmp_path
+):
+    """In the first and in a later update, loss, masses and entropy are those of the slow form.
+
+    Harmful rows are compared with the steered base that reads the teacher's context; anchors with
+    the plain base on the student's own prompt.
+    """
+    base = copy.deepcopy(tiny_chat_model.model)
+    _, metrics = run(tiny_chat_model, tmp_path, method=method, divergence=divergence)
+    assert len(metrics) == len(recorded) == 2
+    assert len({len(c) for c in recorded[0]["completions"]}) > 1 or divergence != "generalized"
+    for update, line in zip(recorded, metrics, strict=True):
+        expected = slow_loss(update, base, tiny_chat_model.chat, make_teacher(), divergence)
+        for key, value in expected.items():
+            assert line[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
+    assert metrics[0]["loss"] > 1e-3  # there is something to learn
+    moved = slow_loss(
+        {**recorded[1], "student": base}, base, tiny_chat_model.chat, make_teacher(), divergence
+    )
+    assert metrics[1]["loss"] != pytest.approx(moved["loss"], rel=1e-2)  # the student has moved
+
+
+def test_metrics_have_every_key(tiny_chat_model, tmp_path):
+    """A line per update with every key of the contract, and none of them empty."""
+    _, metrics = run(tiny_chat_model, tmp_path)
+    assert [line["update"] for line in metrics] == [1, 2]
+    for line in metrics:
+        assert set(line) == KEYS
+        assert set(line["seconds"]) == {"rollout", "teacher", "student", "optimiser"}
+        assert all(value is not None for value in line.values())
+        assert 0 < line["mass_student"] < 1 and 0 <= line["refusal_rate"] <= 1
+        assert 1 <= line["completion_length"] <= 7
+        whole = sum(line["seconds"].values())
+        assert line["tokens_per_second"] == pytest.approx(
+            line["completion_length"] * 8 / whole, rel=0.05
+        )
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("micro_batch", [2, 1])
+def test_micro_batches_give_the_gradient_of_the_whole_update(
+    method, micro_batch, new_chat_model, gradients, tmp_path
+):
+    """Loss, gradient and its norm do not depend on how an update is cut into micro-batches."""
+    losses = {}
+    for size in (None, micro_batch):
+        _, metrics = run(
+            new_chat_model(), tmp_path / str(size), method=method, updates=1, micro_batch=size
+        )
+        losses[size] = metrics[0]
+    for key in ("loss", "grad_norm"):
+        assert losses[None][key] == pytest.approx(losses[micro_batch][key], rel=1e-4)
+    whole, parts = gradients
+    assert len(whole) == len(parts) > 0
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, atol=1e-6, rtol=1e-3)
+    assert max(gradient.abs().max() for gradient in whole) > 1e-4
+
+
+def test_micro_batch_that_does_not_divide_the_update_is_made_smaller(tiny_chat_model, tmp_path):
+    """Eight completions by five: micro-batches stay equal, so that each completion counts alike."""
+    _, metrics = run(tiny_chat_model, tmp_path, updates=1, micro_batch=5)
+    assert len(metrics) == 1
+
+
+def test_lora_leaves_the_base_weights_as_they_were(tiny_chat_model, tmp_path):
+    """Only adapter weights are trained; every weight of the base is bit for bit the same."""
+    before = weights(tiny_chat_model.model)
+    student, _ = run(tiny_chat_model, tmp_path)
+    after = {
+        name.replace("base_model.model.", "").replace(".base_layer", ""): value
+        for name, value in weights(student).items()
+        if "lora_" not in name
+    }
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    lora = {name: value for name, value in weights(student).items() if "lora_B" in name}
+    assert lora and all(value.abs().max() > 0 for value in lora.values())
+    assert not any(p.grad is not None for n, p in student.named_parameters() if "lora_" not in n)
+
+
+def test_full_training_leaves_the_frozen_copy_alone(tiny_chat_model, new_chat_model, tmp_path):
+    """The teacher's weights get no gradient and do not change; every block of the student does."""
+    frozen = new_chat_model().model
+    before = weights(frozen)
+    student, _ = run(tiny_chat_model, tmp_path, method="full", frozen=frozen)
+    assert all(torch.equal(before[name], value) for name, value in weights(frozen).items())
+    assert not any(p.requires_grad or p.grad is not None for p in frozen.parameters())
+    assert not frozen.training
+    changed = {name for name, value in weights(student).items() if not value.equal(before[name])}
+    assert len(changed) == len(before)
+
+
+def test_student_equal_to_the_teacher_learns_nothing(tiny_chat_model, tmp_path):
+    """With anchors' loss and an untrained adapter alone there is no loss: student is teacher."""
+    still = Teacher(Direction(torch.zeros(32), 1))
+    _, metrics = run(tiny_chat_model, tmp_path, still, updates=1)
+    assert metrics[0]["loss"] == pytest.approx(0, abs=1e-6)
+    assert metrics[0]["mass_student"] == pytest.approx(metrics[0]["mass_teacher"], rel=1e-5)
+
+
+def test_training_moves_the_student_towards_the_teacher(tiny_chat_model, tmp_path):
+    """Many updates on few prompts bring the loss well below where it began."""
+    _, metrics = run(tiny_chat_model, tmp_path, updates=15, anchor_share=0, save_every=50)
+    losses = [line["loss"] for line in metrics]
+    assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
+
+
+def test_rollouts_are_without_dropout_and_the_student_trains_with_it(
+    tiny_chat_model, tmp_path, monkeypatch
+):
+    """While completions are sampled the student is in evaluation mode, in the loss it is not."""
+    modes: dict[str, list[bool]] = {"rollout": [], "loss": []}
+    generate, loss = train_module.SafeSteerTrainer._compute_loss, None
+    loss = generate
+    from safesteer.distill import trainer
+
+    original = trainer.generate
+
+    def watch_generate(student, *args, **kwargs):  # type: ignore[no-untyped-def]
+        modes["rollout"].append(any(module.training for module in student.modules()))
+        return original(student, *args, **kwargs)
+
+    def watch_loss(self, student, *args):  # type: ignore[no-untyped-def]
+        result = loss(self, student, *args)
+        modes["loss"].append(student.training)
+        return result
+
+    monkeypatch.setattr(trainer, "generate", watch_generate)
+    monkeypatch.setattr(trainer.SafeSteerTrainer, "_compute_loss", watch_loss)
+    run(tiny_chat_model, tmp_path, updates=1, lora={"dropout": 0.5})
+    assert modes == {"rollout": [False], "loss": [True]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"method": "full"}, {"micro_batch": 2}, {"lora": {"dropout": 0.3}}],
+    ids=["lora", "full", "micro-batches", "dropout"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(changes, new_chat_model, tmp_path):
+    """Losses, every other number and the final weights are exactly those of one go."""
+    whole, expected = run(new_chat_model(), tmp_path / "whole", updates=4, **changes)
+
+    def stop(line, total):  # type: ignore[no-untyped-def]
+        assert total == 4
+        if line["update"] == 3:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        run(new_chat_model(), folder, updates=4, on_update=stop, **changes)
+    assert len(read_metrics(folder)) == 3  # the third is made again
+    (folder / "checkpoint-3").mkdir()  # a kill in the middle of saving
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 4, "lo')  # and in the middle of a line
+    torch.manual_seed(12345)  # what else the process has drawn does not matter
+    resumed, found = run(new_chat_model(), folder, updates=4, **changes)
+    assert without_timing(found) == without_timing(expected)
+    assert [line["update"] for line in found] == [1, 2, 3, 4]
+    after = weights(resumed)
+    assert all(torch.equal(after[name], value) for name, value in weights(whole).items())
+
+
+def test_seed_decides_the_run(new_chat_model, tmp_path):
+    """The same seed gives the same numbers in the same process; another seed gives others."""
+    runs = [
+        run(new_chat_model(), tmp_path / str(number), updates=1, seed=seed)[1]
+        for number, seed in enumerate((0, 0, 1))
+    ]
+    assert without_timing(runs[0]) == without_timing(runs[1]) != without_timing(runs[2])
+
+
+def test_a_checkpoint_without_its_mark_is_deleted(tmp_path):
+    """Of several folders the last whole one counts, whatever was cut short after it."""
+    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-12"):
+        (tmp_path / name).mkdir()
+    for name in ("checkpoint-2", "checkpoint-10"):
+        (tmp_path / name / "complete.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-12").exists()
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_prompts_that_are_too_long_are_left_out(tiny_chat_model, recorded, tmp_path):
+    """No row of any update has more prompt tokens than allowed; if none is left, it is an error."""
+    chat = tiny_chat_model.chat
+    lengths = sorted(len(chat.ids(m)) for m in prompts("harmful") + prompts("harmless"))
+    limit = lengths[6]
+    run(tiny_chat_model, tmp_path, max_prompt_tokens=limit)
+    used = [len(chat.ids(row["prompt"])) for update in recorded for row in update["rows"]]
+    assert max(used) <= limit < lengths[-1]
+    with pytest.raises(InputError, match="no harmful training prompts are left"):
+        run(tiny_chat_model, tmp_path / "none", max_prompt_tokens=8)
+
+
+def test_training_all_weights_without_a_frozen_copy_is_refused(tiny_chat_model, tmp_path):
+    """Otherwise the teacher would be trained along with the student."""
+    settings = make_settings(method="full")
+    args = train_module._arguments(settings, tmp_path, 16, 0, (), tiny_chat_model.model)
+    with pytest.raises(ValueError, match="frozen copy"):
+        SafeSteerTrainer(
+            tiny_chat_model.model,
+            args,
+            None,
+            chat=tiny_chat_model.chat,
+            teacher=make_teacher(),
+            safety_tokens=TOKENS,
+        )
