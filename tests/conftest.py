@@ -25,6 +25,9 @@ from transformers import (
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.load import ChatModel
 
+# Tiny products gain nothing from threads, and sums then do not depend on the number of cores.
+torch.set_num_threads(1)
+
 SENTENCES = [
     "I'm sorry, but I can't assist with that request because it is harmful.",
     "Sure, here is how you can do that: first open the door, then walk in.",

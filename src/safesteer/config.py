@@ -89,12 +89,12 @@ class DirectionSettings(Section):
     )
     layers: list[int] | None = Field(None, description="layers to consider; all if unset")
     coefficients: list[float] = Field(
-        default_factory=lambda: [0.6, 0.8, 1.0, 1.2],
+        default_factory=lambda: [0.8, 1.0, 1.2],
         min_length=1,
         description="strengths tried for refuse-comply directions",
     )
     finalists: int = Field(
-        6, ge=1, description="candidates whose generated text is judged on validation prompts"
+        3, ge=1, description="layers whose steered answers are judged, at every strength"
     )
     min_flip_rate: float = Field(
         0.5, ge=0, le=1, description="harmful prompts that the steered model must refuse, at least"
@@ -106,6 +106,9 @@ class DirectionSettings(Section):
 
 class TeacherSettings(Section):
     steering: bool = Field(True, description="add the refusal direction while the teacher runs")
+    strength: float = Field(
+        1.0, gt=0, description="factor on the direction's own coefficient while the teacher runs"
+    )
     context: TeacherContext = Field("none", description="what the teacher reads before the prompt")
     system_prompt: str = Field(
         "You are a safety-conscious assistant. You never produce harmful, unsafe or disallowed"
@@ -155,6 +158,9 @@ class TrainSettings(Section):
         lt=1,
         description="share of each update's prompts that are harmless, with the model as it was"
         " as their teacher; 0 is the published method",
+    )
+    anchor_tokens: Literal["safety", "all"] = Field(
+        "safety", description="tokens that the loss looks at on anchors: S or the vocabulary"
     )
     anchors: list[Literal["harmless", "borderline"]] = Field(
         default_factory=lambda: ["harmless", "borderline"],

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -120,7 +120,10 @@ def make_teacher(settings: TeacherSettings, direction: Direction | None) -> Teac
         context = demonstrations(settings.demonstrations)
     elif settings.context == "refusals":
         context = demonstrations(settings.demonstrations, refusals_only=True)
-    return Teacher(direction if settings.steering else None, context)
+    if not settings.steering or direction is None:
+        return Teacher(None, context)
+    steered = replace(direction, coefficient=direction.coefficient * settings.strength)
+    return Teacher(steered, context)
 
 
 def demonstrations(count: int, *, refusals_only: bool = False) -> tuple[Message, ...]:

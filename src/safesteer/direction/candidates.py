@@ -30,7 +30,9 @@ class Candidate:
     Attributes:
         direction: vector, layer, position and strength.
         ablation: refusal score of harmful prompts with the direction projected out (lower: better).
-        addition: refusal score of harmless prompts with the direction added (must be high).
+        addition: with the direction added, the refusal score of harmless prompts
+            (harmful-harmless; must be high) or the margin of a refusing over a complying opening
+            on harmful ones (refuse-comply; orders the layers).
         kl: KL(base || ablated) of the next token on harmless prompts (must be low).
         flip_rate: share of harmful validation prompts that the steered model refuses.
         harmless_refusals: share of harmless validation prompts that it refuses.

@@ -15,7 +15,7 @@ import torch
 
 from safesteer.config import DirectionSettings
 from safesteer.direction.activations import answer_means, prompt_means
-from safesteer.direction.behaviour import observe
+from safesteer.direction.behaviour import answer_nll, observe
 from safesteer.direction.candidates import (
     Candidate,
     lasting_fault,
@@ -37,7 +37,8 @@ Step = Callable[[str, int, int], None]  # (what is being done, done, total)
 _LEAST_PROMPTS = 8
 # Prompts from which the means of answer openings are taken, and on which behaviour is observed.
 _OPENING_PROMPTS = 32
-_OBSERVED_PROMPTS = 24
+_OBSERVED_PROMPTS = 16
+_SCORED_PROMPTS = 8
 
 
 @dataclass
@@ -202,8 +203,7 @@ def _refuse_comply(
     )
     difference = (refusing - complying).float()  # [L, D]
     last_layer = int(model.layers * (1 - settings.drop_last_layers))
-    tokens = refusal_first_tokens(model.chat)
-    judged = list(harmful_validation)[:_OBSERVED_PROMPTS]
+    judged = list(harmful_validation)[:_SCORED_PROMPTS]
     candidates = []
     layers = _layers(model, settings)
     for index, layer in enumerate(layers):
@@ -213,13 +213,11 @@ def _refuse_comply(
         elif layer >= last_layer:
             candidate.rejected = f"among the last {settings.drop_last_layers:.0%} of layers"
         else:
-            added = next_token_log_probs(
-                model, judged, steer(model.model, layer, difference[layer])
-            )
-            candidate.addition = refusal_scores(added, tokens).mean().item()
+            with steer(model.model, layer, difference[layer]):
+                candidate.addition = opening_margin(model, judged, settings)
         candidates.append(candidate)
         step("score layers", index + 1, len(layers))
-    # The score of the first token orders the layers; what the model then says decides.
+    # The likelihood of the openings orders the layers; what the model then says decides.
     open_ = sorted(
         (c for c in candidates if not c.rejected), key=lambda c: -(c.addition or 0.0)
     )[: settings.finalists]
@@ -233,6 +231,20 @@ def _refuse_comply(
     _observe(model, finalists, harmful_validation, harmless_validation, settings, step)
     known = {id(c) for c in candidates}
     return candidates + [c for c in finalists if id(c) not in known]
+
+
+def opening_margin(model: ChatModel, prompts: Prompts, settings: DirectionSettings) -> float:
+    """How much likelier the first refusing opening is than the first complying one, in nats per token.
+
+    Asked of the model as it is now, so inside a steering context of the steered model. A better
+    guide to what it will say than its first token: "I" begins refusals and other answers alike.
+    """
+    rendered = [model.chat.ids(messages) for messages in prompts]
+    refusing, complying = (
+        answer_nll(model, rendered, [model.chat.answer_ids(opening)] * len(rendered))
+        for opening in (settings.refusing_openings[0], settings.complying_openings[0])
+    )
+    return complying - refusing
 
 
 def _observe(

@@ -87,6 +87,7 @@ def train(
         teacher=teacher,
         safety_tokens=list(safety_tokens),
         divergence=settings.divergence,
+        anchor_tokens=settings.anchor_tokens,
         base_model=frozen if settings.method == "full" else None,
         callbacks=[metrics],
     )

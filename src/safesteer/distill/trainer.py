@@ -40,6 +40,8 @@ class SafeSteerTrainer(DistillationTrainer):
         teacher: how the base weights become the teacher.
         safety_tokens: ids of S, [K].
         divergence: a name in `safesteer.distill.losses.DIVERGENCES`.
+        anchor_tokens: on anchor rows the loss looks at S ("safety"), or at all of the vocabulary
+            ("all"), which also holds back what moves outside S.
         base_model: frozen copy of the base; needed when all weights are trained, None for LoRA.
         rollout_batch: sequences generated at once.
     """
@@ -59,6 +61,7 @@ class SafeSteerTrainer(DistillationTrainer):
         teacher: Teacher,
         safety_tokens: list[int],
         divergence: str = "generalized",
+        anchor_tokens: str = "safety",
         base_model: nn.Module | None = None,
         rollout_batch: int = 64,
         **kwargs: Any,
@@ -66,6 +69,7 @@ class SafeSteerTrainer(DistillationTrainer):
         self.chat = chat
         self.teacher = teacher
         self.divergence = divergence
+        self.anchor_tokens = anchor_tokens
         self.base_model = base_model
         self.rollout_batch = rollout_batch
         self.seconds: dict[str, float] = defaultdict(float)
@@ -157,13 +161,12 @@ class SafeSteerTrainer(DistillationTrainer):
             hidden = self._completion_hidden(
                 unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
             )[completion_mask]  # [N, D]
-            head = OutputHead.of(unwrapped_student)
-            teacher_head = None if self.base_model is None else OutputHead.of(self.base_model)
-            per_position, metrics = distillation_loss(
-                self.divergence, head, hidden, teacher_hidden, self.safety_tokens, teacher_head
+            anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
+            per_position, metrics = self._position_losses(
+                unwrapped_student, hidden, teacher_hidden, anchor
             )
             loss = completion_mean(per_position, lengths)
-        self._log_masses(metrics, inputs["anchor"], lengths)
+        self._log_masses(metrics, anchor)
         count = lengths.sum()
         return loss, metrics["entropy"].sum(), count
 
@@ -202,8 +205,36 @@ class SafeSteerTrainer(DistillationTrainer):
         finally:
             model.train(training)
 
-    def _log_masses(self, metrics, anchor, lengths) -> None:  # type: ignore[no-untyped-def]
-        harmful = ~torch.repeat_interleave(anchor, lengths)
+    def _position_losses(self, student, hidden, teacher_hidden, anchor):  # type: ignore[no-untyped-def]
+        """Loss [N] and metrics at every position: S where the teacher teaches, anchors as set."""
+        head = OutputHead.of(student)
+        teacher_head = None if self.base_model is None else OutputHead.of(self.base_model)
+        if self.anchor_tokens == "safety":
+            groups = [(self.divergence, torch.arange(len(anchor), device=anchor.device))]
+        else:
+            groups = [
+                (self.divergence, (~anchor).nonzero().flatten()),
+                ("full", anchor.nonzero().flatten()),
+            ]
+        parts = [
+            distillation_loss(
+                divergence,
+                head,
+                hidden[where],
+                teacher_hidden[where],
+                self.safety_tokens,
+                teacher_head,
+            )
+            for divergence, where in groups
+            if len(where)
+        ]
+        back = torch.cat([where for _, where in groups]).argsort()
+        loss = torch.cat([part for part, _ in parts])[back]
+        names = parts[0][1]
+        return loss, {name: torch.cat([m[name] for _, m in parts])[back] for name in names}
+
+    def _log_masses(self, metrics, anchor) -> None:  # type: ignore[no-untyped-def]
+        harmful = ~anchor
         mode = "train" if self.model.training else "eval"
         for name in ("mass_student", "mass_teacher"):
             if harmful.any():

@@ -20,8 +20,6 @@ _PLAIN = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
     "num_beams": 1,
     "num_return_sequences": 1,
     "use_cache": True,

@@ -1,0 +1,104 @@
+"""The command, in this process or in one of its own, and the settings of a run that takes seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from safesteer.cli.main import main
+
+SMALL = [
+    "--tokens=10",
+    "--limit=4",
+    "--max-new-tokens=6",
+    "--set=train.max_completion_tokens=4",
+    "--set=train.prompts_per_update=2",
+    "--set=train.samples_per_prompt=2",
+    "--set=train.save_every=2",
+    "--set=direction.source=refuse-comply",
+    "--set=direction.train_prompts=8",
+    "--set=direction.validation_prompts=4",
+    "--set=direction.finalists=1",
+    "--set=direction.coefficients=[1.0]",
+    "--set=tokens.prompt_count=4",
+    "--set=tokens.samples_per_prompt=2",
+    "--set=evaluate.drift_prompts=4",
+]
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr of a command that failed."""
+        assert "Traceback" not in self.err
+        assert self.err.endswith("\n") and self.err.count("\n") == 1, self.err
+        return self.err.strip()
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def safesteer(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs the command in this process."""
+    earlier = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: Any) -> Outcome:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Outcome(code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, earlier)
+
+
+def start(*arguments: Any) -> subprocess.Popen[str]:
+    """Starts the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "safesteer", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="session")
+def new_process() -> Command:
+    """Runs the command in a process of its own."""
+
+    def run(*arguments: Any) -> Outcome:
+        process = start(*arguments)
+        out, err = process.communicate(timeout=250)
+        return Outcome(process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, new_process: Command
+) -> Path:
+    """A whole run on the tiny model; tests do not change it."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    outcome = new_process("run", tiny_model_folder, "-o", run, "--updates=2", *SMALL)
+    assert outcome.code == 0, outcome.err
+    # Nothing of what the libraries say reaches the screen.
+    assert outcome.err == ""
+    assert "%|" not in outcome.out and "arning" not in outcome.out
+    (run.parent / "screen.txt").write_text(outcome.out, "utf-8")
+    return run

@@ -1,0 +1,150 @@
+"""The commands on a tiny model with random weights. (pytest tests/cli)"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+import yaml
+
+from safesteer import __version__
+from safesteer.cli.options import SETTINGS
+from safesteer.config import Settings
+from tests.cli.conftest import SMALL
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_a_run_leaves_everything_that_is_promised(finished_run):
+    for name in (
+        "config.yaml",
+        "manifest.json",
+        "direction/direction.safetensors",
+        "direction/direction.json",
+        "tokens/safety_tokens.json",
+        "train/metrics.jsonl",
+        "adapter/adapter_config.json",
+        "eval/base.json",
+        "eval/teacher.json",
+        "eval/aligned.json",
+        "eval/samples/aligned-harmful.jsonl",
+    ):
+        assert (finished_run / name).is_file(), name
+    screen = (finished_run.parent / "screen.txt").read_text("utf-8")
+    for said in ("base", "teacher", "aligned", "harmful", "where the time went", "PeftModel"):
+        assert said in screen
+    # No prompt and no answer is printed.
+    for row in read_lines(finished_run / "eval" / "samples" / "aligned-harmful.jsonl"):
+        assert row["prompt"] not in screen
+
+
+def test_a_finished_run_is_not_done_again(safesteer, finished_run, tiny_model_folder):
+    before = (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    outcome = safesteer("run", tiny_model_folder, "-o", finished_run, "--updates=2", *SMALL)
+    assert outcome.code == 0
+    assert outcome.out.count("done before") == 4
+    assert (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert safesteer("train", finished_run).out.count("done before") == 3
+
+
+def test_generate_answers_every_row_in_order(safesteer, finished_run, tmp_path):
+    prompts, output = tmp_path / "prompts.csv", tmp_path / "answers.jsonl"
+    prompts.write_text("instruction,x\nA rather long question?,1\nHi,2\nHi,3\n", "utf-8")
+    outcome = safesteer(
+        "generate", finished_run, "--prompts", prompts, "--output", output, "--max-new-tokens=3"
+    )
+    assert outcome.code == 0, outcome.err
+    rows = read_lines(output)
+    assert [row["prompt"] for row in rows] == ["A rather long question?", "Hi", "Hi"]
+    assert all(set(row) == {"prompt", "completion"} for row in rows)
+    assert rows[1] == rows[2]
+
+
+def test_eval_shows_the_run_and_writes_json(safesteer, finished_run, tmp_path):
+    file = tmp_path / "aligned.json"
+    outcome = safesteer("eval", finished_run, "--json", file)
+    assert outcome.code == 0
+    assert json.loads(file.read_text("utf-8")) == json.loads(
+        (finished_run / "eval" / "aligned.json").read_text("utf-8")
+    )
+
+
+def test_eval_with_settings_leaves_the_run_alone(safesteer, finished_run, tmp_path):
+    manifest = (finished_run / "manifest.json").read_bytes()
+    file = tmp_path / "teacher.json"
+    outcome = safesteer("eval", finished_run, "--teacher", "--limit=2", "--json", file)
+    assert outcome.code == 0
+    content = json.loads(file.read_text("utf-8"))
+    assert content["model"] == "teacher"
+    assert content["benchmarks"]["harmful"]["n"] == 2
+    assert content["benchmarks"]["harmful"]["kind"] == "safety"
+    assert (finished_run / "manifest.json").read_bytes() == manifest
+
+
+def test_eval_of_a_plain_model(safesteer, tiny_model_folder, tmp_path):
+    file = tmp_path / "model.json"
+    outcome = safesteer("eval", tiny_model_folder, "--limit=2", "--max-new-tokens=3", "--json", file)
+    assert outcome.code == 0
+    assert set(json.loads(file.read_text("utf-8"))["benchmarks"]) == {
+        "harmful",
+        "harmless",
+        "borderline",
+    }
+
+
+@pytest.mark.parametrize("names", [["base", "aligned"]])
+def test_chat_shows_both_sides(safesteer, finished_run, monkeypatch, names):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nAnd now?\n/quit\nnot read\n"))
+    outcome = safesteer("chat", finished_run, "--max-new-tokens=3")
+    assert outcome.code == 0
+    for name in names:
+        assert outcome.out.count(f"{name}>") == 2
+
+
+def test_doctor_looks_at_a_model(safesteer, tiny_model_folder):
+    outcome = safesteer("doctor", tiny_model_folder)
+    assert outcome.code == 0
+    for said in ("torch", "layers", "<|im_start|>", "steering works"):
+        assert said in outcome.out
+
+
+def test_every_option_is_a_key_of_the_settings_and_in_the_help(safesteer, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    values = Settings().model_dump()
+    out = safesteer("run", "--help").out
+    for option, key in SETTINGS.items():
+        assert option in out
+        place = values
+        for part in key.split("."):
+            assert part in place
+            place = place[part]
+
+
+def test_options_win_over_the_file_and_set_over_options(safesteer, tmp_path, monkeypatch):
+    from safesteer.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "run_all", lambda self, last: None)
+    config = tmp_path / "mine.yaml"
+    config.write_text("seed: 1\ntrain: {updates: 1, learning_rate: 1.0e-4}\nmodel: {id: other}\n")
+    gguf = tmp_path / "m.gguf"
+    gguf.write_bytes(b"GGUF")
+    outcome = safesteer(
+        "run", gguf, "-o", tmp_path / "run", "-c", config, "--updates=2", "--tokens=7",
+        "--set=train.learning_rate=3e-4", "--set=tokens.count=9",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text("utf-8"))
+    assert written["seed"] == 1
+    assert written["train"]["updates"] == 2
+    assert written["train"]["learning_rate"] == 3e-4
+    assert written["tokens"]["count"] == 9
+    assert written["model"]["id"] == str(gguf)
+
+
+def test_version_and_recipes(safesteer):
+    assert __version__ in safesteer("--version").out
+    assert safesteer("recipes").code == 0

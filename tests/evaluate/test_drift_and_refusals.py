@@ -1,0 +1,133 @@
+"""Drift from the base and refusal rates, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from safesteer.evaluate import refusals
+from safesteer.evaluate.drift import measure_drift
+from safesteer.evaluate.refusals import RefusalRate, Sample, refusal_rate
+from safesteer.models.generate import generate
+from safesteer.prompts import Prompt
+from safesteer.teacher import Direction, Teacher
+
+TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length."]
+PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]
+
+
+def with_lora(model, trained: bool):  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    student = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    if trained:
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return student.eval()
+
+
+def test_an_untrained_student_has_not_drifted(tiny_chat_model):
+    """A fresh adapter changes nothing: full agreement, no divergence, intervals of a point."""
+    student = with_lora(tiny_chat_model.model, trained=False)
+    drift = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6, batch_size=2)
+    assert drift["agreement"]["value"] == 1 and drift["agreement"]["ci95"] == [1, 1]
+    assert drift["divergence"]["value"] == pytest.approx(0, abs=1e-6)
+    assert drift["agreement"]["n"] == 3
+    assert json.loads(json.dumps(drift, allow_nan=False)) == drift
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_drift_is_agreement_and_kl_on_the_bases_answers(
+    batch_size, tiny_chat_model, new_chat_model
+):
+    """The mean over prompts of the mean over tokens, computed prompt by prompt without padding."""
+    student = with_lora(tiny_chat_model.model, trained=True)
+    base = new_chat_model()  # the same weights, without an adapter
+    drift = measure_drift(
+        tiny_chat_model, student, PROMPTS, max_new_tokens=6, batch_size=batch_size
+    )
+    agreements, divergences = [], []
+    for messages in PROMPTS:
+        ids = base.chat.ids(messages)
+        (answer,) = generate(base.model, base.tokenizer, [ids], max_new_tokens=6)
+        log_0, log_s = (
+            torch.log_softmax(
+                model(torch.tensor([ids + answer])).logits[0, -len(answer) - 1 : -1], dim=-1
+            )
+            for model in (base.model, student)
+        )
+        agreements.append((log_0.argmax(-1) == log_s.argmax(-1)).float().mean().item())
+        divergences.append(
+            torch.nn.functional.kl_div(log_s, log_0, log_target=True, reduction="batchmean").item()
+        )
+    assert drift["agreement"]["value"] == pytest.approx(sum(agreements) / 3)
+    assert drift["agreement"]["value"] < 1
+    assert drift["divergence"]["value"] == pytest.approx(sum(divergences) / 3, rel=1e-3)
+
+
+def test_drift_of_a_model_with_all_weights_trained(tiny_chat_model, new_chat_model):
+    """A separate model is compared with the base; one with the same weights has not drifted."""
+    same = measure_drift(tiny_chat_model, new_chat_model().model, PROMPTS, max_new_tokens=4)
+    other = measure_drift(tiny_chat_model, new_chat_model(seed=1).model, PROMPTS, max_new_tokens=4)
+    assert same["agreement"]["value"] == 1
+    assert other["agreement"]["value"] < 0.5 < other["divergence"]["value"]
+
+
+def sample(refused: bool, looping: bool = False) -> Sample:
+    return Sample("1", "", "p", "c", refused, float(refused), looping)
+
+
+def test_refusal_rate_as_json():
+    """Share, Wilson interval, number, judge, kind, and the share of loops."""
+    rate = RefusalRate("harmful", "safety", [sample(True), *[sample(False, True)] * 9])
+    content = rate.to_json()
+    assert content.pop("ci95") == pytest.approx([0.0179, 0.4042], abs=1e-4)
+    assert content == {
+        "metric": "refusal_rate",
+        "value": 0.1,
+        "n": 10,
+        "judge": "offline-refusal",
+        "kind": "safety",
+        "looping": 0.9,
+    }
+
+
+def prompt(number: int) -> Prompt:
+    return Prompt(f"id-{number}", PROMPTS[number], category="c")
+
+
+def test_each_answer_is_judged_with_its_own_prompt(tiny_chat_model, monkeypatch):
+    """Samples are in the order of the prompts, with text, verdict and score."""
+    texts = ["I'm sorry, but I can't assist with that.", "The moon is far.", "no " * 20]
+    answers = [tiny_chat_model.chat.answer_ids(text) for text in texts]
+    monkeypatch.setattr(refusals, "generate", lambda *args, **kwargs: answers)
+    rate = refusal_rate("x", "safety", tiny_chat_model, [prompt(i) for i in range(3)])
+    assert [s.completion for s in rate.samples] == texts
+    assert [s.id for s in rate.samples] == ["id-0", "id-1", "id-2"]
+    assert [s.prompt for s in rate.samples] == TEXTS
+    assert [s.refused for s in rate.samples] == [True, False, False]
+    assert [s.looping for s in rate.samples] == [False, False, True]
+    assert rate.value == pytest.approx(1 / 3)
+
+
+def test_base_teacher_and_student_are_three_models(tiny_chat_model, new_chat_model):
+    """With an adapter in the model: base without it, teacher steered without it, student with it."""
+    untouched = new_chat_model()
+    student = with_lora(tiny_chat_model.model, trained=True)
+    teacher = Teacher(
+        Direction(torch.linspace(-4, 4, 32), 1), ({"role": "system", "content": "Refuse."},)
+    )
+
+    def completions(model, **who):  # type: ignore[no-untyped-def]
+        rate = refusal_rate(
+            "x", "safety", model, [prompt(i) for i in range(3)], max_new_tokens=6, **who
+        )
+        return [s.completion for s in rate.samples]
+
+    base = completions(tiny_chat_model, teacher=Teacher())
+    taught = completions(tiny_chat_model, teacher=teacher)
+    aligned = completions(tiny_chat_model, student=student)
+    assert base == completions(untouched)
+    assert taught == completions(untouched, teacher=teacher)
+    assert base != taught and base != aligned and taught != aligned

@@ -1,0 +1,131 @@
+"""Answers from a model: order, ends, and the distribution of samples."""
+
+import pytest
+import torch
+
+from safesteer.models.generate import InverseCdfSampler, end_of_turn_ids, generate
+
+TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length.", "A", "B c"]
+
+
+@pytest.fixture
+def prompts(tiny_chat_model):  # type: ignore[no-untyped-def]
+    """Rendered prompts of different lengths, not in the order of their lengths."""
+    chat = tiny_chat_model.chat
+    rendered = [chat.ids([{"role": "user", "content": text}]) for text in TEXTS]
+    assert len({len(ids) for ids in rendered}) > 2
+    return rendered
+
+
+@torch.no_grad()
+def greedy_by_hand(model, ids, count, ends):  # type: ignore[no-untyped-def]
+    """One sequence, no padding, no cache: argmax of the logits, again and again."""
+    answer: list[int] = []
+    while len(answer) < count:
+        answer.append(int(model(torch.tensor([ids + answer])).logits[0, -1].argmax()))
+        if answer[-1] in ends:
+            break
+    return answer
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_greedy_answers_are_those_of_one_prompt_at_a_time(batch_size, tiny_chat_model, prompts):
+    """Whatever the batch and its padding, in the order of the prompts."""
+    model = tiny_chat_model.model
+    found = generate(
+        model, tiny_chat_model.tokenizer, prompts, max_new_tokens=9, batch_size=batch_size
+    )
+    assert found == [greedy_by_hand(model, ids, 9, {2}) for ids in prompts]
+    assert len({tuple(answer) for answer in found}) == len(prompts)
+
+
+def test_answers_end_with_the_turn(tiny_chat_model, prompts):
+    """Every token that the model or the tokenizer declares ends an answer and is its last token."""
+    model, tokenizer = tiny_chat_model.model, tiny_chat_model.tokenizer
+    free = generate(model, tokenizer, prompts, max_new_tokens=9)
+    ends = [free[0][3], free[1][5]]
+    model.generation_config.eos_token_id = ends
+    assert end_of_turn_ids(model, tokenizer) == [*ends, tokenizer.eos_token_id]
+    stopped = generate(model, tokenizer, prompts, max_new_tokens=9)
+    for whole, cut in zip(free, stopped, strict=True):
+        assert cut == whole[: len(cut)]
+        assert not set(cut[:-1]) & set(ends)
+        assert cut[-1] in ends or len(cut) == 9
+    assert len(stopped[0]) <= 4 and len(stopped[1]) <= 6
+
+
+def test_penalties_of_the_model_s_own_settings_are_left_out(tiny_chat_model, prompts):
+    """A repetition penalty or a beam search in generation_config.json changes no answer."""
+    model = tiny_chat_model.model
+    plain = generate(model, tiny_chat_model.tokenizer, prompts, max_new_tokens=9)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    model.generation_config.num_beams = 3
+    assert generate(model, tiny_chat_model.tokenizer, prompts, max_new_tokens=9) == plain
+
+
+def test_sampling_draws_from_the_softmax():
+    """Frequencies over many draws agree with the softmax at the temperature (chi-square test)."""
+    torch.manual_seed(0)
+    scores = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -torch.inf])
+    draws = 40_000
+    chosen = InverseCdfSampler(0.7)(torch.zeros(draws, 1), scores.expand(draws, -1))
+    assert ((chosen == 0).sum(-1) == 1).all() and (chosen.isinf().sum(-1) == 5).all()
+    counts = torch.bincount(chosen.argmax(-1), minlength=6).double()
+    expected = torch.softmax(scores / 0.7, dim=-1).double() * draws
+    assert counts[5] == 0
+    chi_square = ((counts - expected)[:5] ** 2 / expected[:5]).sum().item()
+    assert chi_square < 18.5  # 0.1 % point for four degrees of freedom
+    wrong = torch.softmax(scores, dim=-1).double() * draws
+    assert ((counts - wrong)[:5] ** 2 / wrong[:5]).sum().item() > 100
+
+
+def test_first_sampled_tokens_follow_the_models_distribution(tiny_chat_model, prompts):
+    """Through `generate`, with padding, the first token's frequencies are the model's."""
+    model, ids = tiny_chat_model.model, prompts[1]
+    torch.manual_seed(1)
+    answers = generate(
+        model,
+        tiny_chat_model.tokenizer,
+        [ids] * 2000 + [prompts[2]],
+        max_new_tokens=1,
+        temperature=0.5,
+        batch_size=2001,
+    )
+    p = torch.softmax(model(torch.tensor([ids])).logits[0, -1] / 0.5, dim=-1)
+    counts = torch.bincount(torch.tensor([a[0] for a in answers[:2000]]), minlength=len(p))
+    likely = p > 0.02
+    assert likely.sum() >= 3
+    error = (counts[likely] / 2000 - p[likely]).abs()
+    assert (error < 4.5 * (p[likely] / 2000).sqrt()).all()
+
+
+def test_the_seed_reproduces_samples(tiny_chat_model, prompts):
+    """Same seed, same samples; another seed, others; prompts do not share their randomness."""
+
+    def sample(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        return generate(
+            tiny_chat_model.model,
+            tiny_chat_model.tokenizer,
+            [prompts[0]] * 4,
+            max_new_tokens=6,
+            temperature=1.0,
+        )
+
+    assert sample(0) == sample(0) != sample(1)
+    assert len({tuple(answer) for answer in sample(0)}) == 4
+
+
+def test_progress_counts_sequences(tiny_chat_model, prompts):
+    """After each batch the sequences done and all of them are reported."""
+    seen = []
+    generate(
+        tiny_chat_model.model,
+        tiny_chat_model.tokenizer,
+        prompts,
+        max_new_tokens=1,
+        batch_size=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(2, 5), (4, 5), (5, 5)]
