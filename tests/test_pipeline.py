@@ -27,7 +27,7 @@ from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
 
 TIMING = {"seconds", "tokens_per_second"}
-# Runs the job once for each moment of its arguments, in a process of its own that kills itself there.
+# Runs the job once for each moment of its arguments, in a process that kills itself there.
 # The parent only imports, so that a fork is as good as a fresh process and starts at once.
 KILLED = """
 import json, os, signal, sys
@@ -152,13 +152,13 @@ def sections(prompt_files: dict[str, str]) -> Callable[..., dict[str, Any]]:
     return make
 
 
-def job(model: Path, output_dir: Path, sections: dict[str, Any], events: Any = None) -> RunDirectory:
+def job(
+    model: Path, output_dir: Path, sections: dict[str, Any], events: Any = None
+) -> RunDirectory:
     settings = safesteer.config.load_settings(
         model={"id": str(model), "dtype": "float32", "device": "cpu"}, **sections
     )
-    with RunDirectory.open(
-        output_dir, settings=settings, model=fingerprint(settings.model)
-    ) as run:
+    with RunDirectory.open(output_dir, settings=settings, model=fingerprint(settings.model)) as run:
         Pipeline(run, events).run_all()
     return run
 
@@ -279,8 +279,10 @@ def test_a_changed_setting_runs_what_depends_on_it(finished, tiny_model_folder, 
 
 
 def test_a_killed_run_ends_like_one_that_was_not(finished, tiny_model_folder, sections, tmp_path):
-    """SIGKILL while tokens are sampled, while a checkpoint is saved, between checkpoints, and after
-    the adapter was moved into place: the same tokens, metrics, adapter and evaluation, byte for byte.
+    """The same tokens, metrics, adapter and evaluation, byte for byte.
+
+    SIGKILL comes while tokens are sampled, while a checkpoint is saved, between checkpoints, and
+    after the adapter was moved into place.
     """
     moments = ("during_tokens", "during_saving", "after_update_3", "after_adapter", "never")
     given = sections(model={"dtype": "float32", "device": "cpu"})
@@ -330,9 +332,7 @@ def test_a_teacher_by_context_and_all_weights(
     assert samples_of(run.path, "teacher") != samples_of(run.path, "base")
 
 
-def test_a_stage_without_the_one_before_it_is_an_input_error(
-    tiny_model_folder, sections, tmp_path
-):
+def test_a_stage_without_the_one_before_it_is_an_input_error(tiny_model_folder, sections, tmp_path):
     """The error names the stage that is missing and the command that runs it."""
     settings = safesteer.config.load_settings(model={"id": str(tiny_model_folder)}, **sections())
     with RunDirectory.open(

@@ -68,9 +68,7 @@ def test_settings_make_the_teacher():
     direction = Direction(torch.ones(3), 1)
     assert make_teacher(TeacherSettings(), direction) == Teacher(direction)
     system = TeacherSettings(steering=False, context="system-prompt", system_prompt="No.")
-    assert make_teacher(system, direction) == Teacher(
-        None, ({"role": "system", "content": "No."},)
-    )
+    assert make_teacher(system, direction) == Teacher(None, ({"role": "system", "content": "No."},))
     shown = make_teacher(TeacherSettings(context="demonstrations", demonstrations=3), direction)
     assert shown.direction is direction
     assert [m["role"] for m in shown.context] == ["user", "assistant"] * 3

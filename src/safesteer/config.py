@@ -132,6 +132,9 @@ class TokenSettings(Section):
     samples_per_prompt: int = Field(8, ge=1, description="N, continuations by the teacher")
     horizon: int = Field(7, ge=1, description="H, tokens per continuation")
     inner_top_k: int = Field(200, ge=1, description="K', items that get a vote at each position")
+    end_of_turn: bool = Field(
+        True, description="S may hold the token that ends an answer; false as published"
+    )
     floor: float = Field(1e-8, ge=0, lt=1, description="least mean teacher probability of an item")
 
 
@@ -165,7 +168,7 @@ class TrainSettings(Section):
     anchors: list[Literal["harmless", "borderline"]] = Field(
         default_factory=lambda: ["harmless", "borderline"],
         min_length=1,
-        description="prompt sets that anchors come from",
+        description="prompt sets that anchors come from; repeat one to weigh it",
     )
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)

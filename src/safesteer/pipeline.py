@@ -273,6 +273,9 @@ class Pipeline:
         if not full:
             where = self.settings.model.id
             for config in student.peft_config.values():
+                # PEFT holds a set here, whose order differs from process to process.
+                if isinstance(config.target_modules, set):
+                    config.target_modules = sorted(config.target_modules)
                 # An absolute path: the adapter may be loaded from any folder.
                 config.base_model_name_or_path = (
                     os.path.abspath(where) if os.path.exists(where) else where

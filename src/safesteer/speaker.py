@@ -25,6 +25,7 @@ from safesteer.targets import Target
 from safesteer.teacher import Teacher
 
 NAMES = ("base", "teacher", "aligned")
+_LABELS = {"base": "the base", "teacher": "the teacher", "aligned": "the aligned model"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Speaker:
     ) -> dict[str, RefusalRate]:
         """Refusal rates on the test part of each prompt set."""
         told = reporter or Reporter()
-        told.stage("evaluate", f"judging the {self.name} model")
+        told.stage("evaluate", f"judging {_LABELS.get(self.name, 'the model')}")
         return {
             name: refusal_rate(
                 name,

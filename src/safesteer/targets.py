@@ -33,14 +33,14 @@ class Target:
 
 
 def find_target(
-    name: str,
+    name: str | None,
     *,
     config: str | Path | None = None,
     overrides: list[str] | None = None,
     sections: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
 ) -> Target:
-    """Resolve RUN_OR_MODEL.
+    """Resolve RUN_OR_MODEL; None is the model that `config` names, or the built-in one.
 
     A run keeps its own settings except for `sections` and `overrides`. A model gets `config`, or
     the recipe that names it, or the defaults.
@@ -49,6 +49,8 @@ def find_target(
     `output_dir`, which it has already.
     """
     sections = sections or {}
+    if name is None:
+        name = load_settings(config).model.id
     if RunDirectory.is_run(name):
         path = Path(name)
         if output_dir is not None and Path(output_dir).resolve() != path.resolve():

@@ -1,4 +1,4 @@
-"""The command, in this process or in one of its own, and the settings of a run that takes seconds."""
+"""The command, in this process or in one of its own, and a run that takes seconds."""
 
 from __future__ import annotations
 
@@ -65,9 +65,16 @@ def safesteer(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     signal.signal(signal.SIGTERM, earlier)
 
 
-def start(*arguments: Any) -> subprocess.Popen[str]:
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """Options that make a run take seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
     """Starts the command in a process of its own."""
-    return subprocess.Popen(
+    return lambda *arguments: subprocess.Popen(
         [sys.executable, "-m", "safesteer", *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -78,7 +85,7 @@ def start(*arguments: Any) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="session")
-def new_process() -> Command:
+def new_process(start: Callable[..., subprocess.Popen[str]]) -> Command:
     """Runs the command in a process of its own."""
 
     def run(*arguments: Any) -> Outcome:

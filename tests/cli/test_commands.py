@@ -6,13 +6,12 @@ import io
 import json
 import sys
 
-import pytest
 import yaml
 
 from safesteer import __version__
 from safesteer.cli.options import SETTINGS
 from safesteer.config import Settings
-from tests.cli.conftest import SMALL
+from safesteer.targets import find_target
 
 
 def read_lines(path):
@@ -42,9 +41,9 @@ def test_a_run_leaves_everything_that_is_promised(finished_run):
         assert row["prompt"] not in screen
 
 
-def test_a_finished_run_is_not_done_again(safesteer, finished_run, tiny_model_folder):
+def test_a_finished_run_is_not_done_again(safesteer, finished_run, tiny_model_folder, small):
     before = (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    outcome = safesteer("run", tiny_model_folder, "-o", finished_run, "--updates=2", *SMALL)
+    outcome = safesteer("run", tiny_model_folder, "-o", finished_run, "--updates=2", *small)
     assert outcome.code == 0
     assert outcome.out.count("done before") == 4
     assert (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
@@ -87,7 +86,9 @@ def test_eval_with_settings_leaves_the_run_alone(safesteer, finished_run, tmp_pa
 
 def test_eval_of_a_plain_model(safesteer, tiny_model_folder, tmp_path):
     file = tmp_path / "model.json"
-    outcome = safesteer("eval", tiny_model_folder, "--limit=2", "--max-new-tokens=3", "--json", file)
+    outcome = safesteer(
+        "eval", tiny_model_folder, "--limit=2", "--max-new-tokens=3", "--json", file
+    )
     assert outcome.code == 0
     assert set(json.loads(file.read_text("utf-8"))["benchmarks"]) == {
         "harmful",
@@ -96,12 +97,11 @@ def test_eval_of_a_plain_model(safesteer, tiny_model_folder, tmp_path):
     }
 
 
-@pytest.mark.parametrize("names", [["base", "aligned"]])
-def test_chat_shows_both_sides(safesteer, finished_run, monkeypatch, names):
+def test_chat_shows_both_sides(safesteer, finished_run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nAnd now?\n/quit\nnot read\n"))
     outcome = safesteer("chat", finished_run, "--max-new-tokens=3")
     assert outcome.code == 0
-    for name in names:
+    for name in ("base", "aligned"):
         assert outcome.out.count(f"{name}>") == 2
 
 
@@ -143,6 +143,16 @@ def test_options_win_over_the_file_and_set_over_options(safesteer, tmp_path, mon
     assert written["train"]["learning_rate"] == 3e-4
     assert written["tokens"]["count"] == 9
     assert written["model"]["id"] == str(gguf)
+
+
+def test_a_config_names_its_model_unless_another_is_given():
+    assert find_target(None).settings.model.id == "smollm2-135m"
+    qwen = find_target(None, config="qwen3-4b").settings
+    other = find_target("owner/other", config="qwen3-4b")
+    assert other.settings.model.id == "owner/other"
+    assert str(other.path) == "safesteer-runs/other"
+    assert qwen.model.id.startswith("Qwen/")
+    assert find_target(qwen.model.id).settings == qwen
 
 
 def test_version_and_recipes(safesteer):

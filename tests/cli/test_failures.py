@@ -10,7 +10,6 @@ import signal
 import pytest
 
 from safesteer.pipeline import Pipeline
-from tests.cli.conftest import SMALL, start
 
 
 @pytest.fixture
@@ -53,30 +52,28 @@ def test_sigterm_is_an_interruption(run_that):
     assert "--seed=3" in outcome.error and "--fresh" not in outcome.error
 
 
-def test_an_interrupted_run_goes_on_where_it_was(safesteer, tiny_model_folder, tmp_path):
+def test_an_interrupted_run_goes_on_where_it_was(start, small, tiny_model_folder, tmp_path):
     run = tmp_path / "run"
-    arguments = ["run", tiny_model_folder, "-o", run, "--updates=300", *SMALL]
-    process = start(*arguments)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("  update 5/"):
-            process.send_signal(signal.SIGINT)
-            break
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert err.count("\n") == 1 and err.startswith("interrupted; go on with: safesteer run ")
+    arguments = ["run", tiny_model_folder, "-o", run, "--updates=300", *small]
+
+    def interrupt_after(updates, number):
+        """Interrupt after so many training updates; return them and the last line on stderr."""
+        seen = []
+        process = start(*arguments)
+        for line in process.stdout:
+            if line.startswith("  update "):
+                seen.append(int(line.split()[1].partition("/")[0]))
+                if len(seen) == updates:
+                    process.send_signal(number)
+                    break
+        _, err = process.communicate(timeout=250)
+        assert process.returncode == 130
+        assert err.count("\n") == 1 and err.startswith("interrupted; go on with: safesteer run ")
+        return seen
+
+    assert interrupt_after(5, signal.SIGINT) == [1, 2, 3, 4, 5]
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
     assert manifest["stages"]["train"]["status"] == "interrupted"
     reached = max(int(path.name.rpartition("-")[2]) for path in run.glob("train/checkpoint-*"))
-    # The number of updates belongs to the schedule, so it stays; one update more shows the rest.
-    first = start(*arguments)
-    assert first.stdout is not None
-    updates = []
-    for line in first.stdout:
-        if line.startswith("  update "):
-            updates.append(int(line.split()[1].partition("/")[0]))
-            first.send_signal(signal.SIGTERM)
-            break
-    first.communicate(timeout=120)
-    assert first.returncode == 130
-    assert updates == [reached + 1]
+    assert reached >= 4
+    assert interrupt_after(1, signal.SIGTERM) == [reached + 1]

@@ -42,8 +42,9 @@ def test_refusal_tokens_are_the_first_tokens_of_refusals(tiny_chat_model):
     tokens = refusal_first_tokens(chat)
     assert tokens == sorted(set(tokens)) and len(tokens) >= 3
     assert chat.answer_ids("Sorry,")[0] in tokens and chat.answer_ids("I cannot")[0] in tokens
-    assert chat.answer_ids("Sure")[0] not in tokens or chat.answer_ids("Sure")[0] == (
-        chat.answer_ids("Sorry,")[0]
+    assert (
+        chat.answer_ids("Sure")[0] not in tokens
+        or chat.answer_ids("Sure")[0] == (chat.answer_ids("Sorry,")[0])
     )
 
 
@@ -133,7 +134,7 @@ def made_up_scores(monkeypatch, tiny_chat_model):  # type: ignore[no-untyped-def
     ],
 )
 def test_thresholds(layer, addition, kl, reason, made_up_scores, tiny_chat_model):
-    """Each published threshold rejects what is beyond it, and says why; of 4 layers the last goes."""
+    """Each published threshold rejects what is beyond it, and says why; layer 3 of 4 goes."""
     made_up_scores(addition, kl)
     scored = candidate(layer)
     score_candidates(tiny_chat_model, [scored], PROMPTS, PROMPTS, [1], DirectionSettings())

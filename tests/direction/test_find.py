@@ -107,7 +107,7 @@ def test_the_candidate_that_refuses_most_is_chosen():
 
 
 def test_the_rejected_are_chosen_only_if_nobody_else_is_left():
-    """A qualified candidate wins over a rejected one that refuses more; unobserved ones never do."""
+    """A qualified candidate wins over a rejected one that refuses more; unseen ones never do."""
     good = made(1, flip_rate=0.5, harmless_refusals=0.0)
     bad = made(2, flip_rate=1.0, harmless_refusals=0.0, rejected="loops")
     unseen = made(3)
@@ -126,14 +126,12 @@ def test_the_rejected_are_chosen_only_if_nobody_else_is_left():
     ],
 )
 def test_behaviour_thresholds(scores, reason):
-    """Refusing too little, text that is not fluent, and loops are reasons; the bounds are inside."""
+    """Refusing too little, text that is not fluent, and loops are reasons; bounds are inside."""
     fault = find._fault(made(**scores), DirectionSettings())
     assert reason in fault and bool(reason) == bool(fault)
 
 
-def test_the_lowest_ablation_scores_become_finalists(
-    tiny_chat_model, behave, refusing, scored
-):
+def test_the_lowest_ablation_scores_become_finalists(tiny_chat_model, behave, refusing, scored):
     """Of three layers the two that matter most are steered with; the best behaviour is chosen."""
     scored({1: (-1.0, 0.0, ""), 2: (-3.0, 0.0, ""), 3: (-2.0, 0.0, "among the last")})
     behaviours = behave({1: (0.7, 0.1), 2: (0.9, 0.1), 3: (1.0, 0.0)})

@@ -12,7 +12,7 @@ VOCABULARY, TOKENS = 11, [2, 3, 7]
 
 
 def slow(name: str, p_s: list[float], p_t: list[float]) -> float:
-    """The definition of a divergence at one position, over the probabilities of S, in plain Python."""
+    """A divergence at one position, over the probabilities of S, in plain Python."""
     pairs = list(zip(p_s, p_t, strict=True))
     if name in ("paper", "full"):
         return sum(s * math.log(s / t) for s, t in pairs)

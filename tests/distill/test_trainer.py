@@ -1,4 +1,4 @@
-"""The trainer on a tiny model: its losses against slow independent ones, its gradients, resuming."""
+"""The trainer on a tiny model: its losses against slow ones, its gradients, resuming."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def make_teacher(layer: int = 2) -> Teacher:
 
 
 def prompts(name: str, count: int = 6) -> list[tuple[dict[str, str], ...]]:
-    return [({"role": "user", "content": f"{name} request {'very ' * i}{i}"},) for i in range(count)]
+    return [
+        ({"role": "user", "content": f"{name} request {'very ' * i}{i}"},) for i in range(count)
+    ]
 
 
 def run(
@@ -147,8 +149,11 @@ def log_probs(model: Any, ids: list[int], count: int, vector: Any = None) -> tor
     return torch.log_softmax(logits, dim=-1)[-count - 1 : -1]
 
 
-def slow_loss(update: dict[str, Any], base: Any, chat: Any, teacher: Teacher, divergence: str) -> Any:
+def slow_loss(
+    update: dict[str, Any], base: Any, chat: Any, divergence: str, anchor_tokens: str = "safety"
+) -> dict[str, float]:
     """The loss of an update as the paper writes it: sequence by sequence, token by token."""
+    teacher = make_teacher()
     total, masses_s, masses_t, entropies = 0.0, [], [], []
     for row, completion in zip(update["rows"], update["completions"], strict=True):
         count = len(completion)
@@ -160,11 +165,12 @@ def slow_loss(update: dict[str, Any], base: Any, chat: Any, teacher: Teacher, di
             log_t = log_probs(base, chat.ids(context) + completion, count, teacher.direction)
         sums = 0.0
         for position in range(count):
-            ids = list(range(log_s.shape[1])) if divergence == "full" else TOKENS
+            whole = divergence == "full" or (row["anchor"] and anchor_tokens == "all")
+            ids = list(range(log_s.shape[1])) if whole else TOKENS
             p_s, p_t = log_s[position, ids].exp().tolist(), log_t[position, ids].exp().tolist()
             for s, t in zip(p_s, p_t, strict=True):
                 sums += s * math.log(s / t)
-                if divergence == "generalized":
+                if divergence == "generalized" and not whole:
                     sums += t - s
             if not row["anchor"]:
                 masses_s.append(log_s[position, TOKENS].exp().sum().item())
@@ -198,14 +204,25 @@ def test_losses_are_the_definition_on_the_rollouts(
     assert len(metrics) == len(recorded) == 2
     assert len({len(completion) for completion in recorded[0]["completions"]}) > 2
     for update, line in zip(recorded, metrics, strict=True):
-        expected = slow_loss(update, base, tiny_chat_model.chat, make_teacher(), divergence)
+        expected = slow_loss(update, base, tiny_chat_model.chat, divergence)
         for key, value in expected.items():
             assert line[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
     assert metrics[0]["loss"] > 1e-3  # there is something to learn
-    moved = slow_loss(
-        {**recorded[1], "student": base}, base, tiny_chat_model.chat, make_teacher(), divergence
-    )
+    still = {**recorded[1], "student": base}
+    moved = slow_loss(still, base, tiny_chat_model.chat, divergence)
     assert metrics[1]["loss"] != pytest.approx(moved["loss"], rel=1e-2)  # the student has moved
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_anchors_on_all_of_the_vocabulary(micro_batch, tiny_chat_model, recorded, tmp_path):
+    """Harmful rows keep their loss on S, anchors get the reverse KL over the vocabulary."""
+    base = copy.deepcopy(tiny_chat_model.model)
+    _, metrics = run(tiny_chat_model, tmp_path, anchor_tokens="all", micro_batch=micro_batch)
+    for update, line in zip(recorded, metrics, strict=True):
+        expected = slow_loss(update, base, tiny_chat_model.chat, "generalized", "all")
+        assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
+    on_safety = slow_loss(recorded[1], base, tiny_chat_model.chat, "generalized")
+    assert metrics[1]["loss"] != pytest.approx(on_safety["loss"], rel=1e-2)
 
 
 def test_metrics_have_every_key(tiny_chat_model, tmp_path):
@@ -289,7 +306,7 @@ def test_student_equal_to_the_teacher_learns_nothing(tiny_chat_model, tmp_path):
 
 def test_training_moves_the_student_towards_the_teacher(tiny_chat_model, tmp_path):
     """Many updates on few prompts bring the loss well below where it began."""
-    _, metrics = run(tiny_chat_model, tmp_path, updates=15, anchor_share=0, save_every=50)
+    _, metrics = run(tiny_chat_model, tmp_path, updates=8, anchor_share=0, save_every=50)
     losses = [line["loss"] for line in metrics]
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
 

@@ -112,7 +112,7 @@ def test_each_answer_is_judged_with_its_own_prompt(tiny_chat_model, monkeypatch)
 
 
 def test_base_teacher_and_student_are_three_models(tiny_chat_model, new_chat_model):
-    """With an adapter in the model: base without it, teacher steered without it, student with it."""
+    """With an adapter in the model: base and teacher answer without it, the student with it."""
     untouched = new_chat_model()
     student = with_lora(tiny_chat_model.model, trained=True)
     teacher = Teacher(

@@ -87,7 +87,9 @@ def test_answer_continues_the_prompt(chat):
     """ids(messages, answer) is the prompt followed by the ids of the answer."""
     prompt = messages([("user", "Hello")])
     assert chat.ids(prompt, "Sure, here") == chat.ids(prompt) + chat.answer_ids("Sure, here")
-    assert chat.decode([*chat.answer_ids("Sure, here"), chat.tokenizer.eos_token_id]) == "Sure, here"
+    assert (
+        chat.decode([*chat.answer_ids("Sure, here"), chat.tokenizer.eos_token_id]) == "Sure, here"
+    )
 
 
 def test_post_instruction_ids_are_the_template_after_the_users_text(chat):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BertConfig, BertModel
 
 from safesteer.errors import InputError
 from safesteer.models.head import OutputHead
@@ -47,7 +47,9 @@ def model(request):  # type: ignore[no-untyped-def]
     """A model of one architecture with random weights."""
     common = {} if request.param == "gpt2" else COMMON
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[request.param](**{"vocab_size": 64, **common, **ARCHITECTURES[request.param]})
+    config = CONFIG_MAPPING[request.param](
+        **{"vocab_size": 64, **common, **ARCHITECTURES[request.param]}
+    )
     return AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
 
 
@@ -87,7 +89,7 @@ def test_vision_layers_are_passed_over():
     """A vision tower with more, or as many, layers is not taken for the language model."""
 
     class Both(nn.Module):
-        class config:  # noqa: N801
+        class config:
             num_hidden_layers = 2
 
         def __init__(self) -> None:
@@ -105,7 +107,9 @@ def test_a_model_without_blocks_is_an_input_error():
     """The error names the model and the lists that were found."""
     model = BertModel(BertConfig(**{**COMMON, "num_hidden_layers": 2}))
     model.config.num_hidden_layers = 5
-    with pytest.raises(InputError, match=r"blocks of BertModel.*length 5, found encoder.layer \(2\)"):
+    with pytest.raises(
+        InputError, match=r"blocks of BertModel.*length 5, found encoder.layer \(2\)"
+    ):
         find_blocks(model)
     with pytest.raises(InputError, match="none"):
         find_blocks(type("Bare", (nn.Linear,), {"config": BertConfig()})(2, 2))

@@ -60,7 +60,7 @@ def as_tuple(request):  # type: ignore[no-untyped-def]
 
 
 def test_the_vector_is_added_to_one_blocks_input_alone(keyword, as_tuple):
-    """Block 1 gets h + c d at every position, block 0 what it always got; the input is not edited."""
+    """Block 1 gets h + c d at every position, block 0 what it always got, unedited."""
     model = Stack(keyword, as_tuple)
     hidden, direction = torch.randn(2, 4, 6), torch.randn(6)
     before = hidden.clone()
@@ -100,8 +100,10 @@ def test_no_hook_is_left_behind(context, tiny_chat_model):
     """Neither after leaving nor after an exception inside; and the model answers as before."""
     model = tiny_chat_model.model
     direction = torch.randn(32)
-    enter = (lambda: steer(model, 2, direction)) if context == "steer" else (
-        lambda: ablate(model, direction)
+    enter = (
+        (lambda: steer(model, 2, direction))
+        if context == "steer"
+        else (lambda: ablate(model, direction))
     )
     before = model(IDS).logits
     with enter():

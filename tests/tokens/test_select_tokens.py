@@ -90,7 +90,9 @@ def test_streamed_sums_are_the_slow_ones(teacher, method, ends, tiny_chat_model,
     assert len(tails) == 12
     sums, positions = slow(model, teacher, tails, settings, ends)
     full = sum(map(len, tails))
-    assert (positions < full) == (len(ends) > 1)  # some positions after the model's end are left out
+    assert (positions < full) == (
+        len(ends) > 1
+    )  # some positions after the model's end are left out
     assert found.positions == positions
     score = sums["votes"] * 1e3 + sums["t"] / positions if method == "vote" else sums["m"].clone()
     score[model.tokenizer.all_special_ids] = -1
@@ -118,7 +120,7 @@ def test_votes_and_mass_choose_differently(tiny_chat_model):
 
 
 def test_the_seed_decides(tiny_chat_model):
-    """Same seed, same tokens whatever was drawn before; another seed samples other continuations."""
+    """Same seed, same tokens, whatever was drawn before; another seed, other continuations."""
     results = []
     for seed, noise in ((0, 1), (0, 2), (1, 3)):
         torch.manual_seed(noise)
@@ -163,9 +165,7 @@ def test_control_tokens_that_the_tokenizer_does_not_list_are_left_out(tiny_chat_
 def test_rows_beyond_the_tokenizer_are_left_out(new_chat_model):
     """Output matrices are often padded with rows that no text has."""
     model = new_chat_model(vocab_size=400)
-    found = select_safety_tokens(
-        model, TEACHERS["steering"], PROMPTS, make_settings(count=10_000)
-    )
+    found = select_safety_tokens(model, TEACHERS["steering"], PROMPTS, make_settings(count=10_000))
     assert max(found.ids) < len(model.tokenizer)
 
 

@@ -91,13 +91,14 @@ def _explain(error: Exception, command: object) -> tuple[str, int]:
     if isinstance(error, SafeSteerError):
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # typer's own: unknown command or option, wrong value
-        message = error.format_message().rstrip(".")
+        message = error.format_message().rstrip(".?")
         if message.startswith("No such command") and "mean" not in message:
-            typed = message.partition("'")[2].rstrip("'")
+            typed = message.partition("'")[2].rstrip("'")  # older typer names no nearest one
             message += nearest(typed, getattr(command, "commands", ()))
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "safesteer"
-        return f"{message}; see `{path} --help`", getattr(error, "exit_code", 2)
+        end = "?" if "Did you mean" in message else "."
+        return f"{message}{end} See `{path} --help`.", getattr(error, "exit_code", 2)
     name = type(error).__name__
     return f"safesteer failed: {name}: {error} (run again with --debug for the traceback)", 1
 

@@ -13,12 +13,13 @@ from safesteer.cli.options import Debug, Fresh, GivenSettings, OutputDir, Quiet,
 def run(
     settings: GivenSettings,
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="Hub id, folder, .gguf file, smollm2-135m, or a run to go on with.",
+            help="Hub id, folder, .gguf file, or a run to go on with.",
+            show_default="smollm2-135m, built in",
         ),
-    ] = "smollm2-135m",
+    ] = None,
     output_dir: OutputDir = None,
     resume: Fresh = True,
     quiet: Quiet = False,

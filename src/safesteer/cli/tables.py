@@ -196,8 +196,8 @@ def _tokens(content: dict[str, Any]) -> list[RenderableType]:
         )
     return [
         Text(
-            f"  {len(tokens)} safety tokens hold {content['coverage']:.0%} of the difference between"
-            f" teacher and model; the first {min(TOP_TOKENS, len(tokens))}:"
+            f"  {len(tokens)} safety tokens hold {content['coverage']:.0%} of the difference"
+            f" between teacher and model; the first {min(TOP_TOKENS, len(tokens))}:"
         ),
         shown,
     ]

@@ -13,7 +13,7 @@ from safesteer.targets import find_target
 
 
 def work(
-    target: str,
+    target: str | None,
     settings: GivenSettings,
     output_dir: Path | None,
     *,

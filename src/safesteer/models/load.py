@@ -103,7 +103,7 @@ def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
         digest.update(_file_digest(path).encode())
     else:
         for file in sorted(path.iterdir()):
-            if file.suffix in {".safetensors", ".json"} and file.is_file():
+            if file.suffix in {".safetensors", ".json", ".jinja", ".model"} and file.is_file():
                 content = file.resolve().name if file.is_symlink() else _file_digest(file)
                 digest.update(f"{file.name}:{content}\n".encode())
         if path.parent.name == "snapshots":

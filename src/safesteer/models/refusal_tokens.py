@@ -12,8 +12,8 @@ REFUSAL_BEGINNINGS = ("I cannot", "I'm sorry", "Sorry,", "As an AI", "Unfortunat
 def refusal_first_tokens(chat: ChatRenderer) -> list[int]:
     """Token ids with which a refusal begins: R in the refusal score (PAPER section 2).
 
-    Encoded after the rendered prompt, because a tokenizer may write the first word of an answer
-    differently in the middle of a text.
+    Encoded as the beginning of an answer, because a tokenizer may write a first word differently in
+    the middle of a text.
     """
     tokens = {chat.answer_ids(beginning)[0] for beginning in REFUSAL_BEGINNINGS}
     return sorted(tokens)

@@ -73,6 +73,7 @@ class SafetyTokens:
                     "horizon",
                     "samples_per_prompt",
                     "inner_top_k",
+                    "end_of_turn",
                     "floor",
                 )
             },
@@ -188,8 +189,11 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
     # Llama 3 names only two of its 256 control tokens in all_special_ids.
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special = [i for i in special if i < len(allowed)]
-    allowed[special] = False
+    if settings.end_of_turn:
+        # Without it the student learns how a refusal begins but not that it ends, and goes on
+        # repeating itself.
+        special -= set(end_of_turn_ids(model.model, tokenizer))
+    allowed[[i for i in special if i < len(allowed)]] = False
     allowed[len(tokenizer) :] = False
     # Equal votes are ordered by the teacher's probability, so that the choice is reproducible.
     score = sums.votes + sums.teacher / (sums.positions + 1) if settings.method == "vote" else sums.mass
