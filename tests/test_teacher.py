@@ -6,6 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from safesteer.config import TeacherSettings
 from safesteer.errors import SafeSteerError
+from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.teacher import (
     Direction,
     Teacher,
@@ -70,14 +71,28 @@ def test_settings_make_the_teacher():
     system = TeacherSettings(steering=False, context="system-prompt", system_prompt="No.")
     assert make_teacher(system, direction) == Teacher(None, ({"role": "system", "content": "No."},))
     shown = make_teacher(TeacherSettings(context="demonstrations", demonstrations=3), direction)
-    assert shown.direction is direction
+    assert shown.direction == direction
     assert [m["role"] for m in shown.context] == ["user", "assistant"] * 3
+
+
+def test_strength_is_a_factor_on_the_directions_coefficient():
+    """The teacher steers with strength x coefficient; the direction itself stays as it was."""
+    direction = Direction(torch.ones(3), 1, 0.8)
+    taught = make_teacher(TeacherSettings(strength=1.5), direction)
+    assert taught.direction.coefficient == pytest.approx(1.2)
+    assert taught.direction.layer == 1 and direction.coefficient == 0.8
+
+
+def test_refusals_alone_as_context():
+    """The demonstrations that refuse, without those that answer."""
+    settings = TeacherSettings(steering=False, context="refusals", demonstrations=3)
+    turns = make_teacher(settings, None).context
+    assert [m["role"] for m in turns] == ["user", "assistant"] * 3
+    assert all(judge_refusal(m["content"]).refused for m in turns[1::2])
 
 
 def test_demonstrations_alternate_between_answering_and_refusing():
     """An even number of them shows as many refusals as answers."""
-    from safesteer.evaluate.refusal_judge import judge_refusal
-
     answers = [m["content"] for m in demonstrations(10) if m["role"] == "assistant"]
     assert len(answers) == 10
     assert [judge_refusal(answer).refused for answer in answers] == [False, True] * 5

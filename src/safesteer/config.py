@@ -239,7 +239,7 @@ def recipe_for_model(model_id: str) -> str | None:
     if model_id in names:
         return model_id
     for name in names:
-        if load_settings(name).model.id == model_id:
+        if yaml.safe_load(recipe_text(name)).get("model", {}).get("id") == model_id:
             return name
     return None
 
@@ -267,10 +267,10 @@ def load_settings(
     as_read = copy.deepcopy(values)
     for section, content in sections.items():
         earlier = values.get(section) or {}
-        if isinstance(content, dict) and isinstance(earlier, dict):
-            values[section] = {**earlier, **content}
-        else:
+        if not isinstance(content, dict):
             values[section] = content
+        elif isinstance(earlier, dict):  # otherwise the file is wrong, which validation says
+            values[section] = {**earlier, **content}
     for override in overrides or []:
         _apply_override(values, override)
     try:

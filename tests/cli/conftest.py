@@ -81,6 +81,8 @@ def start() -> Callable[..., subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell may have started the tests with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -90,7 +92,7 @@ def new_process(start: Callable[..., subprocess.Popen[str]]) -> Command:
 
     def run(*arguments: Any) -> Outcome:
         process = start(*arguments)
-        out, err = process.communicate(timeout=250)
+        out, err = process.communicate()
         return Outcome(process.returncode, out, err)
 
     return run

@@ -21,12 +21,12 @@ def test_a_process_says_one_line_and_leaves_with_2(new_process, tmp_path):
     [
         (["rnu"], "did you mean 'run'"),
         (["run", "--udpates", "3"], "--updates"),
-        (["run", "--updates", "many"], "many"),
+        (["run", "--updates", "many"], "'--updates'"),
         (["run", "--updates", "0"], "train.updates = 0"),
         (["run", "--divergence", "genralized"], "generalized"),
         (["run", "--config", "smolm2"], "no recipe named 'smolm2'"),
         (["run", "--config", "none.yaml"], "none.yaml"),
-        (["run", "--set", "train.updtes=3"], "train.updates"),
+        (["run", "--set", "train.updtes=3"], "did you mean 'updates'"),
         (["run", "--set", "updates"], "section.key=value"),
         (["run", "--harmful", "none.jsonl"], "none.jsonl"),
         (["run", "a", "b"], "b"),
@@ -48,7 +48,7 @@ def test_wrong_words(safesteer, arguments, said, monkeypatch, tmp_path):
 def test_a_config_file_with_an_unknown_key_or_value(safesteer, tmp_path):
     config = tmp_path / "mine.yaml"
     for text, said in [
-        ("train:\n  update: 3\n", "'train.updates'"),
+        ("train:\n  update: 3\n", "did you mean 'updates'"),
         ("trian:\n  updates: 3\n", "train"),
         ("train: 3\n", "train"),
         ("train:\n  updates: 3\n learning_rate: 1\n", "not valid YAML"),

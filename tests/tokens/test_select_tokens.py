@@ -24,7 +24,14 @@ TEACHERS = {
 
 def make_settings(**changes: Any) -> TokenSettings:
     return TokenSettings(
-        **{"count": 12, "samples_per_prompt": 4, "horizon": 5, "inner_top_k": 9, "floor": 0.0}
+        **{
+            "count": 12,
+            "samples_per_prompt": 4,
+            "horizon": 5,
+            "inner_top_k": 9,
+            "floor": 0.0,
+            "end_of_turn": False,
+        }
         | changes
     )
 
@@ -160,6 +167,18 @@ def test_control_tokens_that_the_tokenizer_does_not_list_are_left_out(tiny_chat_
         tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings(count=10_000)
     )
     assert hidden not in found.ids
+
+
+def test_the_end_of_the_turn_may_be_a_safety_token(tiny_chat_model):
+    """With end_of_turn S may hold what ends an answer, and still no other control token."""
+    tokenizer = tiny_chat_model.tokenizer
+    found = select_safety_tokens(
+        tiny_chat_model,
+        TEACHERS["steering"],
+        PROMPTS,
+        make_settings(count=10_000, end_of_turn=True),
+    )
+    assert set(found.ids) & set(tokenizer.all_special_ids) == {tokenizer.eos_token_id}
 
 
 def test_rows_beyond_the_tokenizer_are_left_out(new_chat_model):
