@@ -92,7 +92,11 @@ def main() -> None:
             for name, entry in drift.items():
                 print(f"{who:8} {name:12} {entry['value']:.4f}  {entry['ci95']}  n {entry['n']}")
     write_json(pipeline.run.path / "outside" / "results.json", results)
-    print(json.dumps({who: {k: round(v["value"], 4) for k, v in r.items()} for who, r in results.items()}))  # type: ignore[index]
+    print(
+        json.dumps(
+            {who: {k: round(v["value"], 4) for k, v in r.items()} for who, r in results.items()}
+        )
+    )  # type: ignore[index]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -116,7 +117,10 @@ class TeacherSettings(Section):
         description="system message of the teacher when context is system-prompt",
     )
     demonstrations: int = Field(
-        4, ge=1, le=16, description="requests with answers when context is demonstrations or refusals"
+        4,
+        ge=1,
+        le=16,
+        description="requests with answers when context is demonstrations or refusals",
     )
 
 
@@ -175,7 +179,9 @@ class TrainSettings(Section):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     max_completion_tokens: int = Field(512, ge=1, description="cap of a rollout")
-    max_prompt_tokens: int = Field(512, ge=8, description="longer prompts are left out, with a note")
+    max_prompt_tokens: int = Field(
+        512, ge=8, description="longer prompts are left out, with a note"
+    )
     temperature: float = Field(1.0, gt=0, description="of the rollouts")
     micro_batch: int | None = Field(
         None, ge=1, description="completions per forward; a whole update if unset"
@@ -219,7 +225,9 @@ def recipe_names() -> list[str]:
     """Names of the recipes that come with the package, in alphabetical order."""
     folder = resources.files("safesteer") / "recipes"
     return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+        entry.name.removesuffix(".yaml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".yaml")
     )
 
 
@@ -316,10 +324,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = raw
     # YAML 1.1 reads 1e-5 as a string; a person who types it means the number.
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     place = values
     for part in parts[:-1]:
         inner = place.setdefault(part, {})
@@ -349,7 +355,10 @@ def _explain(error: ValidationError) -> str:
     value = first.get("input")
     hint = ""
     if first["type"] == "literal_error" and isinstance(value, str):
-        hint = nearest(value, [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")])
+        hint = nearest(
+            value,
+            [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")],
+        )
     return f"{key} = {value!r}: {message}{hint}{more}"
 
 

@@ -1,4 +1,4 @@
-"""What a run tells while it works. The default says nothing; the command line has one that prints."""
+"""What a run tells while it works. The default says nothing; the command line's prints."""
 
 from __future__ import annotations
 

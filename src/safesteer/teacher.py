@@ -33,7 +33,7 @@ class Direction:
         layer: block whose input it is added to.
         coefficient: its factor.
         method: where it came from, harmful-harmless or refuse-comply.
-        position: index from the end of the prompt that it was taken at, None for a mean over tokens.
+        position: index from the end of the prompt that it was taken at; None: a mean over tokens.
     """
 
     vector: torch.Tensor

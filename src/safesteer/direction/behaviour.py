@@ -68,7 +68,7 @@ def answer_nll(
     *,
     batch_size: int = 32,
 ) -> float:
-    """Mean negative log-likelihood per token of `answers` under the unsteered base model, in nats."""
+    """Mean negative log-likelihood per token of `answers`, in nats; an adapter is off."""
     head = OutputHead.of(model.model)
     total, count = 0.0, 0
     with base_weights(model.model):

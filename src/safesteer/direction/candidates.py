@@ -103,9 +103,7 @@ def lasting_fault(candidate: Candidate, layers: int, settings: DirectionSettings
     if candidate.direction.layer >= int(layers * (1 - settings.drop_last_layers)):
         return f"among the last {settings.drop_last_layers:.0%} of layers"
     if candidate.kl is not None and candidate.kl > settings.max_kl:
-        return (
-            f"ablating it changes harmless answers (KL {candidate.kl:.3f} > {settings.max_kl:g})"
-        )
+        return f"ablating it changes harmless answers (KL {candidate.kl:.3f} > {settings.max_kl:g})"
     return ""
 
 

@@ -148,7 +148,9 @@ def _harmful_harmless(
         )
     positions = len(model.chat.post_instruction_ids())
     means = [
-        prompt_means(model, prompts, positions, progress=lambda d, t: step("mean activations", d, t))
+        prompt_means(
+            model, prompts, positions, progress=lambda d, t: step("mean activations", d, t)
+        )
         for prompts in (harmful, harmless)
     ]
     differences = (means[0] - means[1]).float()  # [P, L, D]
@@ -218,9 +220,9 @@ def _refuse_comply(
         candidates.append(candidate)
         step("score layers", index + 1, len(layers))
     # The likelihood of the openings orders the layers; what the model then says decides.
-    open_ = sorted(
-        (c for c in candidates if not c.rejected), key=lambda c: -(c.addition or 0.0)
-    )[: settings.finalists]
+    open_ = sorted((c for c in candidates if not c.rejected), key=lambda c: -(c.addition or 0.0))[
+        : settings.finalists
+    ]
     finalists = [
         c
         if strength == c.direction.coefficient
@@ -234,7 +236,7 @@ def _refuse_comply(
 
 
 def opening_margin(model: ChatModel, prompts: Prompts, settings: DirectionSettings) -> float:
-    """How much likelier the first refusing opening is than the first complying one, in nats per token.
+    """How much likelier the first refusing opening is than the first complying one, nats per token.
 
     Asked of the model as it is now, so inside a steering context of the steered model. A better
     guide to what it will say than its first token: "I" begins refusals and other answers alike.
@@ -277,9 +279,12 @@ def _observe(
 def _fault(candidate: Candidate, settings: DirectionSettings) -> str:
     flip, ratio = candidate.flip_rate or 0.0, candidate.perplexity_ratio or 0.0
     if flip < settings.min_flip_rate:
-        return f"the steered model refuses {flip:.0%} of harmful prompts (< {settings.min_flip_rate:.0%})"
+        least = settings.min_flip_rate
+        return f"the steered model refuses {flip:.0%} of harmful prompts (< {least:.0%})"
     if ratio > settings.max_perplexity_ratio:
-        return f"its text is not fluent (perplexity x{ratio:.1f} > x{settings.max_perplexity_ratio:g})"
+        return (
+            f"its text is not fluent (perplexity x{ratio:.1f} > x{settings.max_perplexity_ratio:g})"
+        )
     if (candidate.loops or 0.0) > 0.1:
         return f"{candidate.loops:.0%} of its answers loop"
     return ""

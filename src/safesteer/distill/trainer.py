@@ -80,7 +80,9 @@ class SafeSteerTrainer(DistillationTrainer):
             processing_class=chat.tokenizer,
             **kwargs,
         )
-        if base_model is None and not hasattr(self.accelerator.unwrap_model(self.model), "disable_adapter"):
+        if base_model is None and not hasattr(
+            self.accelerator.unwrap_model(self.model), "disable_adapter"
+        ):
             raise ValueError("training all weights needs base_model, a frozen copy for the teacher")
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(self.accelerator.device)
@@ -143,7 +145,9 @@ class SafeSteerTrainer(DistillationTrainer):
         for ids, mask, anchor in zip(
             output["completion_ids"], output["completion_mask"], anchors, strict=True
         ):
-            verdicts[anchor].append(judge_refusal(self.chat.decode(ids[mask.bool()].tolist())).refused)
+            verdicts[anchor].append(
+                judge_refusal(self.chat.decode(ids[mask.bool()].tolist())).refused
+            )
         mode = "train" if self.model.training else "eval"
         for anchor, name in ((False, "refusal_rate"), (True, "anchor_refusal_rate")):
             if verdicts[anchor]:

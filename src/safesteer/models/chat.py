@@ -62,12 +62,15 @@ class ChatRenderer:
             reverse=True,
         )
         # The look-ahead finds overlapping occurrences too.
-        self._control = re.compile("(?=(" + "|".join(map(re.escape, controls)) + "))") if controls else None
+        self._control = (
+            re.compile("(?=(" + "|".join(map(re.escape, controls)) + "))") if controls else None
+        )
         try:
             self.text([{"role": "user", "content": _PROBE}])
         except Exception as error:  # a template is a program: it can fail in any way
             raise InputError(
-                f"the chat template cannot render a single user turn ({' '.join(str(error).split())})"
+                "the chat template cannot render a single user turn"
+                f" ({' '.join(str(error).split())})"
             ) from None
 
     def text(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:

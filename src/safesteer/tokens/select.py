@@ -196,12 +196,15 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
     allowed[[i for i in special if i < len(allowed)]] = False
     allowed[len(tokenizer) :] = False
     # Equal votes are ordered by the teacher's probability, so that the choice is reproducible.
-    score = sums.votes + sums.teacher / (sums.positions + 1) if settings.method == "vote" else sums.mass
+    score = (
+        sums.votes + sums.teacher / (sums.positions + 1) if settings.method == "vote" else sums.mass
+    )
     score = torch.where(allowed, score, -torch.inf)
     count = min(settings.count, int(allowed.sum()))
     if count < 1:
         raise SafeSteerError(
-            f"no token has a mean teacher probability of {settings.floor} or more; lower tokens.floor"
+            f"no token has a mean teacher probability of {settings.floor} or more;"
+            " lower tokens.floor"
         )
     chosen = score.topk(count).indices.tolist()
     return SafetyTokens(
