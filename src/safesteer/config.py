@@ -23,6 +23,7 @@ from safesteer.errors import InputError, nearest
 Divergence = Literal["paper", "generalized", "tail", "renormalized", "forward", "full"]
 DirectionSource = Literal["auto", "harmful-harmless", "refuse-comply"]
 TeacherContext = Literal["none", "system-prompt", "demonstrations", "refusals"]
+AnchorSet = Literal["harmless", "borderline"]
 TokenMethod = Literal["vote", "mass"]
 
 
@@ -144,7 +145,7 @@ class TokenSettings(Section):
 
 class LoraSettings(Section):
     rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
+    alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = Field("all-linear", description="as in peft.LoraConfig")
     first_layer: int = Field(
@@ -169,8 +170,8 @@ class TrainSettings(Section):
     anchor_tokens: Literal["safety", "all"] = Field(
         "safety", description="tokens that the loss looks at on anchors: S or the vocabulary"
     )
-    anchors: list[Literal["harmless", "borderline"]] = Field(
-        default_factory=lambda: ["harmless", "borderline"],
+    anchors: list[AnchorSet] = Field(
+        default=["harmless", "borderline"],
         min_length=1,
         description="prompt sets that anchors come from; repeat one to weigh it",
     )

@@ -237,7 +237,7 @@ def test_metrics_have_every_key(tiny_chat_model, tmp_path):
         assert 1 <= line["completion_length"] <= 7
         whole = sum(line["seconds"].values())
         assert line["tokens_per_second"] == pytest.approx(
-            line["completion_length"] * 8 / whole, rel=0.05
+            line["completion_length"] * 8 / whole, rel=0.2
         )
 
 

@@ -46,7 +46,7 @@ class SafeSteerTrainer(DistillationTrainer):
         rollout_batch: sequences generated at once.
     """
 
-    _tag_names = ("trl", "safesteer")
+    _tag_names = ["trl", "safesteer"]  # noqa: RUF012 - a list in the class that it overrides
     # TRL's loss counts tokens itself and so needs no scaling; ours is the mean over completions
     # (the paper's reduction), and the update's loss the mean over its equal micro-batches.
     loss_is_scaled_for_ga = False
@@ -148,7 +148,7 @@ class SafeSteerTrainer(DistillationTrainer):
             verdicts[anchor].append(
                 judge_refusal(self.chat.decode(ids[mask.bool()].tolist())).refused
             )
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode()
         for anchor, name in ((False, "refusal_rate"), (True, "anchor_refusal_rate")):
             if verdicts[anchor]:
                 rate = sum(verdicts[anchor]) / len(verdicts[anchor])
@@ -239,12 +239,15 @@ class SafeSteerTrainer(DistillationTrainer):
 
     def _log_masses(self, metrics, anchor) -> None:  # type: ignore[no-untyped-def]
         harmful = ~anchor
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode()
         for name in ("mass_student", "mass_teacher"):
             if harmful.any():
                 self._metrics[mode][name].append(metrics[name][harmful].mean().item())
 
     # Book-keeping --------------------------------------------------------------------------------
+
+    def _mode(self) -> str:
+        return "train" if self.model is not None and self.model.training else "eval"
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -48,7 +49,7 @@ class InverseCdfSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, choice, 0.0)
 
 
-def end_of_turn_ids(model: PreTrainedModel, tokenizer) -> list[int]:  # type: ignore[no-untyped-def]
+def end_of_turn_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """Every token that ends an answer: the model's own declaration and the tokenizer's."""
     declared = model.generation_config.eos_token_id if model.generation_config else None
     ids = [declared] if isinstance(declared, int) else list(declared or [])
@@ -59,8 +60,8 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer) -> list[int]:  # type: ig
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
-    tokenizer,  # type: ignore[no-untyped-def]
+    model: Any,
+    tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,

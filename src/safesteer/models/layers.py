@@ -6,13 +6,15 @@ text decoder whose forward takes hidden states of the model's width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from safesteer.errors import InputError
 
 
-def text_config(model: nn.Module):  # type: ignore[no-untyped-def]
+def text_config(model: Any) -> Any:
     """The configuration of the language model, also inside a vision-language model."""
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -55,7 +57,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
-def backbone(model: nn.Module) -> nn.Module:
+def backbone(model: Any) -> Any:
     """The model without its output matrix: returns hidden states, also behind a PEFT adapter."""
     inner = model
     if hasattr(inner, "get_base_model"):

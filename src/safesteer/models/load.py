@@ -157,7 +157,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.to(device).eval().requires_grad_(False)
+    torch.nn.Module.to(model, device).eval().requires_grad_(False)
     return ChatModel(
         model=model,
         chat=chat,
@@ -319,7 +319,7 @@ def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """A model that arrives with an adapter is, adapter included, the user's base model."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()  # type: ignore[return-value]
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def _file_digest(path: Path) -> str:
