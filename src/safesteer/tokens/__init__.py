@@ -1,1 +1,1 @@
-"""..."""
+"""The safety tokens: where teacher and model differ."""
