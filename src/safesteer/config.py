@@ -39,7 +39,7 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of the weights; auto measures which one is fast here"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     chat_template: str | None = Field(
         None, description="Jinja file to use as chat template when the tokenizer has none"
     )
@@ -242,15 +242,15 @@ def recipe_text(name: str) -> str:
     return (resources.files("safesteer") / "recipes" / f"{name}.yaml").read_text("utf-8")
 
 
-def recipe_for_model(model_id: str) -> str | None:
-    """The recipe for a model: the one of its name, or the first whose ``model.id`` it is."""
+def recipe_for_model(model_id: str) -> str:
+    """The recipe of a model's name, or the first whose ``model.id`` it is, or `default`."""
     names = recipe_names()
     if model_id in names:
         return model_id
     for name in names:
         if yaml.safe_load(recipe_text(name)).get("model", {}).get("id") == model_id:
             return name
-    return None
+    return "default"
 
 
 def load_settings(

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safesteer.config import Settings, load_settings
+from safesteer.config import Settings, load_settings, recipe_for_model
 from safesteer.direction.find import extract_direction
 from safesteer.distill.train import train
 from safesteer.errors import InputError
@@ -280,6 +280,7 @@ class Pipeline:
                 config.base_model_name_or_path = (
                     os.path.abspath(where) if os.path.exists(where) else where
                 )
+                config.revision = self.settings.model.revision
         save_model(student, self.model.tokenizer, partial)
         (partial / "README.md").unlink(missing_ok=True)
         os.replace(partial, target)
@@ -358,12 +359,14 @@ def align(
 ) -> RunDirectory:
     """The whole job from Python: what ``safesteer run MODEL`` does.
 
-    `config` is a recipe's name or a YAML file; `sections` are settings as dictionaries, for
+    `config` is a recipe's name or a YAML file; without one, the recipe that names the model, or
+    the recipe `default`. `sections` are settings as dictionaries, for
     example ``train={"updates": 10}``. Returns the finished run directory, closed.
 
     Raises InputError for wrong input and SafeSteerError when the work fails.
     """
-    settings = load_settings(config, model={"id": model}, **sections)
+    sections["model"] = {"id": model, **sections.get("model", {})}
+    settings = load_settings(config or recipe_for_model(model), **sections)
     with RunDirectory.open(
         output_dir, settings=settings, model=fingerprint(settings.model), fresh=fresh
     ) as run:

@@ -168,11 +168,12 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for a setting; `auto` is CUDA, else Apple's MPS, else the CPU."""
+    """The device for a setting; `auto` is CUDA, else the CPU.
+
+    Apple's MPS has no float64, which the means of activations need, so it is never picked.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -188,8 +189,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type == "mps":
-        return torch.float32
     return torch.bfloat16 if bfloat16_speedup() >= 1.2 else torch.float32
 
 
