@@ -20,6 +20,7 @@ SMALL = [
     "--max-new-tokens=6",
     "--set=train.max_completion_tokens=4",
     "--set=train.prompts_per_update=2",
+    "--set=train.anchor_share=0.5",
     "--set=train.samples_per_prompt=2",
     "--set=train.save_every=2",
     "--set=direction.source=refuse-comply",
