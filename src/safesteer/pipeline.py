@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safesteer.config import Settings, load_settings, recipe_for_model
+from safesteer.config import Settings
 from safesteer.direction.find import extract_direction
 from safesteer.distill.train import train
 from safesteer.errors import InputError
@@ -27,6 +27,7 @@ from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
 from safesteer.runs.files import load_tensors, read_json, save_tensors, write_json, write_jsonl
 from safesteer.speaker import NAMES, Speaker
+from safesteer.targets import find_target
 from safesteer.teacher import Direction, Teacher, check_teacher, make_teacher
 from safesteer.tokens.select import select_safety_tokens
 
@@ -365,8 +366,7 @@ def align(
 
     Raises InputError for wrong input and SafeSteerError when the work fails.
     """
-    sections["model"] = {"id": model, **sections.get("model", {})}
-    settings = load_settings(config or recipe_for_model(model), **sections)
+    settings = find_target(model, config=config, sections=sections, output_dir=output_dir).settings
     with RunDirectory.open(
         output_dir, settings=settings, model=fingerprint(settings.model), fresh=fresh
     ) as run:

