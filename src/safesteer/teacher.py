@@ -20,7 +20,7 @@ from torch import nn
 from safesteer.config import TeacherSettings
 from safesteer.errors import SafeSteerError
 from safesteer.models.chat import ChatRenderer, Message, pad_left
-from safesteer.models.layers import hidden_states
+from safesteer.models.forward import hidden_states
 from safesteer.models.steering import steer
 
 

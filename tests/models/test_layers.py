@@ -3,54 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 from safesteer.errors import InputError
+from safesteer.models.forward import hidden_states
 from safesteer.models.head import OutputHead
-from safesteer.models.layers import find_blocks, hidden_states
+from safesteer.models.layers import find_blocks
 from safesteer.models.steering import steer
-
-COMMON = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
-ARCHITECTURES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma": {},
-    "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 4},
-    "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 4},
-    "mistral": {"sliding_window": 4},
-    "phi3": {},
-    "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64},
-    "olmo2": {},
-    "granite": {"logits_scaling": 3.0},
-    "cohere": {"logit_scale": 0.25},
-    "mixtral": EXPERTS,
-    "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
-}
-
-
-@pytest.fixture(params=[name for name in ARCHITECTURES if name in CONFIG_MAPPING])
-def model(request):  # type: ignore[no-untyped-def]
-    """A model of one architecture with random weights."""
-    common = {} if request.param == "gpt2" else COMMON
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[request.param](
-        **{"vocab_size": 64, **common, **ARCHITECTURES[request.param]}
-    )
-    return AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
 
 
 def test_blocks_are_found_and_can_be_steered(model):
@@ -105,7 +64,8 @@ def test_vision_layers_are_passed_over():
 
 def test_a_model_without_blocks_is_an_input_error():
     """The error names the model and the lists that were found."""
-    model = BertModel(BertConfig(**{**COMMON, "num_hidden_layers": 2}))
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    model = BertModel(BertConfig(vocab_size=64, num_hidden_layers=2, **small))
     model.config.num_hidden_layers = 5
     with pytest.raises(
         InputError, match=r"blocks of BertModel.*length 5, found encoder.layer \(2\)"

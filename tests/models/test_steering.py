@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from safesteer.errors import SafeSteerError
-from safesteer.models.layers import find_blocks, hidden_states
+from safesteer.models.forward import hidden_states
+from safesteer.models.layers import find_blocks
 from safesteer.models.steering import ablate, edit_block_input, steer
 
 IDS = torch.tensor([[5, 9, 200, 31, 8], [7, 7, 41, 100, 3]])

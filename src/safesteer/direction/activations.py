@@ -12,8 +12,9 @@ from contextlib import ExitStack
 import torch
 
 from safesteer.models.chat import Message, pad_left
+from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress
-from safesteer.models.layers import find_blocks, hidden_states
+from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel
 from safesteer.models.steering import edit_block_input
 
@@ -68,12 +69,14 @@ def _sums(
     width = model.model.get_output_embeddings().weight.shape[1]
     sums = torch.zeros(tail, len(blocks), width, dtype=torch.float64, device=model.model.device)
 
+    last: dict[int, torch.Tensor] = {}
+
     def collect(layer: int):  # type: ignore[no-untyped-def]
-        def add(hidden: torch.Tensor) -> torch.Tensor:
-            sums[:, layer] += hidden[:, -tail:].double().sum(0).to(sums.device)
+        def keep(hidden: torch.Tensor) -> torch.Tensor:
+            last[layer] = hidden[:, -tail:]
             return hidden
 
-        return add
+        return keep
 
     order = sorted(sequences, key=len)
     with ExitStack() as hooks:
@@ -83,7 +86,9 @@ def _sums(
             ids, mask = pad_left(
                 order[start : start + batch_size], model.tokenizer.pad_token_id, model.model.device
             )
-            hidden_states(model.model, ids, mask)
+            hidden_states(model.model, ids, mask, tail=tail)
+            for layer, hidden in last.items():
+                sums[:, layer] += hidden.double().sum(0).to(sums.device)
             if progress is not None:
                 progress(min(start + batch_size, len(order)), len(order))
     return sums

@@ -14,9 +14,9 @@ import torch
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.evaluate.text import is_looping
 from safesteer.models.chat import Message, pad_left
+from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
 from safesteer.models.head import OutputHead
-from safesteer.models.layers import hidden_states
 from safesteer.models.load import ChatModel
 from safesteer.teacher import Teacher, base_weights
 

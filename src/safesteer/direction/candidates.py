@@ -15,9 +15,9 @@ import torch
 
 from safesteer.config import DirectionSettings
 from safesteer.models.chat import Message, pad_left
+from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress
 from safesteer.models.head import OutputHead
-from safesteer.models.layers import hidden_states
 from safesteer.models.load import ChatModel
 from safesteer.models.steering import ablate, steer
 from safesteer.teacher import Direction

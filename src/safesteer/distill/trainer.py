@@ -22,9 +22,9 @@ from trl.models.utils import unwrap_model_for_generation
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.models.chat import ChatRenderer
+from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
 from safesteer.models.head import OutputHead
-from safesteer.models.layers import hidden_states
 from safesteer.teacher import Teacher, base_weights
 
 

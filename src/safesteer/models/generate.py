@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from safesteer.models.chat import pad_left
+from safesteer.models.forward import share_prefix
 
 # What is left unset is taken from the model's generation_config.json; a repetition penalty there
 # (Qwen2.5 has one) would make every answer one of another distribution than the one compared.
@@ -91,10 +92,12 @@ def generate(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         ids, mask = pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, device)
+        shared = share_prefix(model, ids, mask)
         with _contiguous_head_input(model):
             output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
+                input_ids=ids if shared is None else shared.ids,
+                attention_mask=mask if shared is None else shared.mask,
+                past_key_values=None if shared is None else shared.cache,
                 generation_config=config,
                 logits_processor=processors,
             )

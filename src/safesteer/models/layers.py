@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from safesteer.errors import InputError
@@ -63,22 +62,3 @@ def backbone(model: Any) -> Any:
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
     return inner.base_model if inner.base_model is not inner else inner.model
-
-
-def hidden_states(
-    model: nn.Module,
-    input_ids: torch.Tensor,  # [B, T]
-    attention_mask: torch.Tensor,  # [B, T]
-) -> torch.Tensor:  # [B, T, D], after the final norm
-    """The last hidden states, the input of the output matrix; positions follow the mask."""
-    return backbone(model)(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=positions(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
-
-
-def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position ids [B, T] that do not count padding, so that padding never changes a result."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)

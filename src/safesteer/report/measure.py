@@ -16,9 +16,10 @@ import torch
 
 from safesteer.distill.losses import generalized
 from safesteer.models.chat import Message, pad_left
+from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
 from safesteer.models.head import OutputHead
-from safesteer.models.layers import find_blocks, hidden_states
+from safesteer.models.layers import find_blocks
 from safesteer.models.steering import edit_block_input
 from safesteer.pipeline import Pipeline
 from safesteer.prompts import Prompt
@@ -252,9 +253,11 @@ def _last_states(
     block = None if layer is None else find_blocks(speaker.runner)[layer]
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
+    seen: torch.Tensor | None = None
 
     def keep(hidden: torch.Tensor) -> torch.Tensor:
-        inputs.append(hidden[:, -1].float().cpu())
+        nonlocal seen
+        seen = hidden[:, -1]
         return hidden
 
     # Inside `speaking`: hooks run in the order in which they were added, the teacher's first.
@@ -266,6 +269,8 @@ def _last_states(
                 speaker.model.model.device,
             )
             outputs.append(hidden_states(speaker.runner, ids, mask)[:, -1].float().cpu())
+            if seen is not None:  # of the last pass: that of a common beginning comes before it
+                inputs.append(seen.float().cpu())
     return [torch.cat(states) for states in (inputs, outputs) if states]
 
 

@@ -16,9 +16,9 @@ import torch
 from safesteer.config import TokenSettings
 from safesteer.errors import SafeSteerError
 from safesteer.models.chat import Message, pad_left
+from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress, end_of_turn_ids, generate
 from safesteer.models.head import OutputHead
-from safesteer.models.layers import hidden_states
 from safesteer.models.load import ChatModel
 from safesteer.teacher import Teacher, base_weights
 

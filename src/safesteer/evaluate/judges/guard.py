@@ -23,8 +23,9 @@ from safesteer.evaluate.judges.weights import (
     load_weights,
 )
 from safesteer.models.chat import ChatRenderer, Message, pad_left
+from safesteer.models.forward import positions
 from safesteer.models.generate import generate
-from safesteer.models.layers import positions, text_config
+from safesteer.models.layers import text_config
 
 BATCH = 8
 # StrongREJECT's evaluator reads the end of a longer answer; its start token is one of the 512.
