@@ -123,6 +123,19 @@ def test_bfloat16_error_is_bounded_by_the_rounding_of_one_logit(scale):
     assert ((found - expected).abs() <= bound).all()
 
 
+def test_a_bfloat16_token_that_holds_the_mass_has_no_rounding_of_its_own():
+    """Its probability stays within one, and right where the rounding of its logit was largest."""
+    torch.manual_seed(0)
+    weight = (torch.randn(400, 64) / 8).bfloat16()
+    hidden = (torch.randn(200, 64) / 8).bfloat16()
+    hidden += 150 * weight[7]  # a logit of about 150, which bfloat16 rounds by up to a half
+    log_p, _ = OutputHead(weight).at(0.5).log_probs(hidden, torch.tensor([7, 30]))
+    logits = hidden.double() @ weight.double().T / 0.5
+    expected = torch.log_softmax(logits, dim=-1)[:, [7, 30]]
+    assert (log_p[:, 0].exp() <= 1 + 1e-6).all()
+    assert (log_p[:, 0] - expected[:, 0]).abs().max() < 1e-4
+
+
 def test_head_is_read_from_the_model(tiny_chat_model):
     """log_probs of hidden states are those of the model's own logits."""
     model = tiny_chat_model.model

@@ -101,28 +101,34 @@ class OutputHead:
         Differentiable in `hidden`, and in the weight and bias if they require gradients. The
         entropy carries no gradient.
         """
-        log_z, entropy = _LogPartition.apply(hidden, self.weight, self.bias, self)
-        return self.logits(hidden, tokens) - log_z[:, None], entropy
+        chosen = self.logits(hidden, tokens)
+        log_z, entropy = _LogPartition.apply(
+            hidden, self.weight, self.bias, self, tokens, chosen.detach()
+        )
+        return chosen - log_z[:, None], entropy
 
 
 class _LogPartition(torch.autograd.Function):
     """log sum_v exp(logit_v) per position, with its gradient made in the same pass.
 
     With a frozen head the forward keeps only d log Z / d h [N, D]; with a trainable head the
-    backward goes through the chunks once more.
+    backward goes through the chunks once more. The logits of the chosen tokens, made in float32,
+    stand in for the rounded ones of the product: where one of them holds most of the mass, its
+    probability would otherwise be off by the rounding of its own logit, and could exceed one.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, head):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden, weight, bias, head, tokens, chosen):  # type: ignore[no-untyped-def]
         positions = hidden.shape[0]
         log_z = hidden.new_empty(positions, dtype=torch.float32)
         entropy = hidden.new_empty(positions, dtype=torch.float32)
         ctx.head = head
+        ctx.chosen = (tokens, chosen)
         needs_hidden = ctx.needs_input_grad[0]
         needs_head = ctx.needs_input_grad[1] or (bias is not None and ctx.needs_input_grad[2])
         gradient = torch.empty_like(hidden) if needs_hidden else None
         for part in head.chunks(positions):
-            logits = head.logits(hidden[part])  # [n, V]
+            logits = _with_chosen(head.logits(hidden[part]), tokens, chosen[part])  # [n, V]
             log_z[part] = torch.logsumexp(logits, dim=-1)
             probabilities = torch.exp(logits - log_z[part, None])
             entropy[part] = log_z[part] - (probabilities * logits).sum(-1)
@@ -144,7 +150,8 @@ class _LogPartition(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
             grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
             for part in head.chunks(hidden.shape[0]):
-                logits = head.logits(hidden[part])
+                tokens, chosen = ctx.chosen
+                logits = _with_chosen(head.logits(hidden[part]), tokens, chosen[part])
                 probabilities = torch.softmax(logits, dim=-1)
                 outer = _times_slope(probabilities, logits, head) * grad_log_z[part, None]
                 grad_weight += (outer.to(weight.dtype).T @ hidden[part].to(weight.dtype)).float()
@@ -152,7 +159,14 @@ class _LogPartition(torch.autograd.Function):
                     grad_bias += outer.sum(0)
             grad_weight = grad_weight.to(weight.dtype)
             grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _with_chosen(
+    logits: torch.Tensor, tokens: torch.Tensor, chosen: torch.Tensor
+) -> torch.Tensor:
+    logits[:, tokens] = chosen
+    return logits
 
 
 def _times_slope(values: torch.Tensor, logits: torch.Tensor, head: OutputHead) -> torch.Tensor:
