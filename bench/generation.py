@@ -21,7 +21,6 @@ import torch
 from transformers import GenerationConfig
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.config import load_settings
 from safesteer.evaluate.batches import rows_that_fit
 from safesteer.evaluate.benchmarks import Item, Loaded, find_benchmark
 from safesteer.evaluate.judges import make_judge
@@ -30,6 +29,7 @@ from safesteer.models.chat import pad_left
 from safesteer.models.generate import end_of_turn_ids
 from safesteer.models.load import ChatModel, load_model
 from safesteer.prompts import Prompt, load_prompts
+from safesteer.recipe import load_settings
 from safesteer.speaker import Speaker
 
 

@@ -17,11 +17,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import safesteer.config
+import safesteer.recipe
 from safesteer.errors import InputError
+from safesteer.evaluate.stored import read_results
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.generate import generate
 from safesteer.models.load import fingerprint, load_model
-from safesteer.pipeline import Pipeline, load_results
+from safesteer.pipeline import Pipeline
 from safesteer.prompts import load_prompt_set
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
@@ -155,7 +157,7 @@ def sections(prompt_files: dict[str, str]) -> Callable[..., dict[str, Any]]:
 def job(
     model: Path, output_dir: Path, sections: dict[str, Any], events: Any = None
 ) -> RunDirectory:
-    settings = safesteer.config.load_settings(
+    settings = safesteer.recipe.load_settings(
         model={"id": str(model), "dtype": "float32", "device": "cpu"}, **sections
     )
     with RunDirectory.open(output_dir, settings=settings, model=fingerprint(settings.model)) as run:
@@ -218,7 +220,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
     stages = finished.manifest["stages"]
     assert list(stages) == ["direction", "tokens", "train", "evaluate", "report"]
     assert all(entry["status"] == "done" and entry["outputs"] for entry in stages.values())
-    results = load_results(finished)
+    results = read_results(finished.path)
     assert set(results) == {"base", "teacher", "aligned"}
     for name, benchmarks in results.items():
         assert {"harmful", "harmless", "borderline"} <= benchmarks.keys()
@@ -243,7 +245,7 @@ def test_base_and_aligned_answers_are_those_of_the_plain_models(
     assert samples_of(finished.path, "aligned") == aligned
     teacher = samples_of(finished.path, "teacher")
     assert plain != aligned and teacher != plain and teacher != aligned
-    assert load_results(finished)["aligned"]["divergence"]["value"] > 1e-4
+    assert read_results(finished.path)["aligned"]["divergence"]["value"] > 1e-4
 
 
 def test_the_adapter_names_its_base(finished, tiny_model_folder):
@@ -336,7 +338,7 @@ def test_a_teacher_by_context_and_all_weights(
 
 def test_a_stage_without_the_one_before_it_is_an_input_error(tiny_model_folder, sections, tmp_path):
     """The error names the stage that is missing and the command that runs it."""
-    settings = safesteer.config.load_settings(model={"id": str(tiny_model_folder)}, **sections())
+    settings = safesteer.recipe.load_settings(model={"id": str(tiny_model_folder)}, **sections())
     with RunDirectory.open(
         tmp_path / "run", settings=settings, model=fingerprint(settings.model)
     ) as run:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safesteer.errors import InputError, SafeSteerError
 
 if TYPE_CHECKING:
-    from safesteer.config import Settings, load_settings
+    from safesteer.config import Settings
     from safesteer.direction.find import extract_direction
     from safesteer.distill.train import train
     from safesteer.distill.trainer import SafeSteerTrainer
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from safesteer.models.load import load_model
     from safesteer.pipeline import align
     from safesteer.prompts import load_prompt_set, load_prompts
+    from safesteer.recipe import load_settings
     from safesteer.teacher import Direction, Teacher
     from safesteer.tokens.select import select_safety_tokens
 
@@ -56,7 +57,7 @@ _PLACES = {
     "load_model": "safesteer.models.load",
     "load_prompt_set": "safesteer.prompts",
     "load_prompts": "safesteer.prompts",
-    "load_settings": "safesteer.config",
+    "load_settings": "safesteer.recipe",
     "measure_drift": "safesteer.evaluate.drift",
     "refusal_rate": "safesteer.evaluate.refusals",
     "select_safety_tokens": "safesteer.tokens.select",

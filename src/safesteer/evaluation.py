@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safesteer.config import Settings
 from safesteer.errors import InputError
 from safesteer.evaluate.answers import user_cache
+from safesteer.evaluate.stored import read_results, read_samples
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import versus_base
 from safesteer.models.load import fingerprint
-from safesteer.pipeline import Pipeline, load_results
+from safesteer.pipeline import Pipeline
 from safesteer.prompts import load_prompt_sets
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
@@ -61,7 +60,7 @@ def evaluate_target(
             _finish(target.path, target.settings, reporter)
         run = RunDirectory.load(target.path)
         if run.output_hashes("evaluate"):
-            return Evaluation(name, load_results(run), _stored_samples(run, name))
+            return Evaluation(name, read_results(run.path), read_samples(run.path).get(name, {}))
     settings = target.settings
     sets = load_prompt_sets(settings.prompts, settings.seed)
     asked = [*sets, *settings.evaluate.benchmarks] if benchmarks is None else list(benchmarks)
@@ -95,24 +94,11 @@ def _compare_with_stored(
 ) -> None:
     """Add ``versus_base`` to entries whose prompts the run's base has answered alike."""
     run = RunDirectory.load(target.path)
-    stored = load_results(run).get("base", {})
-    samples = _stored_samples(run, "base")
+    stored = read_results(run.path).get("base", {})
+    samples = read_samples(run.path).get("base", {})
     if run.settings.evaluate.max_new_tokens != target.settings.evaluate.max_new_tokens:
         return
     for key, entry in entries.items():
         versus = versus_base(entry, rows[key], stored.get(key), samples.get(key, []))
         if versus is not None:
             entry["versus_base"] = versus
-
-
-def _stored_samples(run: RunDirectory, name: str) -> dict[str, list[dict[str, Any]]]:
-    files: list[Path] = sorted((run.path / "eval" / "samples").glob(f"{name}-*.jsonl"))
-    return {
-        file.stem.removeprefix(f"{name}-"): [
-            # Not splitlines(): a JSON string may hold U+2028, which ends no row.
-            json.loads(line)
-            for line in file.read_text("utf-8").split("\n")
-            if line
-        ]
-        for file in files
-    }

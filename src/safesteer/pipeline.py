@@ -7,7 +7,6 @@ that the manifest records. How a stage does its work is in its own package.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from functools import cached_property
@@ -19,7 +18,8 @@ from safesteer.direction.find import extract_direction
 from safesteer.distill.train import train
 from safesteer.errors import InputError
 from safesteer.evaluate.drift import measure_drift
-from safesteer.evaluate.suite import Results, Suite
+from safesteer.evaluate.stored import MODELS, write_results
+from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import versus_base
 from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.chat import Message
@@ -41,15 +41,13 @@ from safesteer.runs.files import (
     save_tensors,
     sha256_file,
     write_json,
-    write_jsonl,
 )
-from safesteer.speaker import NAMES, Speaker
+from safesteer.speaker import Speaker
 from safesteer.targets import find_target
 from safesteer.teacher import Direction, Teacher, check_teacher, make_teacher
 from safesteer.tokens.select import select_safety_tokens
 
 STAGES = ("direction", "tokens", "train", "evaluate", "report")
-MODELS = NAMES  # of a run, in the order in which they are judged
 
 
 class Pipeline:
@@ -349,12 +347,37 @@ class Pipeline:
         with stage:
             speakers = (self.speaker(name) for name in MODELS)
             results = self.suite.measure(speakers, self.cache_dir, self.reporter)
-            shutil.rmtree(self.run.path / "eval" / "samples", ignore_errors=True)
-            for name in MODELS:
-                path, samples = evaluate_model(self, name, results)
-                stage.add_output(path)
-                for file in samples:
-                    stage.add_output(file)
+            rows = {
+                name: {key: result.rows() for key, result in found.items()}
+                for name, found in results.items()
+            }
+            entries = {
+                name: {key: result.to_json() for key, result in found.items()}
+                for name, found in results.items()
+            }
+            for key, entry in entries["aligned"].items():
+                base = entries["base"].get(key)
+                if base is not None:
+                    versus = versus_base(entry, rows["aligned"][key], base, rows["base"][key])
+                    entry |= {"versus_base": versus} if versus is not None else {}
+            entries["aligned"] |= self._drift()
+            for file in write_results(self.run.path, entries, rows):
+                stage.add_output(file)
+        for name in MODELS:
+            self.reporter.result("evaluate", {"model": name, "benchmarks": entries[name]})
+
+    def _drift(self) -> dict[str, Any]:
+        """How far the aligned model is from its base on harmless test prompts."""
+        settings = self.settings.evaluate
+        speaker = self.speaker("aligned")
+        return measure_drift(
+            speaker.model,
+            speaker.runner,
+            _messages(self.prompts["harmless"].test)[: settings.drift_prompts],
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            progress=lambda d, t: self.reporter.progress("drift from the base", d, t),
+        )
 
     def report(self) -> None:
         """Measure what only the models can tell, and write report.html and the model card."""
@@ -394,40 +417,6 @@ class Pipeline:
                 getattr(self, name)()
 
 
-def evaluate_model(
-    pipeline: Pipeline, name: str, results: Results
-) -> tuple[Path, list[Path]]:  # eval/NAME.json, the samples' files
-    """Write what came of one of base, teacher and aligned; measure the aligned model's drift."""
-    run, settings = pipeline.run, pipeline.settings.evaluate
-    benchmarks: dict[str, Any] = {}
-    files = []
-    for key, result in results[name].items():
-        benchmarks[key], rows = result.to_json(), result.rows()
-        base = results["base"].get(key)
-        if name == "aligned" and base is not None:
-            versus = versus_base(benchmarks[key], rows, base.to_json(), base.rows())
-            if versus is not None:
-                benchmarks[key]["versus_base"] = versus
-        files.append(run.path / "eval" / "samples" / f"{name}-{key}.jsonl")
-        write_jsonl(files[-1], rows)
-    if name == "aligned":
-        harmless = _messages(pipeline.prompts["harmless"].test)[: settings.drift_prompts]
-        speaker = pipeline.speaker(name)
-        benchmarks |= measure_drift(
-            speaker.model,
-            speaker.runner,
-            harmless,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size or 32,
-            progress=lambda d, t: pipeline.reporter.progress("drift from the base", d, t),
-        )
-    path = run.path / "eval" / f"{name}.json"
-    content = {"model": name, "benchmarks": benchmarks}
-    write_json(path, content)
-    pipeline.reporter.result("evaluate", content)
-    return path, files
-
-
 def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:
     return [prompt.messages for prompt in prompts]
 
@@ -455,13 +444,3 @@ def align(
     ) as run:
         Pipeline(run, reporter).run_all()
     return run
-
-
-def load_results(run: RunDirectory) -> dict[str, Any]:
-    """{"base": {...}, "teacher": {...}, "aligned": {...}} as far as they are there."""
-    results = {}
-    for name in MODELS:
-        path = run.path / "eval" / f"{name}.json"
-        if path.is_file():
-            results[name] = json.loads(path.read_text("utf-8"))["benchmarks"]
-    return results

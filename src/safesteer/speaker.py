@@ -26,7 +26,6 @@ from safesteer.reporter import Reporter
 from safesteer.targets import Target
 from safesteer.teacher import Teacher
 
-NAMES = ("base", "teacher", "aligned")
 LABELS = {"base": "the base", "teacher": "the teacher", "aligned": "the aligned model"}
 
 

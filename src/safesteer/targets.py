@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safesteer.config import ModelSettings, Settings, load_settings, recipe_for_model
+from safesteer.config import ModelSettings, Settings
 from safesteer.errors import InputError
+from safesteer.recipe import load_settings, recipe_for_model
 from safesteer.report.words import short_name
 from safesteer.runs import RunDirectory
 

@@ -76,7 +76,12 @@ def test_scores_are_ablation_addition_and_kl(tiny_chat_model):
     scored = candidate(layer=2)
     d = scored.direction
     score_candidates(
-        tiny_chat_model, [scored], harmful, harmless, refusing, DirectionSettings(max_kl=99)
+        tiny_chat_model,
+        [scored],
+        harmful,
+        harmless,
+        refusing,
+        DirectionSettings(max_kl=99, min_addition_score=-99),
     )
 
     def run(prompts, hook=None):  # type: ignore[no-untyped-def]
@@ -139,7 +144,55 @@ def test_thresholds(layer, addition, kl, reason, made_up_scores, tiny_chat_model
     scored = candidate(layer)
     score_candidates(tiny_chat_model, [scored], PROMPTS, PROMPTS, [1], DirectionSettings())
     assert reason in scored.rejected and bool(reason) == bool(scored.rejected)
-    assert scored.kl == pytest.approx(kl, rel=1e-2)
+    if layer < 3 and addition >= 0:
+        assert scored.kl == pytest.approx(kl, rel=1e-2)
+    else:
+        assert scored.kl is None
+
+
+def test_a_rejected_candidate_costs_no_further_pass(tiny_chat_model, monkeypatch):
+    """The same candidates pass, with the same scores, as when each is given every score."""
+    model, refusing = tiny_chat_model.model, [5, 40]
+    torch.manual_seed(0)
+    made = [
+        Candidate(Direction(torch.randn(32) * scale, layer, 1.0, "test", -1))
+        for layer in range(4)
+        for scale in (0.2, 1.0, 4.0)
+    ]
+    passes = []
+
+    def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        passes.append(1)
+        return next_token_log_probs(*args, **kwargs)
+
+    monkeypatch.setattr(module, "next_token_log_probs", counted)
+
+    def run(prompts, hook=None):  # type: ignore[no-untyped-def]
+        return next_token_log_probs(tiny_chat_model, prompts, hook)
+
+    def addition(c: Candidate) -> float:
+        hook = steer(model, c.direction.layer, c.direction.vector)
+        return refusal_scores(run(PROMPTS, hook), refusing).mean().item()
+
+    def kl(c: Candidate) -> float:
+        base, ablated = run(PROMPTS), run(PROMPTS, ablate(model, c.direction.vector))
+        return (base.exp() * (base - ablated)).sum(-1).mean().item()
+
+    early = [c for c in made if c.direction.layer < 3]
+    least = sorted(map(addition, early))[3]  # some pass each test and some do not
+    induce = [c for c in early if addition(c) >= least]
+    most = sorted(map(kl, induce))[len(induce) // 2]
+    harmless = [c for c in induce if kl(c) <= most]
+    bounds = DirectionSettings(max_kl=most * 1.0001, min_addition_score=least - 1e-4)
+    score_candidates(tiny_chat_model, made, PROMPTS[:2], PROMPTS, refusing, bounds)
+    assert [c for c in made if not c.rejected] == harmless and 0 < len(harmless) < len(induce) < 9
+    for c in harmless:
+        without = run(PROMPTS[:2], ablate(model, c.direction.vector))
+        expected = refusal_scores(without, refusing).mean().item()
+        assert c.ablation == pytest.approx(expected, rel=1e-4)
+    assert all(c.ablation is None for c in made if c.rejected)
+    # Addition for all but the last layer, KL for those that induce, and once for the base.
+    assert len(passes) == 9 + len(induce) + 1 + len(harmless)
 
 
 @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])

@@ -293,9 +293,9 @@ def test_observe_describes_the_teachers_answers(tiny_chat_model, monkeypatch):
         count += len(ids)
     assert seen.nll == pytest.approx(total / count, rel=1e-4)
     prompts_ids = [chat.ids(m) for m in HARMFUL[:2]]
-    assert answer_nll(tiny_chat_model, prompts_ids, answers, batch_size=1) == pytest.approx(
-        seen.nll, rel=1e-4
-    )
+    alone = answer_nll(tiny_chat_model, prompts_ids, answers, batch_size=1)
+    assert alone.sum().item() / count == pytest.approx(seen.nll, rel=1e-4)
+    assert torch.allclose(alone, answer_nll(tiny_chat_model, prompts_ids, answers), rtol=1e-4)
 
 
 def test_replacing_a_strength_forgets_what_was_seen(tiny_chat_model, behave):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from safesteer.config import Settings, load_settings
+from safesteer.config import Settings
 from safesteer.errors import InputError
 from safesteer.evaluate import suite as suites
 from safesteer.evaluate.judges import Verdict
@@ -20,6 +20,7 @@ from safesteer.evaluate.scores import Score
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import versus_base
 from safesteer.prompts import Prompt, PromptSet
+from safesteer.recipe import load_settings
 from safesteer.speaker import Speaker
 from safesteer.teacher import Direction, Teacher
 

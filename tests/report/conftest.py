@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from safesteer.config import load_settings
 from safesteer.evaluate.statistics import wilson_interval
+from safesteer.recipe import load_settings
 from safesteer.report.findings import MEASUREMENTS
 from safesteer.report.words import MODELS
 from safesteer.runs import RunDirectory

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from safesteer.config import load_settings
 from safesteer.models.load import fingerprint
 from safesteer.pipeline import Pipeline
+from safesteer.recipe import load_settings
 from safesteer.report import measure as measuring
 from safesteer.report.findings import MEASUREMENTS
 from safesteer.report.write import report_run

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import Debug
-from safesteer.config import load_settings, recipe_names, recipe_text
 from safesteer.errors import InputError, nearest
+from safesteer.recipe import load_settings, recipe_names, recipe_text
 
 
 def recipes(

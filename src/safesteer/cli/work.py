@@ -29,8 +29,9 @@ def work(
     with make_reporter(quiet) as reporter:
         reporter.start(found.settings.model.id, str(found.path))
 
+        from safesteer.evaluate.stored import read_results
         from safesteer.models.load import fingerprint
-        from safesteer.pipeline import Pipeline, load_results
+        from safesteer.pipeline import Pipeline
         from safesteer.runs import RunDirectory
 
         with RunDirectory.open(
@@ -43,5 +44,5 @@ def work(
         reporter.finish()
         if not quiet:
             print_summary(
-                reporter.console, run, load_results(run), last, time.monotonic() - started
+                reporter.console, run, read_results(run.path), last, time.monotonic() - started
             )

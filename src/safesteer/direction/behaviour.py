@@ -56,7 +56,8 @@ def observe(
     return Behaviour(
         refusals=sum(refused) / len(refused),
         loops=sum(map(is_looping, texts)) / len(texts),
-        nll=answer_nll(model, [model.chat.ids(m) for m in prompts], answers),
+        nll=answer_nll(model, [model.chat.ids(m) for m in prompts], answers).sum().item()
+        / max(1, sum(map(len, answers))),
     )
 
 
@@ -67,10 +68,10 @@ def answer_nll(
     answers: Sequence[Sequence[int]],
     *,
     batch_size: int = 32,
-) -> float:
-    """Mean negative log-likelihood per token of `answers`, in nats; an adapter is off."""
+) -> torch.Tensor:  # [N], on the CPU
+    """Negative log-likelihood of each answer, in nats; an adapter is off."""
     head = OutputHead.of(model.model)
-    total, count = 0.0, 0
+    found = []
     with base_weights(model.model):
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
@@ -81,6 +82,5 @@ def answer_nll(
                 predicting = hidden[row, -len(answer) - 1 : -1]
                 log_p = torch.log_softmax(head.logits(predicting), dim=-1)
                 target = torch.tensor(list(answer), device=log_p.device)
-                total -= log_p.gather(1, target[:, None]).sum().item()
-                count += len(answer)
-    return total / max(1, count)
+                found.append(-log_p.gather(1, target[:, None]).sum().cpu())
+    return torch.stack(found)

@@ -117,25 +117,33 @@ def score_candidates(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Fill in ablation, addition and KL scores, and reject by the published thresholds."""
-    base = next_token_log_probs(model, harmless)
+    """Fill in addition, KL and ablation scores, and reject by the published thresholds.
+
+    A candidate has to pass every threshold, so the first one that it fails is the last score that
+    is made for it: the others stay None. The winner is that of the full table.
+    """
+    base: torch.Tensor | None = None
     for index, candidate in enumerate(candidates):
         d = candidate.direction
         if not torch.isfinite(d.vector).all() or d.vector.norm() == 0:
             candidate.rejected = "the two means do not differ"
-            continue
-        without = next_token_log_probs(model, harmful, ablate(model.model, d.vector))
-        candidate.ablation = refusal_scores(without, refusal_tokens).mean().item()
-        added = next_token_log_probs(model, harmless, steer(model.model, d.layer, d.vector))
-        candidate.addition = refusal_scores(added, refusal_tokens).mean().item()
-        ablated = next_token_log_probs(model, harmless, ablate(model.model, d.vector))
-        kl = (base.exp() * (base - ablated)).sum(-1)
-        candidate.kl = kl.mean().item()
-        candidate.rejected = lasting_fault(candidate, model.layers, settings)
-        if not candidate.rejected and candidate.addition < settings.min_addition_score:
-            candidate.rejected = (
-                f"adding it does not induce refusal ({candidate.addition:.2f} <"
-                f" {settings.min_addition_score:g})"
-            )
+        else:
+            candidate.rejected = lasting_fault(candidate, model.layers, settings)
+        if not candidate.rejected:
+            added = next_token_log_probs(model, harmless, steer(model.model, d.layer, d.vector))
+            candidate.addition = refusal_scores(added, refusal_tokens).mean().item()
+            if candidate.addition < settings.min_addition_score:
+                candidate.rejected = (
+                    f"adding it does not induce refusal ({candidate.addition:.2f} <"
+                    f" {settings.min_addition_score:g})"
+                )
+        if not candidate.rejected:
+            base = next_token_log_probs(model, harmless) if base is None else base
+            ablated = next_token_log_probs(model, harmless, ablate(model.model, d.vector))
+            candidate.kl = (base.exp() * (base - ablated)).sum(-1).mean().item()
+            candidate.rejected = lasting_fault(candidate, model.layers, settings)
+        if not candidate.rejected:
+            without = next_token_log_probs(model, harmful, ablate(model.model, d.vector))
+            candidate.ablation = refusal_scores(without, refusal_tokens).mean().item()
         if progress is not None:
             progress(index + 1, len(candidates))

@@ -168,10 +168,12 @@ def _harmful_harmless(
         settings,
         progress=lambda done, total: step("score candidates", done, total),
     )
-    passed = [c for c in candidates if not c.rejected] or [
-        c for c in candidates if c.ablation is not None
-    ]
-    finalists = sorted(passed, key=lambda c: c.ablation or 0.0)[: settings.finalists]
+    passed = [c for c in candidates if not c.rejected]
+    if passed:
+        finalists = sorted(passed, key=lambda c: c.ablation or 0.0)[: settings.finalists]
+    else:  # the best of the rejected: those that come nearest to making the model refuse
+        scored = [c for c in candidates if c.addition is not None]
+        finalists = sorted(scored, key=lambda c: -(c.addition or 0.0))[: settings.finalists]
     # The published strength first; the others only where it does not do.
     _observe(model, finalists, harmful_validation, harmless_validation, settings, step)
     if not any(_qualifies(c) for c in finalists):
@@ -241,11 +243,13 @@ def opening_margin(model: ChatModel, prompts: Prompts, settings: DirectionSettin
     guide to what it will say than its first token: "I" begins refusals and other answers alike.
     """
     rendered = [model.chat.ids(messages) for messages in prompts]
-    refusing, complying = (
-        answer_nll(model, rendered, [model.chat.answer_ids(opening)] * len(rendered))
-        for opening in (settings.refusing_openings[0], settings.complying_openings[0])
+    openings = (settings.refusing_openings[0], settings.complying_openings[0])
+    tails = [model.chat.answer_ids(opening) for opening in openings for _ in rendered]
+    nll = answer_nll(model, rendered * 2, tails)  # in one batch: they share what they begin with
+    refusing, complying = nll.reshape(2, -1).sum(1) / torch.tensor(
+        [len(tails[0]) * len(rendered), len(tails[-1]) * len(rendered)]
     )
-    return complying - refusing
+    return float(complying - refusing)
 
 
 def _observe(

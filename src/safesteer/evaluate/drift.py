@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
+from safesteer.evaluate.answers import generate
+from safesteer.evaluate.batches import rows_that_fit
 from safesteer.evaluate.statistics import mean_interval
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.forward import hidden_states
-from safesteer.models.generate import Progress, generate
+from safesteer.models.generate import Progress
 from safesteer.models.head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.teacher import base_weights
@@ -28,7 +30,7 @@ def measure_drift(
     prompts: Sequence[Sequence[Message]],
     *,
     max_new_tokens: int = 64,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Next-token agreement and KL(base || student) on the base's answers to harmless prompts.
@@ -48,6 +50,8 @@ def measure_drift(
         )
     agreement: list[float] = []
     divergence: list[float] = []
+    longest = max(len(p) + len(a) for p, a in zip(rendered, answers, strict=True))
+    batch_size = batch_size or rows_that_fit(base.model, longest)
     base_head, head = OutputHead.of(base.model), OutputHead.of(student)
     for start in range(0, len(rendered), batch_size):
         part = slice(start, start + batch_size)

@@ -162,9 +162,7 @@ class _LogPartition(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
-def _with_chosen(
-    logits: torch.Tensor, tokens: torch.Tensor, chosen: torch.Tensor
-) -> torch.Tensor:
+def _with_chosen(logits: torch.Tensor, tokens: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     logits[:, tokens] = chosen
     return logits
 

@@ -13,10 +13,11 @@ import yaml
 
 from safesteer.config import ModelSettings
 from safesteer.errors import InputError
+from safesteer.evaluate.stored import OWN_SETS, set_order
 from safesteer.models.load import BUILTIN, builtin_path, locate
 from safesteer.models.usage import loading_code
 from safesteer.prompts import load_prompt_sets
-from safesteer.report.findings import OWN_SETS, Findings, set_order
+from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
 from safesteer.report.template import environment
 from safesteer.report.words import (

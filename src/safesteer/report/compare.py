@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from safesteer.errors import InputError
+from safesteer.evaluate.stored import read_samples, set_order
 from safesteer.report import plots
-from safesteer.report.findings import read_samples, set_order
 from safesteer.report.results import DRIFT, paired
 from safesteer.report.template import environment
 from safesteer.report.words import (
@@ -104,11 +104,7 @@ def _read(path: Path) -> Entrant:
         read_json(folder / "aligned.json")["benchmarks"],
         model=run.settings.model.id,
         base=read_json(folder / "base.json")["benchmarks"],
-        samples={
-            name: rows["aligned"]
-            for name, rows in read_samples(run.path).items()
-            if "aligned" in rows
-        },
+        samples=read_samples(run.path).get("aligned", {}),
         answer_tokens=run.settings.evaluate.max_new_tokens,
         seconds=sum(cost.seconds for cost in costs),
         memory=max(cost.peak_memory_bytes for cost in costs),

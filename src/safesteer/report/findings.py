@@ -5,18 +5,15 @@ Reads files alone: no model, no lock, nothing is changed. Knows nothing of how i
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safesteer.report.words import MODELS
+from safesteer.evaluate.stored import read_lines, read_results, read_samples, set_order
 from safesteer.runs import RunDirectory
 from safesteer.runs.files import read_json
 
 MEASUREMENTS = "report/measurements.json"
-OWN_SETS = ("harmful", "harmless", "borderline")
 
 
 @dataclass
@@ -52,53 +49,24 @@ class Findings:
 def read_findings(run: RunDirectory) -> Findings:
     """Read what `run` holds. InputError names a file that is damaged."""
     folder = run.path
-    results = {}
-    for name in MODELS:
-        content = _json(folder / "eval" / f"{name}.json")
-        if content is not None:
-            results[name] = content["benchmarks"]
+    samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for model, by_set in read_samples(folder).items():
+        for name, rows in by_set.items():
+            samples.setdefault(name, {})[model] = rows
     return Findings(
         run,
         direction=_json(folder / "direction" / "direction.json"),
         tokens=_json(folder / "tokens" / "safety_tokens.json"),
-        updates=_lines(folder / "train" / "metrics.jsonl"),
-        results=results,
-        samples=read_samples(folder),
+        updates=read_lines(folder / "train" / "metrics.jsonl"),
+        results=read_results(folder),
+        samples={name: samples[name] for name in sorted(samples, key=set_order)},
         measurements=_json(folder / MEASUREMENTS),
         stale=_stale(run),
     )
 
 
-def read_samples(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """{prompt set: {model: rows}}; our own sets first, the others by name."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    files = {
-        (path.stem.partition("-")[2], path.stem.partition("-")[0]): path
-        for path in (folder / "eval" / "samples").glob("*-*.jsonl")
-    }
-    for name, model in sorted(files, key=lambda key: (*set_order(key[0]), key[1])):
-        if model in MODELS:
-            found.setdefault(name, {})[model] = _lines(files[name, model])
-    return found
-
-
-def set_order(name: str) -> tuple[int, str]:
-    """Sorts our own prompt sets first, the harmful one leading, and the rest by name."""
-    return (OWN_SETS.index(name) if name in OWN_SETS else len(OWN_SETS), name)
-
-
 def _json(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that is being written or was cut off is left out."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text("utf-8", "replace").split("\n"):
-            with suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
 
 
 def _stale(run: RunDirectory) -> list[str]:

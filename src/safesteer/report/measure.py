@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from safesteer.distill.losses import generalized
+from safesteer.evaluate.stored import MODELS
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
@@ -23,7 +24,7 @@ from safesteer.models.layers import find_blocks
 from safesteer.models.steering import edit_block_input
 from safesteer.pipeline import Pipeline
 from safesteer.prompts import Prompt
-from safesteer.speaker import NAMES, Speaker
+from safesteer.speaker import Speaker
 
 TOKEN_PROMPTS = 16
 HARMFUL_ROLLOUTS = 5  # each by base and aligned model
@@ -40,7 +41,7 @@ def measure(pipeline: Pipeline) -> dict[str, Any]:
     """The content of report/measurements.json; the run's training must be finished."""
     # The aligned one first: its adapter changes the modules that the others run on.
     aligned = pipeline.speaker("aligned")
-    speakers = {**{name: pipeline.speaker(name) for name in NAMES}, "aligned": aligned}
+    speakers = {**{name: pipeline.speaker(name) for name in MODELS}, "aligned": aligned}
     steps = {
         "tokens": _token_probabilities,
         "rollouts": _rollouts,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from safesteer.evaluate.stored import OWN_SETS, set_order
 from safesteer.evaluate.versus import versus_base
 from safesteer.report import charts
-from safesteer.report.findings import OWN_SETS, Findings, set_order
+from safesteer.report.findings import Findings
 from safesteer.report.words import (
     KIND_TITLES,
     KINDS,

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from safesteer.config import Settings, dump_settings, load_settings
+from safesteer.config import Settings
 from safesteer.errors import InputError
+from safesteer.recipe import dump_settings, load_settings
 from safesteer.runs.files import (
     TEMPORARY_PATTERN,
     is_disk_full,

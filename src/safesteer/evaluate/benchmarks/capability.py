@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,30 +20,27 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate.utils.memory import find_executable_batch_size
 
 from safesteer.config import EvaluateSettings
-from safesteer.errors import InputError, SafeSteerError, nearest
+from safesteer.errors import InputError, SafeSteerError
 from safesteer.evaluate.answers import Cache
-from safesteer.evaluate.benchmarks.code import passes
-from safesteer.evaluate.benchmarks.entry import Harness
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly
+from safesteer.evaluate.benchmarks.tasks import LETTERS, OURS, harness_of, make_tasks
 from safesteer.evaluate.scores import Score
 from safesteer.models.generate import Progress
-from safesteer.prompts.readers import commit_of, read_rows
+from safesteer.prompts.readers import commit_of
 from safesteer.speaker import Speaker
 
 # lm-eval keeps the logits of a whole batch, in float32 and twice.
 BATCH_TOKENS = 1024
 MEMORY_SHARE = 0.1
 MOST_ROWS = 32
-LETTERS = "ABCD"
 
 
 def check_requirements(loaded: Loaded, settings: EvaluateSettings) -> None:
     """Raise InputError, one line, where something that the benchmark needs is missing."""
-    harness = _harness(loaded)
+    harness = harness_of(loaded)
     modules = ("lm_eval", *harness.packages)
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
@@ -94,7 +90,7 @@ class Capability:
         """
         with _quiet(), tempfile.TemporaryDirectory() as folder:
             try:
-                tasks = _tasks(loaded, Path(folder))
+                tasks = make_tasks(loaded, Path(folder))
             except InputError:
                 raise
             except Exception as error:  # no network, another schema: a dozen unrelated types
@@ -123,7 +119,7 @@ class Capability:
         progress: Progress | None = None,
     ) -> Score:
         """Ask `speaker`; what `cache` holds of the whole task is not asked again."""
-        loaded, harness = self.loaded, _harness(self.loaded)
+        loaded, harness = self.loaded, harness_of(self.loaded)
         details = {
             "harness": {
                 "task": harness.task,
@@ -155,7 +151,7 @@ class Capability:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
 
-        harness = _harness(self.loaded)
+        harness = harness_of(self.loaded)
         # An index of thousands of tasks takes minutes to make, and ours are made already.
         manager = TaskManager(include_defaults=False)
 
@@ -187,7 +183,7 @@ class Capability:
         ]
 
     def _row(self, task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
-        harness, hub = _harness(self.loaded), self.loaded.benchmark.hub
+        harness, hub = harness_of(self.loaded), self.loaded.benchmark.hub
         assert hub is not None
         responses = [response[0] for response in sample["resps"]]
         if isinstance(responses[0], str):
@@ -196,138 +192,12 @@ class Capability:
             likelihoods = [float(response[0]) for response in responses]
             completion = LETTERS[likelihoods.index(max(likelihoods))]
         return {
-            "id": f"{task.removeprefix(_OURS)}-{sample['doc_id']}",
+            "id": f"{task.removeprefix(OURS)}-{sample['doc_id']}",
             "category": str(sample["doc"].get("subject") or ""),
             "prompt": str(sample["doc"][hub.column]),
             "completion": completion,
             "score": float(sample[harness.metric]),
         }
-
-
-_OURS = "safesteer_"
-
-
-def _harness(loaded: Loaded) -> Harness:
-    assert loaded.benchmark.harness is not None
-    return loaded.benchmark.harness
-
-
-def _tasks(loaded: Loaded, folder: Path) -> dict[str, Any]:
-    """{name: Task} with all questions in memory; `folder` is for files while they are read."""
-    from lm_eval.tasks import TaskManager
-
-    harness = _harness(loaded)
-    stock = Path(_package_folder()) / "tasks" / harness.config
-    if harness.runs_code:
-        return _code_task(loaded, stock, folder)
-    if not loaded.files:
-        place = stock if stock.is_dir() else stock.parent
-        manager = TaskManager(include_path=str(place), include_defaults=False)
-        return dict(manager.load([harness.task])["tasks"])
-    included = folder / "tasks"
-    included.mkdir()
-    names = []
-    for name, path, files in _parts(loaded, stock, folder):
-        config = {"include": str(path), "task": name, **_local(files, folder)}
-        (included / f"{name}.yaml").write_text(yaml.safe_dump(config), "utf-8")
-        names.append(name)
-    manager = TaskManager(include_path=str(included), include_defaults=False)
-    return dict(manager.load(names)["tasks"])
-
-
-def _local(files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """What replaces a task's data set by files."""
-    return {
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {
-            "data_files": {split: str(path.resolve()) for split, path in files.items()},
-            # The prepared copy goes with the folder: nothing of it is left in the user's cache.
-            "cache_dir": str(folder / "cache"),
-            "keep_in_memory": True,
-        },
-    }
-
-
-def _parts(
-    loaded: Loaded, stock: Path, folder: Path
-) -> Iterator[tuple[str, Path, Mapping[str, Path]]]:  # our task, the stock one, its files
-    """The task, or for a group one per subject, each with the examples of its own subject."""
-    if stock.is_file():
-        yield _OURS + loaded.name.replace("-", "_"), stock, loaded.files
-        return
-    by_subject: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for split, path in loaded.files.items():
-        for row in read_rows(path):
-            values = dict(row.values)
-            # The hub's copies number the right choice, others name its letter.
-            if str(values.get("answer")) in LETTERS:
-                values["answer"] = LETTERS.index(str(values["answer"]))
-            subject = str(values.get("subject"))
-            by_subject.setdefault(subject, {}).setdefault(split, []).append(values)
-    known = [path.stem.removeprefix("mmlu_") for path in stock.glob("mmlu_*.yaml")]
-    asked = next(iter(loaded.files))
-    for subject, splits in sorted(by_subject.items()):
-        if asked not in splits:
-            continue
-        if subject not in known:
-            raise InputError(
-                f"benchmark {loaded.name}: no subject '{subject}'{nearest(subject, known)} in"
-                " lm-eval's task"
-            )
-        for split in loaded.files:
-            if split not in splits:
-                raise InputError(
-                    f"benchmark {loaded.name}: {loaded.files[split]} has no row of {subject}"
-                )
-        files = {}
-        for split, rows in splits.items():
-            files[split] = folder / f"{subject}-{split}.jsonl"
-            files[split].write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        yield f"{_OURS}{subject}", stock / f"mmlu_{subject}.yaml", files
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Reads a task's file without importing the functions that it names."""
-
-
-_PlainLoader.add_constructor("!function", lambda loader, node: None)
-
-
-def _code_task(loaded: Loaded, stock: Path, folder: Path) -> dict[str, Any]:
-    """HumanEval: the stock prompt, with our runner in place of the functions it would import."""
-    from lm_eval.api.task import ConfigurableTask
-
-    config: dict[str, Any] = {"include": stock.name}
-    while "include" in config:
-        included = stock.parent / config.pop("include")
-        config = {**yaml.load(included.read_text("utf-8"), _PlainLoader), **config}
-    config |= {
-        "metric_list": [{"metric": passed, "aggregation": "mean", "higher_is_better": True}],
-        "filter_list": [
-            {
-                "name": _harness(loaded).filter,
-                "filter": [{"function": "custom", "filter_fn": _programs}],
-            }
-        ],
-    }
-    if loaded.files:
-        config |= _local(loaded.files, folder)
-    task = ConfigurableTask(config=config)
-    return {task.task_name: task}
-
-
-def _programs(responses: list[list[str]], docs: list[Mapping[str, Any]]) -> list[str]:
-    """The whole program of each answer: the question's beginning and the answer up to a fence."""
-    return [
-        doc["prompt"] + texts[0].partition("```")[0]
-        for texts, doc in zip(responses, docs, strict=True)
-    ]
-
-
-def passed(references: list[str], predictions: list[str]) -> float:
-    """1.0 where a program passes its tests; as lm-eval calls its metrics."""
-    return float(passes(predictions[0], references[0]))
 
 
 def _model(speaker: Speaker, rows: int, total: int, progress: Progress | None) -> Any:
@@ -382,12 +252,6 @@ def _rows_that_fit(speaker: Speaker) -> int:
     vocabulary = model.get_output_embeddings().weight.shape[0]
     rows = int(MEMORY_SHARE * memory / (BATCH_TOKENS * vocabulary * 4 * 2))
     return max(1, min(MOST_ROWS, rows))
-
-
-def _package_folder() -> str:
-    found = importlib.util.find_spec("lm_eval")
-    assert found is not None and found.submodule_search_locations
-    return next(iter(found.submodule_search_locations))
 
 
 @contextmanager

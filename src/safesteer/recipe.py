@@ -1,0 +1,186 @@
+"""Recipes and config files: YAML into settings, with overrides and one-line errors."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from safesteer.config import Settings
+from safesteer.errors import InputError, nearest
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, in alphabetical order."""
+    folder = resources.files("safesteer") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def recipe_text(name: str) -> str:
+    """The YAML text of a recipe, comments included."""
+    if name not in recipe_names():
+        raise InputError(
+            f"no recipe named '{name}'{nearest(name, recipe_names())};"
+            " `safesteer recipes list` shows all"
+        )
+    return (resources.files("safesteer") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
+def recipe_for_model(model_id: str) -> str:
+    """The recipe of a model's name, or the first whose ``model.id`` it is, or `default`."""
+    names = recipe_names()
+    if model_id in names:
+        return model_id
+    for name in names:
+        if yaml.safe_load(recipe_text(name)).get("model", {}).get("id") == model_id:
+            return name
+    return "default"
+
+
+def load_settings(
+    config: str | Path | None = None, overrides: list[str] | None = None, **sections: Any
+) -> Settings:
+    """Read a recipe or a YAML file, apply ``section.key=value`` overrides, and validate.
+
+    `config` is the name of a recipe or a path; None means the defaults. `sections` are whole or
+    partial sections as dictionaries and win over the file; `overrides` win over everything.
+
+    Raises InputError with one line that names the file, the key and the nearest right one.
+    """
+    where = "settings"
+    values: dict[str, Any] = {}
+    if config is not None:
+        where, text = _read(config)
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"{where}: not valid YAML ({_one_line(error)})") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{where}: expected sections such as 'model:' and 'train:'")
+    as_read = copy.deepcopy(values)
+    for section, content in sections.items():
+        earlier = values.get(section) or {}
+        if not isinstance(content, dict):
+            values[section] = content
+        elif isinstance(earlier, dict):  # otherwise the file is wrong, which validation says
+            values[section] = {**earlier, **content}
+    for override in overrides or []:
+        _apply_override(values, override)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        # What the file alone has right was set wrongly by an option.
+        if config is not None and _is_valid(as_read):
+            where = "settings"
+        raise InputError(f"{where}: {_explain(error)}") from None
+
+
+def _is_valid(values: dict[str, Any]) -> bool:
+    try:
+        Settings.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
+def dump_settings(settings: Settings) -> str:
+    """The settings as YAML, every key included."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(config: str | Path) -> tuple[str, str]:
+    path = Path(config)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        try:
+            return str(path), path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the config file {path}: {_one_line(error)}") from None
+    return f"recipe {config}", recipe_text(str(config))
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, raw = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise InputError(f"--set {override}: expected section.key=value")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        value = raw
+    # YAML 1.1 reads 1e-5 as a string; a person who types it means the number.
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    place = values
+    for part in parts[:-1]:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override}: '{part}' is not a section")
+        place = inner
+    place[parts[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first validation error as one line: key, what is wrong, and the nearest right key."""
+    first = error.errors()[0]
+    path = [part for part in first["loc"] if isinstance(part, str)]
+    key = ".".join(path) or "settings"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_of(path[:-1])
+        hint = nearest(path[-1], known)
+        if not hint:
+            elsewhere = [k for k in _all_keys() if k.endswith("." + path[-1])]
+            close = elsewhere or difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.4)
+            hint = f" (did you mean '{close[0]}'?)" if close else f"; known: {', '.join(known)}"
+        return f"unknown key '{key}'{hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not path:
+        return message + more
+    value = first.get("input")
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(value, str):
+        hint = nearest(
+            value,
+            [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")],
+        )
+    return f"{key} = {value!r}: {message}{hint}{more}"
+
+
+def _section_class(path: list[str]) -> type[BaseModel] | None:
+    current: type[BaseModel] = Settings
+    for part in path:
+        field = current.model_fields.get(part)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            return None
+        current = field.annotation
+    return current
+
+
+def _keys_of(path: list[str]) -> list[str]:
+    section = _section_class(path)
+    return list(section.model_fields) if section else []
+
+
+def _all_keys(path: tuple[str, ...] = ()) -> list[str]:
+    keys: list[str] = []
+    for name in _keys_of(list(path)):
+        inner = (*path, name)
+        keys += _all_keys(inner) if _section_class(list(inner)) else [".".join(inner)]
+    return keys
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
