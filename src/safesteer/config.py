@@ -8,9 +8,10 @@ stages that read them. Defaults are those that measured best on the built-in mod
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Divergence = Literal["paper", "generalized", "tail", "renormalized", "forward", "full"]
 DirectionSource = Literal["auto", "harmful-harmless", "refuse-comply"]
@@ -202,12 +203,28 @@ class TrainSettings(Section):
 class EndpointSettings(Section):
     """An OpenAI-compatible server that judges answers; asked only when a judge names it."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key by mistake
+
+
     base_url: str | None = Field(None, description="e.g. http://localhost:8000/v1")
     model: str | None = Field(None, description="the server's name of the model")
     api_key_env: str = Field(
         "OPENAI_API_KEY", description="environment variable that holds the key; never written"
     )
     concurrency: int = Field(8, ge=1, description="requests under way at once")
+
+    @field_validator("base_url")
+    @classmethod
+    def _holds_no_secret(cls, value: str | None) -> str | None:
+        # Settings are written into the run and its report; a key has its place in the environment.
+        secret = r"@|[?&][^=&]*(key|token|secret|sig|passw|auth)[^=&]*="
+        if value and re.search(secret, value, re.IGNORECASE):
+            raise ValueError(
+                "the address holds a user, password or key, which would be written into the run;"
+                " give the key in the environment variable that evaluate.endpoint.api_key_env names"
+            )
+        return value
+
     retries: int = Field(4, ge=0, description="further tries of a request that failed")
     timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
 

@@ -29,15 +29,21 @@ class Evaluation:
         name: the model that was asked about: base, teacher, aligned, or model.
         results: {model: {benchmark: entry}}, with others of the run where they are known.
         samples: {prompt set: rows} with prompts, completions and verdicts of `name`.
+        max_new_tokens: length of the answers.
     """
 
     name: str
     results: dict[str, dict[str, Any]]
     samples: dict[str, list[dict[str, Any]]]
+    max_new_tokens: int
 
     def to_json(self) -> dict[str, Any]:
-        """The content of eval/NAME.json."""
-        return {"model": self.name, "benchmarks": self.results[self.name]}
+        """The content of the file that `safesteer eval --json` writes."""
+        return {
+            "model": self.name,
+            "max_new_tokens": self.max_new_tokens,
+            "benchmarks": self.results[self.name],
+        }
 
 
 def evaluate_target(
@@ -60,7 +66,12 @@ def evaluate_target(
             _finish(target.path, target.settings, reporter)
         run = RunDirectory.load(target.path)
         if run.output_hashes("evaluate"):
-            return Evaluation(name, read_results(run.path), read_samples(run.path).get(name, {}))
+            return Evaluation(
+                name,
+                read_results(run.path),
+                read_samples(run.path).get(name, {}),
+                run.settings.evaluate.max_new_tokens,
+            )
     settings = target.settings
     sets = load_prompt_sets(settings.prompts, settings.seed)
     asked = [*sets, *settings.evaluate.benchmarks] if benchmarks is None else list(benchmarks)
@@ -74,13 +85,15 @@ def evaluate_target(
             " than the question; leave out --teacher"
         )
     suite.prepare()
-    speakers = load_speakers(target, [name], reporter)
-    ((speaker, results),) = suite.measure(speakers, cache_dir, reporter).items()
+    # Answers win or lose against those of the run's base, which then answers too.
+    contest = target.is_run and name == "aligned" and suite.comparer is not None
+    speakers = load_speakers(target, ["base", name] if contest else [name], reporter)
+    speaker, results = list(suite.measure(speakers, cache_dir, reporter).items())[-1]
     entries = {key: result.to_json() for key, result in results.items()}
     rows = {key: result.rows() for key, result in results.items()}
     if target.is_run and speaker != "base":
         _compare_with_stored(target, entries, rows)
-    return Evaluation(speaker, {speaker: entries}, rows)
+    return Evaluation(speaker, {speaker: entries}, rows, settings.evaluate.max_new_tokens)
 
 
 def _finish(path: Any, settings: Settings, reporter: Reporter | None) -> None:
@@ -96,7 +109,10 @@ def _compare_with_stored(
     run = RunDirectory.load(target.path)
     stored = read_results(run.path).get("base", {})
     samples = read_samples(run.path).get("base", {})
-    if run.settings.evaluate.max_new_tokens != target.settings.evaluate.max_new_tokens:
+    mine, theirs = target.settings, run.settings
+    if mine.model != theirs.model or (
+        mine.evaluate.max_new_tokens != theirs.evaluate.max_new_tokens
+    ):
         return
     for key, entry in entries.items():
         versus = versus_base(entry, rows[key], stored.get(key), samples.get(key, []))

@@ -154,7 +154,9 @@ def _explain(error: ValidationError) -> str:
             value,
             [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")],
         )
-    return f"{key} = {value!r}: {message}{hint}{more}"
+    # An address may hold what must not be shown.
+    shown = key if path[-1] == "base_url" else f"{key} = {value!r}"
+    return f"{shown}: {message}{hint}{more}"
 
 
 def _section_class(path: list[str]) -> type[BaseModel] | None:

@@ -20,7 +20,7 @@ import transformers
 from safesteer.errors import InputError
 from safesteer.evaluate.answers import Cache, generate, weights_digest
 from safesteer.models.chat import Message
-from safesteer.models.generate import Progress
+from safesteer.models.generate import GENERATION, Progress
 from safesteer.models.load import ChatModel, load_model
 from safesteer.reporter import Reporter
 from safesteer.targets import Target
@@ -102,7 +102,7 @@ class Speaker:
         chat = self.model.chat
         direction = self.teacher.direction if self.teacher else None
         parts: dict[str, Any] = {
-            "versions": [torch.__version__, transformers.__version__],
+            "versions": [torch.__version__, transformers.__version__, GENERATION],
             "weights": self.model.sha256 or weights_digest(_own_weights(base)),
             "dtype": str(base.dtype),
             "device": base.device.type,

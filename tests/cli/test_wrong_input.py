@@ -129,3 +129,16 @@ def test_duplicates_are_kept_only_where_asked(tmp_path: Path):
     file.write_text('["a", "b", "a"]')
     assert [p.text for p in load_prompts(file)] == ["a", "b"]
     assert [p.text for p in load_prompts(file, keep_duplicates=True)] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://user:hush@host/v1", "http://host/v1?api_key=hush", "http://host/v1?Token=hush"],
+)
+def test_a_secret_in_an_address_is_neither_written_nor_shown(safesteer, address, tmp_path):
+    """Settings are files that people share; the key's place is the environment."""
+    setting = f"evaluate.endpoint.base_url={address}"
+    outcome = safesteer("run", "-o", tmp_path / "run", "--set", setting)
+    assert outcome.code == 2
+    assert "api_key_env" in outcome.error and "hush" not in outcome.error
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safesteer.evaluate import refusals
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.refusals import Rate, Sample, refusal_rate
+from safesteer.evaluate.statistics import wilson_interval
 from safesteer.models.generate import generate
 from safesteer.prompts import Prompt
 from safesteer.teacher import Direction, Teacher
@@ -28,10 +29,11 @@ def with_lora(model, trained: bool):  # type: ignore[no-untyped-def]
 
 
 def test_an_untrained_student_has_not_drifted(tiny_chat_model):
-    """A fresh adapter changes nothing: full agreement, no divergence, intervals of a point."""
+    """A fresh adapter changes nothing: full agreement, no divergence; three prompts prove little."""
     student = with_lora(tiny_chat_model.model, trained=False)
     drift = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6, batch_size=2)
-    assert drift["agreement"]["value"] == 1 and drift["agreement"]["ci95"] == [1, 1]
+    assert drift["agreement"]["value"] == 1
+    assert drift["agreement"]["ci95"] == list(wilson_interval(3, 3))
     assert drift["divergence"]["value"] == pytest.approx(0, abs=1e-6)
     assert drift["agreement"]["n"] == 3
     assert json.loads(json.dumps(drift, allow_nan=False)) == drift

@@ -50,6 +50,10 @@ def test_mean_interval_is_a_bootstrap_of_the_mean():
     assert (low, high) == pytest.approx((4.5 - half, 4.5 + half), abs=0.06)
     assert (low, high) == mean_interval(values)
     assert mean_interval([0.25] * 5) == (0.25, 0.25)
+    low, high = mean_interval([1.0] * 60, share=True)
+    assert (low, high) == pytest.approx(wilson_interval(60, 60))
+    low, high = mean_interval([0.5] * 3, share=True)
+    assert low < 0.4 and high > 0.6
     assert all(map(math.isnan, mean_interval([])))
 
 

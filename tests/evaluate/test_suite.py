@@ -15,7 +15,13 @@ from safesteer.config import Settings
 from safesteer.errors import InputError
 from safesteer.evaluate import suite as suites
 from safesteer.evaluate.judges import Verdict
-from safesteer.evaluate.refusals import Rate, Sample, judge_all, make_samples
+from safesteer.evaluate.refusals import (
+    Rate,
+    Sample,
+    judge_all,
+    lead_by_one_judge,
+    make_samples,
+)
 from safesteer.evaluate.scores import Score
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import versus_base
@@ -82,10 +88,27 @@ def test_an_answer_without_verdict_is_shown_and_not_counted():
 
 def test_where_no_judge_says_what_is_refused_the_offline_judge_leads():
     """A guard model says whether an answer is unsafe; over-refusal needs another word."""
-    guarded = rate({"guard": [Verdict(unsafe=False)] * 2}, "refusal_rate").with_a_verdict()
-    entry = guarded.to_json()
+    guarded = rate({"guard": [Verdict(unsafe=False)] * 2}, "refusal_rate")
+    (entry,) = (found.to_json() for found in lead_by_one_judge([guarded]))
     assert (entry["judge"], entry["n"], entry["value"]) == ("offline-refusal", 2, 0.0)
     assert entry["judges"]["guard"]["no_verdict"] == 2
+
+
+def test_figures_of_two_models_are_always_of_one_judge():
+    """A server that goes down between two models leads neither, and is shown without verdicts."""
+    yes, no, none = Verdict(unsafe=True), Verdict(unsafe=False), Verdict(note="no verdict: down")
+    before = rate({"server": [yes, yes], "file": [yes, no]}, "attack_success_rate")
+    after = rate({"server": [none, none], "file": [no, no]}, "attack_success_rate")
+    entries = [found.to_json() for found in lead_by_one_judge([before, after])]
+    assert [(entry["judge"], entry["value"]) for entry in entries] == [("file", 0.5), ("file", 0)]
+    assert entries[1]["judges"]["server"]["no_verdict"] == 2
+    alone = rate({"server": [none, none]}, "attack_success_rate")
+    with_verdicts = rate({"server": [yes, no]}, "attack_success_rate")
+    entries = [found.to_json() for found in lead_by_one_judge([with_verdicts, alone])]
+    assert [(entry["judge"], entry["value"]) for entry in entries] == [
+        ("server", 0.5),
+        ("server", None),
+    ]
 
 
 def test_one_judge_with_all_verdicts_needs_no_more_keys():

@@ -149,3 +149,23 @@ def test_a_small_batch_is_not_worth_a_second_pass(tiny_chat_model):
     assert share_prefix(tiny_chat_model.model, IDS, MASK) is None
     ids, mask = pad_left([BEGINNING * 5 + [3, end] for end in range(20)], 0)
     assert share_prefix(tiny_chat_model.model, ids, mask).length == 36
+
+
+def test_a_window_that_answers_grow_past_is_not_shared(sharing, tokenizer):
+    """Padding between the beginning and the rest would take the beginning out of sight early."""
+    sharing(True)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        CONFIG_MAPPING["mistral"](
+            vocab_size=tokenizer.vocab_size + 8, hidden_size=16, num_hidden_layers=2,
+            intermediate_size=24, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+            sliding_window=24, pad_token_id=0, initializer_range=0.5,
+        )
+    ).eval()  # fmt: skip
+    assert share_prefix(model, IDS, MASK) is not None
+    assert share_prefix(model, IDS, MASK, new_tokens=40) is None
+    prompts = [BEGINNING + end for end in ENDS]
+    plain, shared = both_ways(
+        sharing, lambda: generate(model, tokenizer, prompts, max_new_tokens=40)
+    )
+    assert plain == shared and max(map(len, plain)) > 24

@@ -16,6 +16,7 @@ from safesteer.report.compare import (
     read_entrants,
     render_comparison,
     table_rows,
+    why_not_comparable,
 )
 from safesteer.runs.files import write_json
 
@@ -62,7 +63,7 @@ def test_what_must_not_be_compared_is_marked(new_run, judged):
     _, notes = table_rows(found)
     assert any("harmful requests of longer" in n and "99 instead of" in n for n in notes)
     assert any("harmful requests of fewer" in n and "10 instead of 20" in n for n in notes)
-    assert found["axes"] == {"capability": ["agreement"]}
+    assert found["axes"] == {}  # drift too belongs to its prompts and their length
     assert paired_words(found) == []
 
 
@@ -121,3 +122,31 @@ def test_missing_and_unfinished_runs_are_refused(new_run, tmp_path):
     unfinished = new_run(until="train").path
     with pytest.raises(InputError, match=f"safesteer eval {unfinished}"):
         read_entrants([unfinished])
+
+
+def test_drift_on_fewer_prompts_is_not_compared(new_run):
+    """Agreement and KL too belong to their prompts and their length of answers."""
+    first, other = (read_entrants([new_run(name).path])[0] for name in ("first", "other"))
+    assert why_not_comparable("agreement", first, other) == ""
+    other.benchmarks["agreement"]["n"] -= 1
+    assert "other prompts" in why_not_comparable("agreement", first, other)
+    other.benchmarks["agreement"]["n"] += 1
+    other.answer_tokens = 1
+    assert "other length of answers" in why_not_comparable("agreement", first, other)
+
+
+def test_a_missing_verdict_does_not_make_other_prompts(new_run):
+    """What was asked counts, and not what was judged."""
+    first, other = (read_entrants([new_run(name).path])[0] for name in ("first", "other"))
+    entry = other.benchmarks["harmful"]
+    entry["n"] -= 1
+    entry["judges"] = {entry["judge"]: {"no_verdict": 1}}
+    assert why_not_comparable("harmful", first, other) == ""
+
+
+def test_a_run_and_a_file_of_one_name_are_told_apart(new_run, tmp_path):
+    """The ending of a file is no part of its name."""
+    run = new_run("same").path
+    file = run.parent / "same.json"
+    write_json(file, {"benchmarks": read_entrants([run])[0].benchmarks})
+    assert len({entrant.name for entrant in read_entrants([run, file])}) == 2

@@ -130,7 +130,8 @@ def score_candidates(
         else:
             candidate.rejected = lasting_fault(candidate, model.layers, settings)
         if not candidate.rejected:
-            added = next_token_log_probs(model, harmless, steer(model.model, d.layer, d.vector))
+            hook = steer(model.model, d.layer, d.vector, d.coefficient)
+            added = next_token_log_probs(model, harmless, hook)
             candidate.addition = refusal_scores(added, refusal_tokens).mean().item()
             if candidate.addition < settings.min_addition_score:
                 candidate.rejected = (

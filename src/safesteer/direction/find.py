@@ -23,7 +23,7 @@ from safesteer.direction.candidates import (
     refusal_scores,
     score_candidates,
 )
-from safesteer.errors import SafeSteerError
+from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.chat import Message
 from safesteer.models.load import ChatModel
 from safesteer.models.refusal_tokens import refusal_first_tokens
@@ -178,15 +178,20 @@ def _harmful_harmless(
     _observe(model, finalists, harmful_validation, harmless_validation, settings, step)
     if not any(_qualifies(c) for c in finalists):
         more = [
-            replace(
-                c,
-                direction=replace(c.direction, coefficient=strength),
-                rejected=lasting_fault(c, model.layers, settings),
-            )
+            Candidate(replace(c.direction, coefficient=strength))
             for c in finalists[:2]
             for strength in settings.coefficients
             if strength != c.direction.coefficient
         ]
+        score_candidates(
+            model,
+            more,
+            list(harmful_validation)[: settings.validation_prompts],
+            list(harmless_validation)[: settings.validation_prompts],
+            tokens,
+            settings,
+            progress=lambda done, total: step("score other strengths", done, total),
+        )
         _observe(model, more, harmful_validation, harmless_validation, settings, step)
         candidates += more
     return candidates, "" if finalists else "the two means do not differ"
@@ -314,13 +319,16 @@ def _choose(candidates: Sequence[Candidate], settings: DirectionSettings) -> Can
 
 
 def _layers(model: ChatModel, settings: DirectionSettings) -> list[int]:
-    if settings.layers is None:
-        return list(range(1, model.layers))
-    wrong = [layer for layer in settings.layers if not 0 <= layer < model.layers]
+    layers = list(range(1, model.layers)) if settings.layers is None else settings.layers
+    wrong = [layer for layer in layers if not 0 <= layer < model.layers]
     if wrong:
-        from safesteer.errors import InputError
-
         raise InputError(
             f"direction.layers: {wrong[0]} is outside 0..{model.layers - 1} of this model"
         )
-    return settings.layers
+    allowed = int(model.layers * (1 - settings.drop_last_layers))
+    if not any(layer < allowed for layer in layers):
+        raise InputError(
+            f"direction.drop_last_layers = {settings.drop_last_layers:g} leaves none of the layers"
+            f" {layers[:5]} of this model, which has {model.layers}; lower it"
+        )
+    return layers

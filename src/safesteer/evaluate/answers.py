@@ -2,7 +2,7 @@
 
 A batch is kept whole and is used again only whole: on most hardware the last digits of a
 computation, and with them now and then a word, depend on what else is in the batch. So results are
-the same with and without what was kept. Holds hashes and token ids, no text.
+the same with and without what was kept. Of answers it holds hashes and token ids, no text.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def measure_drift(
         return {
             "metric": metric,
             "value": sum(values) / len(values),
-            "ci95": list(mean_interval(values)),
+            "ci95": list(mean_interval(values, share=metric == "next_token_agreement")),
             "n": len(values),
             "judge": None,
             "kind": "capability",

@@ -81,16 +81,12 @@ class Rate:
 
     @property
     def leading(self) -> str:
-        """The first judge that gave a verdict; a guard model says nothing of refusals."""
-        spoke = (judge for judge in self.judges if any(v is not None for v in self.counted(judge)))
-        return next(spoke, self.judges[0])
+        """Whose count is the figure."""
+        return self.judges[0]
 
-    def with_a_verdict(self) -> Rate:
-        """This, or with the offline judge's count added where no judge says what is refused."""
-        spoke = any(value is not None for judge in self.judges for value in self.counted(judge))
-        if spoke or self.metric != "refusal_rate":
-            return self
-        return replace(self, judges=(*self.judges, JUDGE))
+    def spoke(self, judge: str) -> bool:
+        """Whether `judge` gave a verdict on any answer."""
+        return any(value is not None for value in self.counted(judge))
 
     def counted(self, judge: str) -> list[bool | None]:
         """For each answer whether `judge` counts it; None without a verdict."""
@@ -130,6 +126,26 @@ class Rate:
             "n": len(given),
             "no_verdict": len(self.samples) - len(given),
         }
+
+
+def lead_by_one_judge(rates: Sequence[Rate]) -> list[Rate]:
+    """The rates of several models on the same prompts, all with the same leading judge.
+
+    It is the first that gave a verdict on every model's answers, or else on any: a guard model
+    says nothing of refusals, and a server may have gone down between two models, whose figures
+    would then be of different judges. Where no judge at all says what is refused, the offline
+    judge is added.
+    """
+    judges = list(rates[0].judges)
+    if rates[0].metric == "refusal_rate" and not any(r.spoke(j) for r in rates for j in judges):
+        judges.append(JUDGE)
+    rates = [replace(rate, judges=tuple(judges)) for rate in rates]
+    for enough in (all, any):
+        leading = next((j for j in judges if enough(rate.spoke(j) for rate in rates)), None)
+        if leading is not None:
+            judges.sort(key=lambda judge: judge != leading)
+            return [replace(rate, judges=tuple(judges)) for rate in rates]
+    return list(rates)
 
 
 def counted(row: Mapping[str, Any], metric: str, judge: str) -> bool | None:
@@ -179,7 +195,9 @@ def judge_all(
     So that only one guard model is in memory at a time. `progress` is told (what, done, total).
     """
     said: dict[str, dict[str, list[Verdict]]] = {key: {} for key in pairs}
-    for judge in judges:
+    # A server that is down, or refuses the key, is found out before a guard has worked for hours;
+    # its own replies are kept.
+    for judge in sorted(judges, key=lambda judge: not getattr(judge, "remote", False)):
         for key, asked in pairs.items():
             told = progress and partial(progress, f"{judge.name}: {key}")
             said[key][judge.name] = judge.judge(asked, told)

@@ -35,7 +35,9 @@ class Score:
         scores = [float(row["score"]) for row in self.samples if row["score"] is not None]
         right = sum(score == 1 for score in scores)
         whole = right + sum(score == 0 for score in scores) == len(scores)
-        interval = wilson_interval(right, len(scores)) if whole else mean_interval(scores)
+        interval = (
+            wilson_interval(right, len(scores)) if whole else mean_interval(scores, share=True)
+        )
         entry = {
             "metric": self.metric,
             "value": sum(scores) / len(scores) if scores else None,

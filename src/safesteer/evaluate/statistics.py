@@ -28,13 +28,23 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def mean_interval(values: list[float], resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean (percentile method); the values are the units resampled."""
+def mean_interval(
+    values: list[float], resamples: int = 2000, seed: int = 0, *, share: bool = False
+) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean (percentile method); the values are the units resampled.
+
+    Where all values are alike the bootstrap sees no spread. If each is a `share` between 0 and 1,
+    the interval then reaches as far as unseen zeros or ones could move the mean (the Wilson bound
+    on their part).
+    """
     import numpy as np
 
     if not values:
         return math.nan, math.nan
     data = np.asarray(values, dtype=float)
+    if share and (data == data[0]).all():
+        unseen = wilson_interval(0, len(data))[1]
+        return float(data[0] * (1 - unseen)), float(data[0] + (1 - data[0]) * unseen)
     generator = np.random.default_rng(seed)
     means = [
         data[generator.integers(0, len(data), size=(rows, len(data)))].mean(axis=1)

@@ -16,9 +16,9 @@ from safesteer.config import Settings
 from safesteer.evaluate.answers import Cache
 from safesteer.evaluate.benchmarks.capability import Capability, check_requirements
 from safesteer.evaluate.benchmarks.sources import Loaded, load_benchmarks
-from safesteer.evaluate.benchmarks.win_rate import Comparer, win_rate
+from safesteer.evaluate.benchmarks.win_rate import Comparer, has_references, win_rate
 from safesteer.evaluate.judges import Judge, make_judge
-from safesteer.evaluate.refusals import Rate, judge_all, make_samples
+from safesteer.evaluate.refusals import Rate, judge_all, lead_by_one_judge, make_samples
 from safesteer.prompts import PromptSet
 from safesteer.reporter import Reporter
 from safesteer.speaker import LABELS, Speaker
@@ -55,6 +55,7 @@ class Suite:
     judges: list[Judge]
     comparer: Comparer | None = None
     _capabilities: dict[str, Capability] = field(default_factory=dict)
+    _checked: set[str] = field(default_factory=set)
 
     @classmethod
     def plan(
@@ -84,7 +85,15 @@ class Suite:
         return cls(settings, benchmarks, judges, comparer)
 
     def prepare(self) -> None:
-        """Read the questions of capability benchmarks, from the hub too; once."""
+        """Read the questions of capability benchmarks and find the judges' weights; once.
+
+        Both may come from the hub. Raises InputError for what cannot be had.
+        """
+        for judge in self.judges:
+            check = getattr(judge, "check", None)
+            if check is not None and judge.name not in self._checked:
+                check()
+                self._checked.add(judge.name)
         for loaded in self.benchmarks:
             if loaded.benchmark.harness is not None and loaded.name not in self._capabilities:
                 limit = self.settings.evaluate.limit
@@ -154,26 +163,30 @@ class Suite:
         if pairs:
             told.stage("evaluate", f"judging by {', '.join(names)}")
         verdicts = judge_all(self.judges, pairs, told.progress)
-        for who, texts in answers.items():
-            for loaded in judged:
-                benchmark = loaded.benchmark
-                assert benchmark.kind != "capability"
+        for loaded in judged:
+            benchmark = loaded.benchmark
+            assert benchmark.kind != "capability"
+            rates = []
+            for who, texts in answers.items():
                 samples = make_samples(
                     [item.prompt for item in loaded.items],
                     [item.request for item in loaded.items],
                     texts[loaded.name],
                     verdicts[f"{who} {loaded.name}"],
                 )
-                rate = Rate(
-                    loaded.name,
-                    benchmark.kind,
-                    samples,
-                    benchmark.metric,
-                    names,
-                    loaded.source,
-                    loaded.skipped,
+                rates.append(
+                    Rate(
+                        loaded.name,
+                        benchmark.kind,
+                        samples,
+                        benchmark.metric,
+                        names,
+                        loaded.source,
+                        loaded.skipped,
+                    )
                 )
-                results[who][loaded.name] = rate.with_a_verdict()
+            for who, rate in zip(answers, lead_by_one_judge(rates), strict=True):
+                results[who][loaded.name] = rate
 
     def _compare(
         self, answers: dict[str, dict[str, list[str]]], results: Results, told: Reporter
@@ -185,7 +198,7 @@ class Suite:
                 if loaded.name not in texts:
                     continue
                 base = answers["base"][loaded.name] if who != "base" and "base" in answers else None
-                if who == "base" and len(answers) > 1 and not _has_references(loaded):
+                if who == "base" and len(answers) > 1 and not has_references(loaded):
                     continue  # it is what the others are compared with
                 results[who][loaded.name] = win_rate(
                     self.comparer, loaded, texts[loaded.name], base, _bar(told, loaded.name)
@@ -201,10 +214,6 @@ def _comparer(settings: Settings, cache_dir: Path | None) -> Comparer:
 
 def _is_win_rate(loaded: Loaded) -> bool:
     return loaded.benchmark.metric == "win_rate"
-
-
-def _has_references(loaded: Loaded) -> bool:
-    return all(item.reference for item in loaded.items)
 
 
 def _bar(told: Reporter, what: str) -> Any:

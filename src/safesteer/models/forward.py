@@ -96,16 +96,17 @@ def share_prefix(
     mask: torch.Tensor,  # [B, T]
     *,
     tail: int = 1,
+    new_tokens: int = 0,
 ) -> SharedPrefix | None:
     """Run the common beginning of a batch; None where there is too little of it, or no way to.
 
-    The model's layers must keep plain keys and values: state-space layers, and windows narrower
-    than the batch, make this None.
+    The model's layers must keep plain keys and values: state-space layers make this None, and so
+    do windows narrower than the batch with the `new_tokens` that are going to be added to it.
     """
     length, start = _common(ids, mask, tail)
     batch, width = ids.shape
     least = _WORTHWHILE.get(ids.device.type, _WORTHWHILE_ELSEWHERE)
-    if length * (batch - 1) < least or not _keeps_keys_and_values(model, width):
+    if length * (batch - 1) < least or not _keeps_keys_and_values(model, width + new_tokens):
         return None
     begin = ids[:1, start[0] : start[0] + length]
     seen = torch.ones_like(begin)

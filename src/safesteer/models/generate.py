@@ -27,6 +27,9 @@ _PLAIN = {
     "use_cache": True,
 }
 
+# Part of the key under which answers are kept: raised when this file changes what they are.
+GENERATION = 2
+
 Progress = Callable[[int, int], None]  # (done, total) sequences
 
 
@@ -92,7 +95,7 @@ def generate(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         ids, mask = pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, device)
-        shared = share_prefix(model, ids, mask)
+        shared = share_prefix(model, ids, mask, new_tokens=max_new_tokens)
         with _contiguous_head_input(model):
             output = model.generate(
                 input_ids=ids if shared is None else shared.ids,

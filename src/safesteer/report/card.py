@@ -60,6 +60,8 @@ def render_card(findings: Findings) -> str:
             tokens=findings.tokens,
             updates=len(findings.updates),
             prompts=_prompts(findings),
+            own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in OWN_SETS),
+            attacked=any(_is_attack(name) for name in findings.results.get("aligned", {})),
             models=[name for name in MODELS if name in findings.results],
             rows=_rows(findings),
             judges=_judges(findings),
@@ -69,6 +71,10 @@ def render_card(findings: Findings) -> str:
             versions=findings.run.manifest["versions"],
         )
     )
+
+
+def _is_attack(name: str) -> bool:
+    return name == "jailbreaks" or name.endswith("prefill")
 
 
 def is_local(base: ModelSettings) -> bool:

@@ -77,8 +77,11 @@ def read_entrants(paths: Sequence[str | Path]) -> list[Entrant]:
             break
     else:
         raise InputError("the same run is named twice; name each once")
+    bare = [name.removesuffix(".json") for name in names]
+    if len(set(bare)) == len(bare):
+        names = bare
     for entrant, name in zip(read, names, strict=True):
-        entrant.name = name.removesuffix(".json")
+        entrant.name = name
     return read
 
 
@@ -93,7 +96,7 @@ def _read(path: Path) -> Entrant:
             raise InputError(
                 f"{path} is no evaluation: make one with `safesteer eval MODEL --json FILE`"
             )
-        return Entrant(path.name, benchmarks)
+        return Entrant(path.name, benchmarks, answer_tokens=content.get("max_new_tokens"))
     run = RunDirectory.load(path)
     if not run.output_hashes("evaluate"):
         raise InputError(f"{path} has not been evaluated; finish it with `safesteer eval {path}`")
@@ -121,10 +124,11 @@ def why_not_comparable(name: str, first: Entrant, other: Entrant) -> str:
         if a.get(key) != b.get(key):
             shown = f" ({b[key]})" if isinstance(b.get(key), str) else ""
             return f"another {what}{shown}"
-    if name in DRIFT:
-        return "another base" if first.model and other.model and first.model != other.model else ""
-    if a["n"] != b["n"]:
-        return f"other prompts ({b['n']} instead of {a['n']})"
+    if name in DRIFT and first.model and other.model and first.model != other.model:
+        return "another base"
+    asked, asked_too = _asked(a), _asked(b)
+    if asked != asked_too:
+        return f"other prompts ({asked_too} instead of {asked})"
     mine, theirs = first.samples.get(name), other.samples.get(name)
     if mine and theirs and [row["prompt"] for row in mine] != [row["prompt"] for row in theirs]:
         return "other prompts"
@@ -133,6 +137,12 @@ def why_not_comparable(name: str, first: Entrant, other: Entrant) -> str:
     ):
         return f"other length of answers ({other.answer_tokens} instead of {first.answer_tokens})"
     return ""
+
+
+def _asked(entry: dict[str, Any]) -> int:
+    """How many prompts an entry is about, those without a verdict included."""
+    by_judge = entry.get("judges", {}).get(entry.get("judge"), {})
+    return int(entry["n"]) + int(entry.get("no_verdict") or by_judge.get("no_verdict", 0))
 
 
 def compare(entrants: Sequence[Entrant]) -> dict[str, Any]:

@@ -65,7 +65,11 @@ def _token_probabilities(pipeline: Pipeline, speakers: dict[str, Speaker]) -> di
     prompts = pipeline.prompts[settings.prompts].validation[: settings.prompt_count]
     prompts = prompts[:TOKEN_PROMPTS]
     conversations = [prompt.messages for prompt in prompts]
-    tails = _answers(speakers["teacher"], conversations, settings.horizon, 1.0, pipeline)
+    teacher = speakers["teacher"].teacher
+    assert teacher is not None
+    tails = _answers(
+        speakers["teacher"], conversations, settings.horizon, teacher.temperature, pipeline
+    )
     ids = pipeline.load_tokens()
     means = {}
     for name, speaker in speakers.items():
@@ -227,8 +231,13 @@ def _log_probs(
     tails: list[list[int]],
     tokens: list[int],
 ) -> Iterator[torch.Tensor]:  # [T, K] of each conversation, in their order
-    """Log-probabilities of `tokens` where `speaker` predicts each token of the tails."""
+    """Log-probabilities of `tokens` where `speaker` predicts each token of the tails.
+
+    The teacher's are at its own temperature, as in training.
+    """
     head = OutputHead.of(speaker.runner)
+    if speaker.teacher is not None:
+        head = head.at(speaker.teacher.temperature)
     prompts = _prompts(speaker, conversations)
     device = speaker.model.model.device
     columns = torch.tensor(tokens, device=device)

@@ -73,7 +73,8 @@ def _tags(row: dict[str, Any]) -> list[tuple[str, str]]:
         verdict = "refused" if row["refused"] else "answered"
         tags.append((verdict, verdict))
     elif row.get("score") is not None:  # of a question with a right answer
-        word = {1: "right", 0: "wrong"}.get(row["score"], f"score {row['score']:g}")
+        words = {1: "won", 0: "lost", 0.5: "a tie"} if "other" in row else {1: "right", 0: "wrong"}
+        word = words.get(row["score"], f"score {row['score']:g}")
         tags.append(("answered" if row["score"] else "flag", word))
     if row.get("looping"):
         tags.append(("flag", "loops"))

@@ -133,7 +133,12 @@ class Capability:
         source = dict(loaded.source)
         if not loaded.files:
             source["revision"] = self.revision
-        key = {"capability": details, "picked": self.picked, "benchmark": loaded.sha256}
+        key = {
+            "capability": details,
+            "picked": self.picked,
+            "benchmark": loaded.sha256,
+            "revision": self.revision,
+        }
         rows = cache.get(key) if cache is not None else None
         if rows is None:
             total = sum(map(len, self.picked.values()))

@@ -27,6 +27,11 @@ class Comparer(Protocol):
         ...
 
 
+def has_references(loaded: Loaded) -> bool:
+    """Whether the benchmark's file holds an answer to every prompt."""
+    return all(item.reference for item in loaded.items)
+
+
 def win_rate(
     comparer: Comparer,
     loaded: Loaded,
@@ -40,12 +45,12 @@ def win_rate(
     Raises InputError where there is neither.
     """
     against = "base" if base is not None else "the file's answers"
-    others = list(base) if base is not None else [item.reference for item in loaded.items]
-    if not all(others):
+    if base is None and not has_references(loaded):
         raise InputError(
             f"benchmark {loaded.name}: {loaded.source['from']} has no answers to compare with; give"
             " a file with the columns instruction and output, or a run"
         )
+    others = list(base) if base is not None else [item.reference for item in loaded.items]
     texts = [item.prompt.text for item in loaded.items]
     triples = list(zip(texts, others, completions, strict=True))
     scores = comparer.compare_answers(triples, progress)

@@ -296,11 +296,6 @@ def _completions_url(base_url: str | None) -> tuple[str, str]:
             "evaluate.endpoint.base_url is no http:// or https:// address, such as"
             " http://localhost:8000/v1"
         )
-    if "@" in parts.netloc:
-        raise InputError(
-            "evaluate.endpoint.base_url holds a user name or password; give the key in the"
-            " environment variable that evaluate.endpoint.api_key_env names"
-        )
     path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     shown = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")), shown

@@ -95,6 +95,8 @@ def read_preference(text: str) -> float | None:
 class _Asker:
     """A model behind a server, under the name that judges go by. Args and errors: `ChatClient`."""
 
+    remote = True
+
     def __init__(
         self,
         settings: EndpointSettings,

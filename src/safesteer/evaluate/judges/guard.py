@@ -104,6 +104,14 @@ class GuardJudge:
             if (folder / "config.json").is_file():
                 check_architecture(judge, folder, guard.prompts)
 
+    def check(self) -> None:
+        """Find the weights, downloading them if need be, and look at their architecture.
+
+        Raises InputError: no access to the weights, another architecture.
+        """
+        folder = find_weights(self.judge_name, self.source)
+        check_architecture(self.judge_name, folder, self.guard.prompts)
+
     def prepare(self) -> None:
         """Load the weights, downloading them if need be.
 
