@@ -1,12 +1,12 @@
 """Judge a finished run's base and aligned model by every benchmark whose file is at hand.
 
-    python bench/evidence.py RUN --data-dir DIR [--limit N]
+    python bench/evidence.py RUN --data-dir DIR [--limit N] [--limit-of mmlu=200,humaneval=20]
 
 Writes RUN/evidence.json, every prompt, answer and verdict into RUN/evidence/, and prints the tables
 in Markdown, for docs/results.md. What was answered is kept in RUN/eval/cache, capability benchmarks
 task by task, so that the same command goes on after an interruption and ends with the same figures.
-None of the prompts is in the package, and none was used for any choice. `safesteer benchmarks
---data-dir DIR` says which files are looked for.
+None of the prompts is in the package. `safesteer benchmarks --data-dir DIR` says which files are
+looked for.
 """
 
 from __future__ import annotations
@@ -67,22 +67,29 @@ def at_hand(pipeline: Pipeline, wanted: list[str], reporter: Reporter) -> list[s
     return names
 
 
-def measure(pipeline: Pipeline, names: list[str], reporter: Reporter) -> dict[str, Any]:
+def measure(
+    pipeline: Pipeline, names: list[str], limits: dict[str, int], reporter: Reporter
+) -> dict[str, Any]:
     """{"base": {benchmark: entry}, "aligned": ...}; the aligned one's with `versus_base`."""
     settings = pipeline.settings
-    suite = Suite.plan(names, settings, pipeline.prompts, pipeline.cache_dir)
     speakers = [pipeline.speaker("aligned"), pipeline.speaker("base")]
-    results = suite.measure(reversed(speakers), pipeline.cache_dir, reporter)
-    found: dict[str, Any] = {}
-    for who, by_name in results.items():
-        found[who] = {name: result.to_json() for name, result in by_name.items()}
-        for name, result in by_name.items():
-            write_jsonl(pipeline.run.path / "evidence" / f"{who}-{name}.jsonl", result.rows())
-    for name, entry in found["aligned"].items():
-        before = results["base"][name]
-        entry["versus_base"] = versus_base(
-            entry, results["aligned"][name].rows(), before.to_json(), before.rows()
-        )
+    found: dict[str, Any] = {"base": {}, "aligned": {}}
+    whole = settings.evaluate.limit
+    for limit in dict.fromkeys(limits.get(name, whole) for name in names):
+        settings.evaluate.limit = limit
+        asked = [name for name in names if limits.get(name, whole) == limit]
+        suite = Suite.plan(asked, settings, pipeline.prompts, pipeline.cache_dir)
+        results = suite.measure(reversed(speakers), pipeline.cache_dir, reporter)
+        for who, by_name in results.items():
+            found[who] |= {name: result.to_json() for name, result in by_name.items()}
+            for name, result in by_name.items():
+                write_jsonl(pipeline.run.path / "evidence" / f"{who}-{name}.jsonl", result.rows())
+        for name in asked:
+            before, after = results["base"][name], results["aligned"][name]
+            found["aligned"][name]["versus_base"] = versus_base(
+                after.to_json(), after.rows(), before.to_json(), before.rows()
+            )
+    settings.evaluate.limit = whole
     if "alpaca" in names:
         (alpaca,) = load_benchmarks(["alpaca"], settings.evaluate, {})
         harmless = [i.prompt.messages for i in alpaca.items if len(i.prompt.text) < LONGEST_PROMPT]
@@ -145,6 +152,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--limit", type=int, help="prompts per benchmark, evenly spaced")
+    parser.add_argument("--limit-of", default="", help="other limits: NAME=N,NAME=N")
     parser.add_argument("--max-new-tokens", type=int, help="of a judged answer; the run's own")
     parser.add_argument("--benchmarks", default="", help="only these, separated by commas")
     parser.add_argument("--judges", default="", help="separated by commas; the run's own")
@@ -161,7 +169,10 @@ def main() -> None:
     pipeline = Pipeline(run, reporter)
     try:
         names = at_hand(pipeline, _split(arguments.benchmarks), reporter)
-        found = measure(pipeline, names, reporter)
+        limits = {
+            name: int(n) for name, _, n in (p.partition("=") for p in _split(arguments.limit_of))
+        }
+        found = measure(pipeline, names, limits, reporter)
     except InputError as error:
         raise SystemExit(str(error)) from None
     settings = {"limit": chosen.limit, "max_new_tokens": chosen.max_new_tokens}

@@ -29,7 +29,7 @@ def with_lora(model, trained: bool):  # type: ignore[no-untyped-def]
 
 
 def test_an_untrained_student_has_not_drifted(tiny_chat_model):
-    """A fresh adapter changes nothing: full agreement, no divergence; three prompts prove little."""
+    """A fresh adapter changes nothing; the interval says that three prompts prove little."""
     student = with_lora(tiny_chat_model.model, trained=False)
     drift = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6, batch_size=2)
     assert drift["agreement"]["value"] == 1

@@ -18,6 +18,7 @@ from safesteer.evaluate.benchmarks.capability import Capability, check_requireme
 from safesteer.evaluate.benchmarks.sources import Loaded, load_benchmarks
 from safesteer.evaluate.benchmarks.win_rate import Comparer, has_references, win_rate
 from safesteer.evaluate.judges import Judge, make_judge
+from safesteer.evaluate.judges.registry import win_rate_judge
 from safesteer.evaluate.refusals import Rate, judge_all, lead_by_one_judge, make_samples
 from safesteer.prompts import PromptSet
 from safesteer.reporter import Reporter
@@ -206,10 +207,8 @@ class Suite:
 
 
 def _comparer(settings: Settings, cache_dir: Path | None) -> Comparer:
-    from safesteer.evaluate.judges.endpoint import WinRateJudge
-
     models = [name.partition("=")[2] for name in settings.evaluate.judges if "endpoint=" in name]
-    return WinRateJudge(settings.evaluate.endpoint, (models or [""])[0] or None, cache_dir)
+    return win_rate_judge(settings.evaluate, (models or [""])[0] or None, cache_dir)
 
 
 def _is_win_rate(loaded: Loaded) -> bool:

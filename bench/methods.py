@@ -1,0 +1,434 @@
+"""Methods side by side: one base, one set of prompts, one budget of updates and completions.
+
+    python bench/methods.py OUTPUT [--methods a,b] [--seeds 0,1,2] [--set section.key=value]
+        [--data-dir DIR --benchmarks mmlu,gsm8k --limit N]
+    python bench/methods.py OUTPUT --table
+
+Each (method, seed) leaves OUTPUT/METHOD-seedN.json with every rate, its interval, seconds, memory
+and the settings; what is there is not made again, so a sweep that was broken off goes on, on any
+machine. `--table` prints the mean and spread over seeds and writes OUTPUT/pareto.html. The methods
+are changes to the recipe of the built-in model; `--list` names them. Directions and answers are
+kept in OUTPUT/work, which need not be committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import random
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from safesteer.cli.silence import silence_libraries
+from safesteer.config import Settings
+from safesteer.direction.find import extract_direction
+from safesteer.distill.plan import plan_rows
+from safesteer.distill.train import _with_lora, train
+from safesteer.errors import InputError, nearest
+from safesteer.evaluate.drift import measure_drift
+from safesteer.evaluate.suite import Suite
+from safesteer.models.chat import Message
+from safesteer.models.generate import generate
+from safesteer.models.load import ChatModel, load_model
+from safesteer.prompts import load_prompt_sets
+from safesteer.recipe import load_settings
+from safesteer.report.compare import compare, read_entrants, render_comparison
+from safesteer.runs.files import load_tensors, read_json, save_tensors, write_json, write_text
+from safesteer.runs.system import MemorySampler, versions
+from safesteer.speaker import Speaker
+from safesteer.teacher import Direction, Teacher, make_teacher
+from safesteer.tokens.select import select_safety_tokens
+
+Conversation = Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of making the model refuse.
+
+    Attributes:
+        says: in a few words.
+        changes: settings that differ from the recipe's.
+        kind: distil; or sft, dpo (TRL's trainers), teacher and base (no training at all).
+        random_tokens: whether S is drawn at random, as many as the method would choose.
+    """
+
+    says: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    kind: str = "distil"
+    random_tokens: bool = False
+
+
+_PUBLISHED = {
+    "direction.coefficients": [1.0],
+    "teacher.context": "none",
+    "teacher.strength": 1.0,
+    "teacher.temperature": 1.0,
+    "tokens.method": "vote",
+    "tokens.count": 50,
+    "tokens.prompts": "harmless",
+    "tokens.samples_per_prompt": 8,
+    "tokens.horizon": 7,
+    "tokens.end_of_turn": False,
+    "train.divergence": "paper",
+    "train.anchor_share": 0.0,
+    "train.opening_tokens": None,
+}
+METHODS = {
+    "base": Method("the model as it is", kind="base"),
+    "teacher": Method("the teacher itself, nothing learned", kind="teacher"),
+    "recipe": Method("SafeSteer with this project's recipe"),
+    "published": Method("SafeSteer with the published choices", _PUBLISHED),
+    "published+anchors": Method("and harmless anchors", {**_PUBLISHED, "train.anchor_share": 0.75}),
+    "generalized": Method("generalised reverse KL on S", {"train.divergence": "generalized"}),
+    "paper-loss": Method("the published loss on S", {"train.divergence": "paper"}),
+    "renormalized": Method("KL renormalised over S", {"train.divergence": "renormalized"}),
+    "full-vocabulary": Method("reverse KL over the vocabulary", {"train.divergence": "full"}),
+    "vote": Method("S by vote", {"tokens.method": "vote"}),
+    "random-tokens": Method("S at random, of the same size", random_tokens=True),
+    "steering-only": Method(
+        "the teacher steers at full strength and reads nothing",
+        {"teacher.context": "none", "teacher.strength": 1.0},
+    ),
+    "prompt-teacher": Method(
+        "the teacher reads a safety system prompt",
+        {"teacher.context": "system-prompt", "teacher.steering": False},
+    ),
+    "demonstrations": Method(
+        "the teacher reads answered and refused requests",
+        {
+            "teacher.context": "demonstrations",
+            "teacher.demonstrations": 4,
+            "teacher.steering": False,
+        },
+    ),
+    "no-anchors": Method("harmful prompts alone", {"train.anchor_share": 0.0}),
+    "whole-rollouts": Method("no short openings", {"train.opening_tokens": None}),
+    "sft": Method("fine-tuning on one refusal, anchors on the base's answers", kind="sft"),
+    "dpo": Method("DPO, a refusal over the base's answer; on anchors the reverse", kind="dpo"),
+}
+# What the table shows of each benchmark; the names are those of eval/MODEL.json.
+COLUMNS = ("harmful", "harmful+prefill", "harmless", "borderline", "agreement")
+ANSWER_TOKENS = 48  # of the base's answers that sft and dpo learn from
+
+
+@dataclass
+class Laboratory:
+    """What all methods share: the base, prompts, directions; and where results go."""
+
+    output: Path
+    settings: Settings
+    overrides: list[str]
+    benchmarks: list[str]
+
+    def __post_init__(self) -> None:
+        self.model: ChatModel = load_model(self.settings.model)
+        self.sets = load_prompt_sets(self.settings.prompts, 0)
+
+    def settings_of(self, method: Method, seed: int) -> Settings:
+        """The recipe, the method's changes, and what the command line sets."""
+        changes = [f"{key}={json.dumps(value)}" for key, value in method.changes.items()]
+        return load_settings(
+            "smollm2-135m",
+            [f"model.id={self.settings.model.id}", *changes, *self.overrides, f"seed={seed}"],
+        )
+
+    def direction(self, settings: Settings) -> Direction:
+        """The direction of these settings, found once."""
+        asked = settings.direction.model_dump_json()
+        name = hashlib.sha256(asked.encode()).hexdigest()[:12]
+        path = self.output / "work" / f"direction-{name}.safetensors"
+        if not path.exists():
+            harmful, harmless = self.sets["harmful"], self.sets["harmless"]
+            found = extract_direction(
+                self.model,
+                _messages(harmful.train),
+                _messages(harmless.train),
+                _messages(harmful.validation),
+                _messages(harmless.validation),
+                settings.direction,
+            )
+            save_tensors(path, {"direction": found.direction.vector.float().contiguous()})
+            write_json(path.with_suffix(".json"), found.to_json())
+        facts = read_json(path.with_suffix(".json"))
+        return Direction(
+            load_tensors(path)["direction"],
+            facts["layer"],
+            facts["coefficient"],
+            facts["method"],
+        )
+
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """Train and judge one method with one seed."""
+        method = METHODS[name]
+        settings = self.settings_of(method, seed)
+        torch.manual_seed(seed)
+        teacher = Teacher()
+        if method.kind in ("distil", "teacher"):
+            steers = settings.teacher.steering
+            teacher = make_teacher(settings.teacher, self.direction(settings) if steers else None)
+        memory = MemorySampler()
+        memory.start()
+        started = time.perf_counter()
+        student = None
+        if method.kind == "distil":
+            student = self._distil(settings, teacher, method.random_tokens)
+        elif method.kind in ("sft", "dpo"):
+            student = self._imitate(settings, method.kind)
+        seconds = {"train": time.perf_counter() - started}
+        memory.stop()
+        started = time.perf_counter()
+        if student is not None:
+            speaker = Speaker("model", self.model, student)
+        else:
+            speaker = Speaker("model", self.model, self.model.model, teacher)
+        entries = self._judge(settings, speaker)
+        seconds["evaluate"] = time.perf_counter() - started
+        if student is not None:
+            student.unload()
+        return {
+            "method": name,
+            "says": method.says,
+            "seed": seed,
+            "max_new_tokens": settings.evaluate.max_new_tokens,
+            "benchmarks": entries,
+            "seconds": seconds,
+            "peak_memory_bytes": memory.peak_bytes,
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "settings": settings.model_dump(mode="json"),
+        }
+
+    def _distil(self, settings: Settings, teacher: Teacher, random_tokens: bool) -> Any:
+        chosen = settings.tokens
+        prompts = _messages(self.sets[chosen.prompts].validation)[: chosen.prompt_count]
+        seed = settings.seed
+        ids = select_safety_tokens(self.model, teacher, prompts, chosen, seed=seed).ids
+        if random_tokens:
+            vocabulary = self.model.model.get_output_embeddings().weight.shape[0]
+            ids = random.Random(seed).sample(range(vocabulary), len(ids))
+        return train(
+            self.model,
+            teacher,
+            ids,
+            _messages(self.sets["harmful"].train),
+            self._anchors(settings),
+            settings.train,
+            folder=_fresh(self.output / "work" / "train"),
+            seed=seed,
+            on_update=_told,
+        )
+
+    def _anchors(self, settings: Settings) -> list[Conversation]:
+        return [m for name in settings.train.anchors for m in _messages(self.sets[name].train)]
+
+    def _imitate(self, settings: Settings, kind: str) -> Any:
+        """A LoRA student trained by TRL on fixed answers to the prompts that distilling would use.
+
+        The refusal is the first refusing opening of the settings; the base's answers are greedy.
+        """
+        train_settings = settings.train
+        harmful = _messages(self.sets["harmful"].train)
+        rows = plan_rows(train_settings, harmful, self._anchors(settings), settings.seed)
+        chat = self.model.chat
+        refusal = chat.answer_ids(settings.direction.refusing_openings[0])
+        refusal = [*refusal, chat.tokenizer.eos_token_id]
+        prompts = {json.dumps(row["prompt"]): chat.ids(row["prompt"]) for row in rows}
+        answers = dict(
+            zip(
+                prompts,
+                generate(
+                    self.model.model,
+                    chat.tokenizer,
+                    list(prompts.values()),
+                    max_new_tokens=ANSWER_TOKENS,
+                    batch_size=64,
+                ),
+                strict=True,
+            )
+        )
+        per_update = train_settings.prompts_per_update * train_settings.samples_per_prompt
+        student = _with_lora(self.model.model, train_settings, settings.seed)
+        shared: dict[str, Any] = {
+            "output_dir": str(_fresh(self.output / "work" / "train")),
+            "per_device_train_batch_size": per_update,
+            "max_steps": len(rows) // per_update,
+            "learning_rate": train_settings.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": train_settings.warmup_ratio,
+            "max_grad_norm": train_settings.max_grad_norm,
+            "gradient_checkpointing": False,
+            "bf16": False,
+            "use_cpu": self.model.model.device.type == "cpu",
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": settings.seed,
+        }
+        examples = []
+        for row in rows:
+            key = json.dumps(row["prompt"])
+            own, other = answers[key], refusal
+            good, bad = (own, other) if row["anchor"] else (other, own)
+            examples.append((prompts[key], good, bad))
+        from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+        data: list[dict[str, Any]]
+        if kind == "sft":
+            data = [
+                {"input_ids": prompt + good, "labels": [-100] * len(prompt) + good}
+                for prompt, good, _ in examples
+            ]
+            trainer: Any = SFTTrainer(
+                student,
+                SFTConfig(**shared),
+                train_dataset=Dataset.from_list(data),
+                processing_class=chat.tokenizer,
+            )
+        else:
+            decode = chat.tokenizer.decode
+            data = [
+                {"prompt": decode(prompt), "chosen": decode(good), "rejected": decode(bad)}
+                for prompt, good, bad in examples
+            ]
+            trainer = DPOTrainer(
+                student,
+                args=DPOConfig(**shared),
+                train_dataset=Dataset.from_list(data),
+                processing_class=chat.tokenizer,
+            )
+        trainer.train()
+        return trainer.accelerator.unwrap_model(trainer.model).eval()
+
+    def _judge(self, settings: Settings, speaker: Speaker) -> dict[str, Any]:
+        names = [*COLUMNS[:4], *self.benchmarks]
+        work = self.output / "work" / "answers"
+        suite = Suite.plan(names, settings, self.sets, work)
+        (found,) = suite.measure([speaker], work).values()
+        entries = {name: result.to_json() for name, result in found.items()}
+        if speaker.teacher is None:
+            harmless = _messages(self.sets["harmless"].test)[: settings.evaluate.drift_prompts]
+            entries |= measure_drift(
+                self.model,
+                speaker.runner,
+                harmless,
+                max_new_tokens=settings.evaluate.max_new_tokens,
+            )
+        return entries
+
+
+def table(folder: Path) -> str:
+    """Mean and spread (standard deviation over seeds) of every method, in Markdown."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*-seed*.json")):
+        content = read_json(path)
+        found.setdefault(content["method"], []).append(content)
+    if not found:
+        raise InputError(f"{folder} holds no results yet")
+    extra = dict.fromkeys(
+        name for runs in found.values() for name in runs[0]["benchmarks"]
+    ).keys() - {*COLUMNS, "divergence"}
+    columns = [*COLUMNS, *sorted(extra)]
+    lines = [
+        "| method | seeds | " + " | ".join(columns) + " | train, min | memory, GB |",
+        "|---|---|" + "---|" * (len(columns) + 2),
+    ]
+    for name in sorted(found, key=list(METHODS).index):
+        runs = found[name]
+        cells = [_spread([_share(run, column) for run in runs], 100, " %") for column in columns]
+        minutes = _spread([run["seconds"]["train"] / 60 for run in runs], 1, "")
+        memory = _spread([run["peak_memory_bytes"] / 1e9 for run in runs], 1, "")
+        cells += [minutes, memory]
+        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _share(run: dict[str, Any], name: str) -> float | None:
+    return (run["benchmarks"].get(name) or {}).get("value")
+
+
+def _spread(values: Sequence[float | None], scale: float, unit: str) -> str:
+    known = [scale * value for value in values if value is not None]
+    if not known:
+        return ""
+    mean = f"{statistics.mean(known):.1f}"
+    return f"{mean} ± {statistics.stdev(known):.1f}{unit}" if len(known) > 1 else mean + unit
+
+
+def _messages(prompts: Sequence[Any]) -> list[Conversation]:
+    return [prompt.messages for prompt in prompts]
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _told(metrics: dict[str, Any], total: int) -> None:
+    if metrics["update"] % 20 == 0:
+        print(f"  update {metrics['update']}/{total}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Make what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, nargs="?", default=Path("bench/results/methods"))
+    parser.add_argument("--methods", default="recipe,published", help="separated by commas")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
+    parser.add_argument("--data-dir", help="files of --benchmarks")
+    parser.add_argument("--benchmarks", default="", help="besides our own prompt sets")
+    parser.add_argument("--table", action="store_true", help="only show what is there")
+    parser.add_argument("--list", action="store_true", help="name the methods")
+    arguments = parser.parse_args()
+    silence_libraries(debug=False)
+    if arguments.list:
+        print("\n".join(f"{name:20} {method.says}" for name, method in METHODS.items()))
+        return
+    try:
+        if not arguments.table:
+            _sweep(arguments)
+        print(table(arguments.output))
+        page = render_comparison(
+            compare(read_entrants(sorted(arguments.output.glob("*-seed*.json"))))
+        )
+        write_text(arguments.output / "pareto.html", page)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    names = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    for name in names:
+        if name not in METHODS:
+            raise InputError(f"no method named '{name}'{nearest(name, METHODS)}")
+    overrides = list(arguments.set)
+    if arguments.data_dir:
+        overrides.append(f"evaluate.data_dir={arguments.data_dir}")
+    settings = load_settings("smollm2-135m", overrides)
+    benchmarks = [part.strip() for part in arguments.benchmarks.split(",") if part.strip()]
+    laboratory: Laboratory | None = None
+    for seed in map(int, arguments.seeds.split(",")):
+        for name in names:
+            path = arguments.output / f"{name}-seed{seed}.json"
+            if path.exists():
+                continue
+            laboratory = laboratory or Laboratory(arguments.output, settings, overrides, benchmarks)
+            print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
+            write_json(path, laboratory.run(name, seed))
+
+
+if __name__ == "__main__":
+    main()
