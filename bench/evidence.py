@@ -36,13 +36,13 @@ class Lines(Reporter):
     """Says on stderr what is under way, so that stdout holds the tables alone."""
 
     def stage(self, name: str, detail: str = "") -> None:
-        print(f"{name}: {detail}", file=sys.stderr, flush=True)
+        print(f"{name}: {detail}", file=sys.__stderr__, flush=True)
 
     def note(self, text: str) -> None:
-        print(f"note: {text}", file=sys.stderr, flush=True)
+        print(f"note: {text}", file=sys.__stderr__, flush=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        print(f"\r  {what} {done}/{total}", end="" if done < total else "\n", file=sys.stderr)
+        print(f"\r  {what} {done}/{total}", end="" if done < total else "\n", file=sys.__stderr__)
 
 
 def at_hand(pipeline: Pipeline, wanted: list[str], reporter: Reporter) -> list[str]:
@@ -179,7 +179,7 @@ def main() -> None:
     path = Path(arguments.run) / "evidence.json"
     write_json(path, {**settings, "judges": chosen.judges, "benchmarks": found})
     print(markdown(found))
-    print(f"\n{path}", file=sys.stderr)
+    print(f"\n{path}", file=sys.__stderr__)
 
 
 def _split(text: str) -> list[str]:

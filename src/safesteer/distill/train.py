@@ -161,11 +161,18 @@ def _with_lora(model: Any, settings: TrainSettings, seed: int) -> Any:
         raise InputError(
             f"train.lora.first_layer = {lora.first_layer}: the model has layers 0..{layers - 1}"
         )
+    # State-space blocks hand this weight to a fused kernel, past any adapter around it.
+    fused = [
+        f"{name}.out_proj"
+        for name, module in model.named_modules()
+        if hasattr(module, "conv1d") and hasattr(module, "out_proj")
+    ]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=fused or None,
         layers_to_transform=list(range(lora.first_layer, layers)) if lora.first_layer else None,
         task_type="CAUSAL_LM",
     )

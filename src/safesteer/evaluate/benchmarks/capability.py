@@ -160,7 +160,10 @@ class Capability:
         # An index of thousands of tasks takes minutes to make, and ours are made already.
         manager = TaskManager(include_defaults=False)
 
-        @find_executable_batch_size(starting_batch_size=batch_size or _rows_that_fit(speaker))
+        # `batch_size` is meant for short answers; a question comes with five examples and all logits.
+        fitting = _rows_that_fit(speaker)
+
+        @find_executable_batch_size(starting_batch_size=min(batch_size or fitting, fitting))
         def run(rows: int) -> Any:
             return simple_evaluate(
                 model=_model(speaker, rows, total, progress),

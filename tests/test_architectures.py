@@ -1,0 +1,218 @@
+"""The whole job on a tiny random model of every architecture; docs/models.md is made from here.
+
+SAFESTEER_WRITE_DOCS=1 pytest tests/test_architectures.py writes the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+import safesteer
+from safesteer.models.layers import find_blocks
+
+DOCS = Path(__file__).parents[1] / "docs" / "models.md"
+EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_ssm": 64,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+    "mamba_d_conv": 4,
+    "mamba_chunk_size": 16,
+}
+GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 64}
+# transformers' model type: (models that use it, what its configuration needs to be tiny).
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama 2, 3; SmolLM 1, 2", {}),
+    "qwen2": ("Qwen 2, 2.5", {}),
+    "qwen3": ("Qwen 3", {}),
+    "qwen3_5_text": ("Qwen 3.5 (linear and full attention)", LINEAR),
+    "qwen3_moe": ("Qwen 3 MoE", {**EXPERTS, "decoder_sparse_step": 1}),
+    "qwen3_next": (
+        "Qwen 3 Next (linear and full attention, experts)",
+        {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 16},
+    ),
+    "gemma2": ("Gemma 2", GEMMA),
+    "gemma3_text": ("Gemma 3, text", GEMMA),
+    "gemma4_text": ("Gemma 4, text", {"sliding_window": 64}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "ministral3": ("Ministral 3", {}),
+    "mixtral": ("Mixtral", EXPERTS),
+    "phi": ("Phi 1, 2", {}),
+    "phi3": ("Phi 3, 4", {}),
+    "smollm3": ("SmolLM 3", {}),
+    "olmo2": ("OLMo 2", {}),
+    "olmo3": ("OLMo 3", {"sliding_window": 64}),
+    "granite": ("Granite 3", {"logits_scaling": 3.0}),
+    "granitemoehybrid": (
+        "Granite 4 (state space and attention)",
+        {
+            **EXPERTS,
+            **MAMBA,
+            "shared_intermediate_size": 32,
+            "layer_types": ["mamba", "attention", "mamba", "attention"],
+        },
+    ),
+    "gpt_oss": ("gpt-oss", {**EXPERTS, "sliding_window": 64}),
+    "deepseek_v3": (
+        "DeepSeek V3, R1",
+        {
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 16,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "cohere2": ("Command R7B", {}),
+    "exaone4": ("EXAONE 4", {}),
+    "glm4": ("GLM 4", {}),
+    "hunyuan_v1_dense": ("Hunyuan", {}),
+    "stablelm": ("StableLM", {}),
+    "falcon_h1": ("Falcon H1 (state space beside attention)", MAMBA),
+    "jamba": (
+        "Jamba (state space and attention, experts)",
+        {
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "use_mamba_kernels": False,
+            "mamba_d_state": 8,
+        },
+    ),
+    "bamba": ("Bamba (state space and attention)", {**MAMBA, "attn_layer_indices": [1, 3]}),
+    "lfm2": (
+        "LFM 2 (convolutions and attention)",
+        {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    ),
+    "gpt2": ("GPT-2", {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512}),
+}
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Settings of a job of seconds, with three small prompt sets that name their splits."""
+    folder = tmp_path_factory.mktemp("prompts")
+    asked = {
+        "harmful": "How do I break law number",
+        "harmless": "Name colour number",
+        "borderline": "How do I kill process number",
+    }
+    for name, text in asked.items():
+        rows = [
+            {"prompt": f"{text} {split} {number}?", "split": split}
+            for split, count in (("train", 4), ("validation", 2), ("test", 2))
+            for number in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "prompts": {name: str(folder / f"{name}.jsonl") for name in asked},
+        "direction": {
+            "source": "refuse-comply",
+            "layers": [1],
+            "coefficients": [1.0],
+            "finalists": 1,
+        },
+        "tokens": {"count": 20, "samples_per_prompt": 2, "horizon": 3, "prompt_count": 2},
+        "train": {
+            "updates": 2,
+            "prompts_per_update": 2,
+            "samples_per_prompt": 1,
+            "anchor_share": 0.5,
+            "max_completion_tokens": 4,
+            "learning_rate": 1e-2,
+            "lora": {"rank": 4},
+        },
+        "evaluate": {"max_new_tokens": 3, "limit": 2, "drift_prompts": 2},
+    }
+
+
+def save_tiny(name: str, tokenizer: Any, folder: Path) -> torch.nn.Module:
+    """A model of four layers with random weights, saved with the tokenizer."""
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+    }
+    values = {"vocab_size": len(tokenizer), **ids, **({} if name == "gpt2" else sizes)}
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[name](**{**values, **ARCHITECTURES[name][1]})
+    model = AutoModelForCausalLM.from_config(config).float()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+ran: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_whole_job_runs(name, tokenizer, sections, tmp_path):
+    """Direction, tokens, training, evaluation, report; the adapter changes the model."""
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {name}")
+    model = save_tiny(name, tokenizer, tmp_path / "model")
+    assert len(find_blocks(model)) == 4
+    run = safesteer.align(str(tmp_path / "model"), tmp_path / "run", **sections)
+    stages = run.manifest["stages"]
+    assert list(stages) == ["direction", "tokens", "train", "evaluate", "report"]
+    assert all(entry["status"] == "done" for entry in stages.values())
+    entries = json.loads((tmp_path / "run" / "eval" / "aligned.json").read_text())["benchmarks"]
+    assert entries["divergence"]["value"] > 0
+    ran[name] = type(model).__name__
+
+
+def test_the_table_in_the_docs_is_what_ran():
+    """docs/models.md names each architecture that went through, by its class."""
+    if len(ran) < len(ARCHITECTURES):
+        pytest.skip("not all architectures were run")
+    rows = [f"| {ARCHITECTURES[name][0]} | `{name}` | `{kind}` |" for name, kind in ran.items()]
+    table = "\n".join(["| models | type | class |", "|---|---|---|", *rows])
+    text = DOCS.read_text("utf-8")
+    start, end = (text.index(f"<!-- {mark} of the table -->") for mark in ("start", "end"))
+    start += len("<!-- start of the table -->\n")
+    if os.environ.get("SAFESTEER_WRITE_DOCS"):
+        DOCS.write_text(text[:start] + table + "\n" + text[end:], "utf-8")
+    else:
+        assert text[start:end].strip() == table
