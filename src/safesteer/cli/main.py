@@ -25,6 +25,7 @@ from safesteer.cli import (
     direction,
     doctor,
     evaluate,
+    export,
     generate,
     recipes,
     report,
@@ -54,6 +55,7 @@ app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("export")(export.export)
 app.command("recipes")(recipes.recipes)
 app.command("benchmarks")(benchmarks.benchmarks)
 app.command("doctor")(doctor.doctor)

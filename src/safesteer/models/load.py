@@ -123,7 +123,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     identity = fingerprint(settings)
     device = pick_device(settings.device)
     dtype = torch.float32 if for_full_training else pick_dtype(settings.dtype, device)
-    with _quiet():
+    with quiet_libraries():
         try:
             if kind == "gguf":
                 model, tokenizer = _load_gguf(path, dtype)
@@ -210,7 +210,7 @@ def bfloat16_speedup(size: int = 768, repeats: int = 5) -> float:
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> None:
     """Save weights (safetensors), configuration and tokenizer so that transformers loads them."""
-    with _quiet():
+    with quiet_libraries():
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
 
@@ -335,7 +335,7 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keep the loaders' progress bars and notes off the screen; errors still raise."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

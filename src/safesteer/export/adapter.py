@@ -1,0 +1,39 @@
+"""The LoRA adapter as PEFT reads it, its base named in its configuration."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from safesteer.errors import InputError
+from safesteer.export.proof import Candidate
+from safesteer.export.source import Source
+
+
+def write(source: Source, target: Path, dtype: torch.dtype) -> None:
+    """Copy the run's adapter with tokenizer and chat template; its type stays float32.
+
+    Raises InputError for a run that trained all weights.
+    """
+    folder = source.run / "adapter"
+    if not folder.is_dir():
+        raise InputError(
+            f"{source.run} trained all weights and has no adapter; use --format merged"
+        )
+    shutil.copytree(folder, target)
+
+
+def read(source: Source, target: Path) -> Candidate:
+    """Load base and adapter with transformers and peft, as a user would."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(
+        **source.base_arguments,
+        dtype=torch.float32,
+        trust_remote_code=source.settings.trust_remote_code,
+    )
+    model = PeftModel.from_pretrained(base, target).eval()
+    return Candidate(lambda ids: model(ids).logits, AutoTokenizer.from_pretrained(target))

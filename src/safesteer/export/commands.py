@@ -1,0 +1,121 @@
+"""Command lines that serve or evaluate what a run made, in vLLM, Ollama and lm-eval.
+
+Only words: nothing is loaded and nothing is run.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from safesteer.config import ModelSettings, Settings
+from safesteer.errors import InputError
+from safesteer.report.words import short_name
+
+_LM_EVAL = "--tasks ifeval,gsm8k --apply_chat_template --batch_size auto"
+# What vLLM accepts as --max-lora-rank.
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def commands(run: Path, settings: Settings) -> str:
+    """Lines for a shell, each part under a comment that says what it is.
+
+    Raises InputError for a run that is not trained.
+    """
+    full, adapter = (run / "model").is_dir(), (run / "adapter").is_dir()
+    if not (full or adapter):
+        raise InputError(f"{run} is not trained; run `safesteer train {run}` first")
+    name = f"{short_name(settings.model.id)}-safesteer".lower()
+    parts = [_vllm(run, settings, name, full), _ollama(run, name), _lm_eval(run, settings, full)]
+    if settings.teacher.steering:
+        parts.append(_teacher(run, settings))
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _vllm(run: Path, settings: Settings, name: str, full: bool) -> list[str]:
+    merged = f"{name}-merged"
+    made = [_line("safesteer export", run, "--format merged --output", merged)]
+    lines = ["# vLLM: an OpenAI-compatible server"]
+    if full:
+        return [*lines, _line("vllm serve", run / "model", "--served-model-name", name)]
+    lines += [*made, _line("vllm serve", merged, "--served-model-name", name)]
+    if _is_gguf(settings):
+        return lines
+    rank = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))["r"]
+    largest = next((r for r in _VLLM_RANKS if r >= rank), rank)
+    revision = f"--revision {settings.model.revision}" if settings.model.revision else ""
+    adapter = run / "adapter"
+    return [
+        *lines,
+        "# vLLM: base and aligned model from one set of weights",
+        _line(
+            "vllm serve",
+            settings.model.id,
+            f"{revision} --enable-lora --max-lora-rank {largest} --lora-modules",
+            f"{name}={adapter}",
+        ),
+    ]
+
+
+def _ollama(run: Path, name: str) -> list[str]:
+    file = f"{name}.gguf"
+    return [
+        "# Ollama (llama.cpp: `llama-server -m FILE --jinja`)",
+        _line("safesteer export", run, "--format gguf --output", file),
+        _line("printf 'FROM ./%s\\nPARAMETER temperature 0\\n'", file, "> Modelfile"),
+        _line("ollama create", name, "-f Modelfile"),
+        _line("ollama run", name),
+    ]
+
+
+def _lm_eval(run: Path, settings: Settings, full: bool) -> list[str]:
+    if full:
+        arguments = {"pretrained": str(run / "model")}
+    else:
+        adapter = str(run / "adapter")
+        arguments = {**_base_arguments(settings), "peft": adapter, "tokenizer": adapter}
+    return [
+        "# lm-eval: capability of the aligned model",
+        _line("lm_eval --model hf --model_args", _model_arguments(arguments, settings), _LM_EVAL),
+    ]
+
+
+def _teacher(run: Path, settings: Settings) -> list[str]:
+    folder = "teacher-steered"
+    own = {"tokenizer": folder, "steer_path": f"{folder}/steered.pt"}
+    arguments = _model_arguments({**_base_arguments(settings), **own}, settings)
+    return [
+        "# lm-eval: the same of the safety teacher",
+        _line("safesteer export", run, "--format steered --output", folder),
+        _line("lm_eval --model steered --model_args", arguments, _LM_EVAL),
+    ]
+
+
+def _base_arguments(settings: Settings) -> dict[str, str]:
+    """How lm-eval finds the base."""
+    if _is_gguf(settings):
+        from safesteer.models.load import locate
+
+        path = locate(settings.model)[1]
+        return {"pretrained": str(path.parent), "gguf_file": path.name}
+    revision = {"revision": settings.model.revision} if settings.model.revision else {}
+    return {"pretrained": settings.model.id, **revision}
+
+
+def _model_arguments(arguments: dict[str, str], settings: Settings) -> str:
+    """lm-eval's --model_args; as JSON where the template has arguments of its own."""
+    if settings.model.template_kwargs:
+        return json.dumps({**arguments, "chat_template_args": settings.model.template_kwargs})
+    return ",".join(f"{key}={value}" for key, value in arguments.items())
+
+
+def _is_gguf(settings: Settings) -> bool:
+    """Whether the base is a GGUF file, for which vLLM takes no adapter."""
+    return settings.model.id == ModelSettings().id or settings.model.id.endswith(".gguf")
+
+
+def _line(*parts: object) -> str:
+    """Words joined; those that stand at an odd place are arguments, quoted where they need it."""
+    words = [shlex.quote(str(p)) if index % 2 else str(p) for index, p in enumerate(parts)]
+    return " ".join(" ".join(words).split())

@@ -1,0 +1,174 @@
+"""The aligned model as one GGUF file for llama.cpp and what is built on it, Ollama among others.
+
+Written with llama.cpp's own `gguf` package. Tensors are renamed by its table; llama.cpp rotates
+neighbouring pairs where transformers rotates halves, so that the rows of Llama's queries and keys
+are put in another order. Nothing is quantised here: llama.cpp's `llama-quantize` does that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from safesteer.errors import InputError, SafeSteerError
+from safesteer.export import llama_cpp, merged
+from safesteer.export.gguf_tokenizer import split_name, write_tokenizer
+from safesteer.export.proof import Candidate
+from safesteer.export.source import Source
+from safesteer.models.layers import text_config
+from safesteer.report.words import short_name
+
+# transformers' model type: llama.cpp's architecture.
+ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+}
+_ROPE_TYPES = ("default", "llama3")
+_FILE_TYPES = {
+    torch.float32: (gguf.LlamaFileType.ALL_F32, gguf.GGMLQuantizationType.F32),
+    torch.float16: (gguf.LlamaFileType.MOSTLY_F16, gguf.GGMLQuantizationType.F16),
+    torch.bfloat16: (gguf.LlamaFileType.MOSTLY_BF16, gguf.GGMLQuantizationType.BF16),
+}
+_OTHER_WAY = "use --format merged and llama.cpp's convert_hf_to_gguf.py"
+
+
+def write(source: Source, target: Path, dtype: torch.dtype) -> None:
+    """Write the whole model: metadata, tokenizer, chat template, weights; norms stay float32.
+
+    Raises InputError for an architecture or a tokenizer that cannot be written.
+    """
+    config = text_config(source.speaker.model.model)
+    require_supported(config)
+    split = split_name(source.tokenizer, source.base if source.kind == "gguf" else None)
+    model = merged.aligned_model(source)
+    architecture = ARCHITECTURES[config.model_type]
+    writer = gguf.GGUFWriter(target, gguf.MODEL_ARCH_NAMES[architecture])
+    try:
+        writer.add_type(gguf.GGUFType.MODEL)
+        writer.add_name(f"{short_name(source.settings.id)}-safesteer")
+        writer.add_file_type(_FILE_TYPES[dtype][0])
+        rows = model.get_output_embeddings().weight.shape[0]
+        _write_configuration(writer, config, rows)
+        write_tokenizer(writer, source.tokenizer, rows, split)
+        _write_tensors(writer, _tensors(model, config, architecture), dtype)
+    finally:
+        writer.close()
+
+
+def read(source: Source, target: Path) -> Candidate:
+    """Load the file with transformers' reader, after llama.cpp has read it where it is installed.
+
+    Of what transformers does not read, Llama 3's rotation and the width of Qwen 3's heads, the
+    run's own values are taken; llama.cpp reads both from the file.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": target.name}
+    config = AutoConfig.from_pretrained(target.parent, **where)
+    own = text_config(source.speaker.model.model)
+    if own.rope_parameters["rope_type"] != "default":
+        config.rope_parameters = own.rope_parameters
+    if own.model_type == "qwen3":
+        config.head_dim = own.head_dim
+    model = AutoModelForCausalLM.from_pretrained(
+        target.parent, config=config, dtype=torch.float32, **where
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(target.parent, **where)
+    return Candidate(lambda ids: model(ids).logits, tokenizer, llama_cpp.reader(target))
+
+
+def require_supported(config: Any) -> None:
+    """Raise InputError for a model that this file cannot write."""
+    kind = config.model_type
+    problem = None
+    if kind not in ARCHITECTURES:
+        problem = f"architecture '{kind}' ({', '.join(ARCHITECTURES)} can be written)"
+    elif config.rope_parameters["rope_type"] not in _ROPE_TYPES:
+        problem = f"rotary embedding '{config.rope_parameters['rope_type']}' of {kind}"
+    elif kind != "qwen2" and getattr(config, "attention_bias", False):
+        problem = f"attention biases of {kind}"
+    elif getattr(config, "mlp_bias", False):
+        problem = f"feed-forward biases of {kind}"
+    elif "sliding_attention" in (getattr(config, "layer_types", None) or []):
+        problem = f"sliding windows of {kind}"
+    if problem is not None:
+        raise InputError(f"cannot write a GGUF file with {problem}; {_OTHER_WAY}")
+
+
+def _write_configuration(writer: gguf.GGUFWriter, config: Any, rows: int) -> None:
+    head = _head_dim(config)
+    writer.add_vocab_size(rows)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _tensors(model: Any, config: Any, architecture: Any) -> dict[str, torch.Tensor]:
+    """Tensors under llama.cpp's names."""
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        new = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if new is None:
+            raise SafeSteerError(f"llama.cpp has no name for the weights {name}; {_OTHER_WAY}")
+        if config.model_type == "llama" and ".attn_q." in new:
+            tensor = _pairs(tensor, config.num_attention_heads)
+        elif config.model_type == "llama" and ".attn_k." in new:
+            tensor = _pairs(tensor, config.num_key_value_heads)
+        found[new] = tensor
+    if config.rope_parameters["rope_type"] == "llama3":
+        found["rope_freqs.weight"] = _frequency_factors(model, config)
+    return found
+
+
+def _pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows [heads * d, D] reordered in each head from (first half, second half) to pairs."""
+    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def _frequency_factors(model: Any, config: Any) -> torch.Tensor:  # [head_dim / 2]
+    """What llama.cpp divides each frequency of the rotation by."""
+    head = _head_dim(config)
+    plain = config.rope_parameters["rope_theta"] ** (-torch.arange(0, head, 2).double() / head)
+    return (plain / model.model.rotary_emb.inv_freq.double()).float()
+
+
+def _write_tensors(
+    writer: gguf.GGUFWriter, tensors: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """One tensor after the other, so that no second copy of the model is in memory."""
+    types = {name: dtype if tensor.dim() > 1 else torch.float32 for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        size = tensor.numel() * types[name].itemsize
+        raw = _FILE_TYPES[types[name]][1]
+        # With the type given, the array's is not looked at.
+        writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, tensor in tensors.items():
+        stored = tensor.detach().to(types[name]).contiguous()
+        # numpy has no bfloat16; the bytes are the same.
+        plain = stored.view(torch.int16) if stored.dtype is torch.bfloat16 else stored
+        writer.write_tensor_data(plain.numpy())
+
+
+def _head_dim(config: Any) -> int:
+    given = getattr(config, "head_dim", None)
+    return given or config.hidden_size // config.num_attention_heads

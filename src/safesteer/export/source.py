@@ -1,0 +1,96 @@
+"""What an export is made from: a run's aligned model or teacher, on the CPU in float32.
+
+Knows nothing of formats.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safesteer.config import ModelSettings
+from safesteer.models.chat import ChatRenderer
+from safesteer.models.load import locate
+from safesteer.pipeline import Pipeline
+from safesteer.reporter import Reporter
+from safesteer.runs import RunDirectory
+from safesteer.speaker import Speaker
+from safesteer.teacher import Direction
+
+
+@dataclass(frozen=True)
+class Source:
+    """A speaker of a run, and where its base is.
+
+    Attributes:
+        run: folder of the run.
+        settings: how the run's base is named and loaded.
+        speaker: the aligned model or the teacher; exports may change its weights.
+        kind: "gguf" or "folder", what the base is read from.
+        base: that file or folder.
+    """
+
+    run: Path
+    settings: ModelSettings
+    speaker: Speaker
+    kind: str
+    base: Path
+
+    @property
+    def chat(self) -> ChatRenderer:
+        """Renders messages as the run does."""
+        return self.speaker.model.chat
+
+    @property
+    def tokenizer(self) -> Any:
+        """The run's tokenizer."""
+        return self.speaker.model.tokenizer
+
+    @property
+    def direction(self) -> Direction | None:
+        """What steers the speaker, None where nothing does."""
+        return self.speaker.teacher.direction if self.speaker.teacher else None
+
+    @property
+    def base_arguments(self) -> dict[str, str]:
+        """How ``from_pretrained`` finds the base: a folder's path, and a GGUF file in it."""
+        if self.kind == "gguf":
+            return {
+                "pretrained_model_name_or_path": str(self.base.parent),
+                "gguf_file": self.base.name,
+            }
+        return {"pretrained_model_name_or_path": str(self.base)}
+
+    def stored_dtype(self) -> torch.dtype:
+        """The type that the weights are stored in; float16 for a base from a GGUF file.
+
+        All weights trained have a type of their own, that of the run's folder `model`.
+        """
+        full = self.run / "model" / "config.json"
+        trained = self.speaker.name == "aligned" and full.is_file()
+        file = full if trained else self.base / "config.json"
+        if not file.is_file():
+            return torch.float16
+        config = json.loads(file.read_text("utf-8"))
+        config = {**config.get("text_config", {}), **config}
+        name = config.get("dtype") or config.get("torch_dtype") or "float32"
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+
+def load_source(run: RunDirectory, name: str, reporter: Reporter | None = None) -> Source:
+    """The speaker `name` (aligned, teacher) of a run.
+
+    Float32, since rounding would otherwise hide what an export changes: merging an adapter into
+    bfloat16 weights loses part of it. Takes four bytes of memory per parameter.
+
+    Raises InputError when the run has not come that far, or its base is not there any more.
+    """
+    model = run.settings.model.model_copy(update={"dtype": "float32", "device": "cpu"})
+    run.settings = run.settings.model_copy(update={"model": model})
+    speaker = Pipeline(run, reporter).speaker(name)
+    return Source(run.path, model, speaker, *locate(model))

@@ -1,0 +1,153 @@
+"""The safety teacher as an ordinary model: steering in a bias, what it reads first in the template.
+
+Adding a vector to a block's input is adding it to what the block before writes last. Where that is
+the output of a linear layer with a bias, and nothing is done to it on the way, the bias can hold
+the vector and the model needs no hook. Whether it is so is measured and not looked up.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from safesteer.errors import InputError
+from safesteer.export import merged
+from safesteer.export.proof import (
+    BOUNDS,
+    Candidate,
+    Expected,
+    expect,
+    largest_difference,
+    last_log_probs,
+)
+from safesteer.export.source import Source
+from safesteer.models.chat import Message
+from safesteer.models.layers import find_blocks, text_config
+from safesteer.teacher import Direction
+
+_OTHER_WAY = "use --format steered, which keeps the hook"
+
+
+def write(source: Source, target: Path, dtype: torch.dtype) -> None:
+    """The base with the steering folded in, and a template that begins with the teacher's context.
+
+    Raises InputError, one line, where the steering cannot be folded exactly.
+    """
+    model = source.speaker.model.model
+    if source.direction is not None:
+        expected = expect(source)
+        model = folded(model, source.direction)
+        _require_exact(model, expected)
+    merged.write_model(model, tokenizer_with_context(source), target, dtype)
+
+
+def read(source: Source, target: Path) -> Candidate:
+    """Load the folder with transformers alone."""
+    return merged.read(source, target)
+
+
+def folded(model: Any, direction: Direction) -> Any:
+    """A model whose bias before the steered block holds the direction.
+
+    Gives the feed-forward layers biases, zero but for one, where the architecture has that option.
+
+    Raises InputError where there is no such bias.
+    """
+    name = type(model).__name__
+    if direction.layer == 0:
+        raise InputError(
+            f"the teacher is steered before the first block, where no linear layer is; {_OTHER_WAY}"
+        )
+    if _last_linear(model, direction.layer - 1).bias is None:
+        model = _with_feed_forward_biases(model)
+    linear = _last_linear(model, direction.layer - 1)
+    if linear.bias is None:
+        raise InputError(
+            f"the feed-forward layers of {name} have no bias that could hold the steering;"
+            f" {_OTHER_WAY}"
+        )
+    with torch.no_grad():
+        linear.bias.add_(direction.vector.to(linear.bias), alpha=direction.coefficient)
+    return model
+
+
+def tokenizer_with_context(source: Source) -> Any:
+    """A copy of the tokenizer whose chat template begins with what the teacher reads first."""
+    tokenizer = copy.deepcopy(source.tokenizer)
+    context = source.speaker.teacher.context if source.speaker.teacher else ()
+    if not context:
+        return tokenizer
+    if not isinstance(tokenizer.chat_template, str):
+        raise InputError(
+            "the tokenizer has several chat templates, and the teacher's context can be put before"
+            " one; keep one in the folder of the base"
+        )
+    tokenizer.chat_template = template_with_context(tokenizer.chat_template, context)
+    return tokenizer
+
+
+def template_with_context(template: str, context: Sequence[Message]) -> str:
+    """The template with `context` before the messages; a system message of the user stays first.
+
+    The same rules as `Teacher.messages`.
+    """
+    own = json.dumps(list(context), ensure_ascii=False)
+    if context[0]["role"] == "system":
+        joined = "messages[0]['content'] + '\\n\\n' + own[0]['content']"
+        first = f"[{{'role': 'system', 'content': {joined}}}] + own[1:] + messages[1:]"
+    else:
+        first = "[messages[0]] + own + messages[1:]"
+    return (
+        f"{{%- set own = {own} -%}}"
+        "{%- if messages and messages[0]['role'] == 'system' -%}"
+        f"{{%- set messages = {first} -%}}"
+        "{%- else -%}{%- set messages = own + messages -%}{%- endif -%}"
+    ) + template
+
+
+def _require_exact(model: Any, expected: Expected) -> None:
+    found = [last_log_probs(lambda ids: model(ids).logits, p) for p in expected.prompts]
+    difference = largest_difference(expected.log_probs, found)
+    if not difference <= BOUNDS[torch.float32]:
+        raise InputError(
+            f"steering folded into a bias of {type(model).__name__} is not exact: a log-probability"
+            f" differs by {difference:.3g}; {_OTHER_WAY}"
+        )
+
+
+def _last_linear(model: Any, layer: int) -> nn.Linear:
+    """The linear layer of a block that stands last and writes as wide as the residual stream."""
+    width = text_config(model).hidden_size
+    found = [
+        module
+        for module in find_blocks(model)[layer].modules()
+        if isinstance(module, nn.Linear) and module.out_features == width
+    ]
+    if not found:
+        raise InputError(
+            f"found no linear layer in a block of {type(model).__name__} that could hold the"
+            f" steering; {_OTHER_WAY}"
+        )
+    return found[-1]
+
+
+def _with_feed_forward_biases(model: Any) -> Any:
+    """The same model with biases of zero in its feed-forward layers, if it can have them."""
+    if getattr(model.config, "mlp_bias", None) is not False:
+        return model
+    config = copy.deepcopy(model.config)
+    config.mlp_bias = True
+    other = type(model)(config)
+    missing = other.load_state_dict(model.state_dict(), strict=False, assign=True).missing_keys
+    other.tie_weights()
+    with torch.no_grad():
+        for name in missing:
+            other.get_parameter(name).zero_()
+    other.generation_config = model.generation_config
+    return other.eval().requires_grad_(False)
