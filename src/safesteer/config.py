@@ -205,7 +205,6 @@ class EndpointSettings(Section):
 
     model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key by mistake
 
-
     base_url: str | None = Field(None, description="e.g. http://localhost:8000/v1")
     model: str | None = Field(None, description="the server's name of the model")
     api_key_env: str = Field(

@@ -160,7 +160,7 @@ class Capability:
         # An index of thousands of tasks takes minutes to make, and ours are made already.
         manager = TaskManager(include_defaults=False)
 
-        # `batch_size` is meant for short answers; a question comes with five examples and all logits.
+        # `batch_size` is meant for short answers; a question has five examples before it.
         fitting = _rows_that_fit(speaker)
 
         @find_executable_batch_size(starting_batch_size=min(batch_size or fitting, fitting))
