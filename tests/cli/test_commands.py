@@ -67,9 +67,10 @@ def test_eval_shows_the_run_and_writes_json(safesteer, finished_run, tmp_path):
     file = tmp_path / "aligned.json"
     outcome = safesteer("eval", finished_run, "--json", file)
     assert outcome.code == 0
-    assert json.loads(file.read_text("utf-8")) == json.loads(
-        (finished_run / "eval" / "aligned.json").read_text("utf-8")
-    )
+    stored = json.loads((finished_run / "eval" / "aligned.json").read_text("utf-8"))
+    length = json.loads(file.read_text("utf-8")).pop("max_new_tokens")
+    assert json.loads(file.read_text("utf-8")) == {**stored, "max_new_tokens": length}
+    assert length == 6
 
 
 def test_eval_with_settings_leaves_the_run_alone(safesteer, finished_run, tmp_path):
