@@ -38,6 +38,7 @@ from safesteer.distill.train import _with_lora, train
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
+from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.chat import Message
 from safesteer.models.generate import generate
 from safesteer.models.load import ChatModel, load_model
@@ -309,6 +310,7 @@ class Laboratory:
                 train_dataset=Dataset.from_list(data),
                 processing_class=chat.tokenizer,
             )
+        compute_in_model_dtype(trainer.model)  # DPO adds an adapter of its own, for the reference
         trainer.train()
         return trainer.accelerator.unwrap_model(trainer.model).eval()
 

@@ -301,6 +301,13 @@ def test_micro_batch_that_does_not_divide_the_update_is_made_smaller(tiny_chat_m
     assert len(metrics) == 1
 
 
+def test_a_first_layer_without_a_list_of_modules_is_said_in_one_line(tiny_chat_model, tmp_path):
+    """PEFT's own error names none of our settings."""
+    lora = {"first_layer": 1, "target_modules": "all-linear"}
+    with pytest.raises(InputError, match="first_layer = 1 needs a list"):
+        run(tiny_chat_model, tmp_path, lora=lora)
+
+
 def test_lora_leaves_the_base_weights_as_they_were(tiny_chat_model, tmp_path):
     """Only adapter weights are trained; every weight of the base is bit for bit the same."""
     before = weights(tiny_chat_model.model)

@@ -161,6 +161,11 @@ def _with_lora(model: Any, settings: TrainSettings, seed: int) -> Any:
         raise InputError(
             f"train.lora.first_layer = {lora.first_layer}: the model has layers 0..{layers - 1}"
         )
+    if lora.first_layer and isinstance(lora.target_modules, str):
+        raise InputError(
+            f"train.lora.first_layer = {lora.first_layer} needs a list as"
+            f" train.lora.target_modules, such as [q_proj, v_proj], not '{lora.target_modules}'"
+        )
     # State-space blocks hand this weight to a fused kernel, past any adapter around it.
     fused = [
         f"{name}.out_proj"
