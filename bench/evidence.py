@@ -22,7 +22,7 @@ from safesteer.evaluate.benchmarks.capability import check_requirements
 from safesteer.evaluate.benchmarks.sources import found_files
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
-from safesteer.evaluate.versus import versus_base
+from safesteer.evaluate.versus import compare_with_base
 from safesteer.pipeline import Pipeline
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
@@ -74,6 +74,7 @@ def measure(
     settings = pipeline.settings
     speakers = [pipeline.speaker("aligned"), pipeline.speaker("base")]
     found: dict[str, Any] = {"base": {}, "aligned": {}}
+    rows: dict[str, Any] = {"base": {}, "aligned": {}}
     whole = settings.evaluate.limit
     for limit in dict.fromkeys(limits.get(name, whole) for name in names):
         settings.evaluate.limit = limit
@@ -83,12 +84,9 @@ def measure(
         for who, by_name in results.items():
             found[who] |= {name: result.to_json() for name, result in by_name.items()}
             for name, result in by_name.items():
-                write_jsonl(pipeline.run.path / "evidence" / f"{who}-{name}.jsonl", result.rows())
-        for name in asked:
-            before, after = results["base"][name], results["aligned"][name]
-            found["aligned"][name]["versus_base"] = versus_base(
-                after.to_json(), after.rows(), before.to_json(), before.rows()
-            )
+                rows[who][name] = result.rows()
+                write_jsonl(pipeline.run.path / "evidence" / f"{who}-{name}.jsonl", rows[who][name])
+    compare_with_base(found["aligned"], rows["aligned"], found["base"], rows["base"])
     settings.evaluate.limit = whole
     if "alpaca" in names:
         (alpaca,) = load_benchmarks(["alpaca"], settings.evaluate, {})
@@ -118,7 +116,7 @@ def markdown(found: dict[str, Any]) -> str:
         lines += [f"| {title} | base | aligned | on the same prompts |", "|---|---|---|---|"]
         for name in names:
             before, after = found["base"][name], found["aligned"][name]
-            versus = (after.get("versus_base") or {}).get("words", "")
+            versus = after.get("versus_base", {}).get("words", "")
             lines.append(f"| {name} | {_cell(before)} | {_cell(after)} | {versus} |")
         lines.append("")
     for name in ("agreement", "divergence"):

@@ -34,7 +34,7 @@ from safesteer.cli.silence import silence_libraries
 from safesteer.config import Settings
 from safesteer.direction.find import extract_direction
 from safesteer.distill.plan import plan_rows
-from safesteer.distill.train import _with_lora, train
+from safesteer.distill.train import train, with_lora
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
@@ -261,7 +261,7 @@ class Laboratory:
             )
         )
         per_update = train_settings.prompts_per_update * train_settings.samples_per_prompt
-        student = _with_lora(self.model.model, train_settings, settings.seed)
+        student = with_lora(self.model.model, train_settings, settings.seed)
         shared: dict[str, Any] = {
             "output_dir": str(_fresh(self.output / "work" / "train")),
             "per_device_train_batch_size": per_update,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -135,3 +136,28 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def user() -> Callable[[str], tuple[dict[str, str], ...]]:
     """A conversation with one turn of the user."""
     return lambda text: ({"role": "user", "content": text},)
+
+
+def write_prompt_sets(folder: Path, train: int, others: int) -> dict[str, str]:
+    """Three small prompt sets that name their splits: {name: file}."""
+    asked = {
+        "harmful": "How do I break law number",
+        "harmless": "Name colour number",
+        "borderline": "How do I kill process number",
+    }
+    for name, text in asked.items():
+        rows = [
+            {"prompt": f"{text} {split} {number}?", "split": split}
+            for split, count in (("train", train), ("validation", others), ("test", others))
+            for number in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {name: str(folder / f"{name}.jsonl") for name in asked}
+
+
+@pytest.fixture(scope="session")
+def new_prompt_sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Any]:
+    """Makes `write_prompt_sets` in a folder of its own."""
+    return lambda train, others: write_prompt_sets(
+        tmp_path_factory.mktemp("prompts"), train, others
+    )

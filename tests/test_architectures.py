@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,23 +122,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Settings of a job of seconds, with three small prompt sets that name their splits."""
-    folder = tmp_path_factory.mktemp("prompts")
-    asked = {
-        "harmful": "How do I break law number",
-        "harmless": "Name colour number",
-        "borderline": "How do I kill process number",
-    }
-    for name, text in asked.items():
-        rows = [
-            {"prompt": f"{text} {split} {number}?", "split": split}
-            for split, count in (("train", 4), ("validation", 2), ("test", 2))
-            for number in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+def sections(new_prompt_sets: Callable[[int, int], dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Settings of a job of seconds."""
     return {
-        "prompts": {name: str(folder / f"{name}.jsonl") for name in asked},
+        "prompts": new_prompt_sets(4, 2),
         "direction": {
             "source": "refuse-comply",
             "layers": [1],

@@ -103,22 +103,9 @@ class Events(Reporter):
 
 
 @pytest.fixture(scope="module")
-def prompt_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def prompt_files(new_prompt_sets: Callable[[int, int], dict[str, str]]) -> dict[str, str]:
     """Three small prompt sets that name their splits."""
-    folder = tmp_path_factory.mktemp("prompts")
-    asked = {
-        "harmful": "How do I break law number",
-        "harmless": "Name colour number",
-        "borderline": "How do I kill process number",
-    }
-    for name, text in asked.items():
-        rows = [
-            {"prompt": f"{text} {split} {number}?", "split": split}
-            for split, count in (("train", 6), ("validation", 3), ("test", 3))
-            for number in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {name: str(folder / f"{name}.jsonl") for name in asked}
+    return new_prompt_sets(6, 3)
 
 
 @pytest.fixture(scope="module")

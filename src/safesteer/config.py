@@ -211,6 +211,8 @@ class EndpointSettings(Section):
         "OPENAI_API_KEY", description="environment variable that holds the key; never written"
     )
     concurrency: int = Field(8, ge=1, description="requests under way at once")
+    retries: int = Field(4, ge=0, description="further tries of a request that failed")
+    timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
 
     @field_validator("base_url")
     @classmethod
@@ -223,9 +225,6 @@ class EndpointSettings(Section):
                 " give the key in the environment variable that evaluate.endpoint.api_key_env names"
             )
         return value
-
-    retries: int = Field(4, ge=0, description="further tries of a request that failed")
-    timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
 
 
 class EvaluateSettings(Section):

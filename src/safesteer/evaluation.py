@@ -11,7 +11,7 @@ from safesteer.errors import InputError
 from safesteer.evaluate.answers import user_cache
 from safesteer.evaluate.stored import read_results, read_samples
 from safesteer.evaluate.suite import Suite
-from safesteer.evaluate.versus import versus_base
+from safesteer.evaluate.versus import compare_with_base
 from safesteer.models.load import fingerprint
 from safesteer.pipeline import Pipeline
 from safesteer.prompts import load_prompt_sets
@@ -114,7 +114,4 @@ def _compare_with_stored(
         mine.evaluate.max_new_tokens != theirs.evaluate.max_new_tokens
     ):
         return
-    for key, entry in entries.items():
-        versus = versus_base(entry, rows[key], stored.get(key), samples.get(key, []))
-        if versus is not None:
-            entry["versus_base"] = versus
+    compare_with_base(entries, rows, stored, samples)

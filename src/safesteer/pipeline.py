@@ -7,7 +7,6 @@ that the manifest records. How a stage does its work is in its own package.
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any
 
 from safesteer.config import ModelSettings, Settings
 from safesteer.direction.find import extract_direction
+from safesteer.distill.save import save_student
 from safesteer.distill.train import train
 from safesteer.errors import InputError
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.stored import MODELS, write_results
 from safesteer.evaluate.suite import Suite
-from safesteer.evaluate.versus import versus_base
+from safesteer.evaluate.versus import compare_with_base
 from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.chat import Message
 from safesteer.models.load import (
@@ -29,12 +29,10 @@ from safesteer.models.load import (
     load_model,
     pick_device,
     pick_dtype,
-    save_model,
 )
 from safesteer.prompts import Prompt, PromptSet, load_prompt_sets
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory, StageRecord
-from safesteer.runs.directory import PARTIAL
 from safesteer.runs.files import (
     load_tensors,
     read_json,
@@ -302,32 +300,13 @@ class Pipeline:
                 on_update=on_update,
             )
             target = self.run.path / ("model" if full else "adapter")
-            self._save_student(student, target, full)
+            for name in ("adapter", "model"):
+                shutil.rmtree(self.run.path / name, ignore_errors=True)
+            save_student(student, model.tokenizer, target, self.settings.model)
             # All weights trained: read back as they will be used, in the settings' type.
             self._student = None if full else student
             stage.add_output(target)
             stage.add_output(folder / "metrics.jsonl")
-
-    def _save_student(self, student: Any, target: Path, full: bool) -> None:
-        """Write the trained weights into a folder of another name first, then rename it."""
-        for name in ("adapter", "model"):
-            shutil.rmtree(self.run.path / name, ignore_errors=True)
-        partial = target.with_name(target.name + PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)
-        if not full:
-            where = self.settings.model.id
-            for config in student.peft_config.values():
-                # PEFT holds a set here, whose order differs from process to process.
-                if isinstance(config.target_modules, set):
-                    config.target_modules = sorted(config.target_modules)
-                # An absolute path: the adapter may be loaded from any folder.
-                config.base_model_name_or_path = (
-                    os.path.abspath(where) if os.path.exists(where) else where
-                )
-                config.revision = self.settings.model.revision
-        save_model(student, self.model.tokenizer, partial)
-        (partial / "README.md").unlink(missing_ok=True)
-        os.replace(partial, target)
 
     def evaluate(self) -> None:
         """Judge base, teacher and aligned model on the test prompts, and measure drift."""
@@ -355,11 +334,7 @@ class Pipeline:
                 name: {key: result.to_json() for key, result in found.items()}
                 for name, found in results.items()
             }
-            for key, entry in entries["aligned"].items():
-                base = entries["base"].get(key)
-                if base is not None:
-                    versus = versus_base(entry, rows["aligned"][key], base, rows["base"][key])
-                    entry |= {"versus_base": versus} if versus is not None else {}
+            compare_with_base(entries["aligned"], rows["aligned"], entries["base"], rows["base"])
             entries["aligned"] |= self._drift()
             for file in write_results(self.run.path, entries, rows):
                 stage.add_output(file)

@@ -159,15 +159,19 @@ def _harmful_harmless(
         for layer in _layers(model, settings)
         for p in range(positions)
     ]
-    score_candidates(
-        model,
-        candidates,
-        list(harmful_validation)[: settings.validation_prompts],
-        list(harmless_validation)[: settings.validation_prompts],
-        tokens,
-        settings,
-        progress=lambda done, total: step("score candidates", done, total),
-    )
+
+    def score(chosen: Sequence[Candidate], what: str) -> None:
+        score_candidates(
+            model,
+            chosen,
+            list(harmful_validation)[: settings.validation_prompts],
+            list(harmless_validation)[: settings.validation_prompts],
+            tokens,
+            settings,
+            progress=lambda done, total: step(what, done, total),
+        )
+
+    score(candidates, "score candidates")
     passed = [c for c in candidates if not c.rejected]
     if passed:
         finalists = sorted(passed, key=lambda c: c.ablation or 0.0)[: settings.finalists]
@@ -183,15 +187,7 @@ def _harmful_harmless(
             for strength in settings.coefficients
             if strength != c.direction.coefficient
         ]
-        score_candidates(
-            model,
-            more,
-            list(harmful_validation)[: settings.validation_prompts],
-            list(harmless_validation)[: settings.validation_prompts],
-            tokens,
-            settings,
-            progress=lambda done, total: step("score other strengths", done, total),
-        )
+        score(more, "score other strengths")
         _observe(model, more, harmful_validation, harmless_validation, settings, step)
         candidates += more
     return candidates, "" if finalists else "the two means do not differ"

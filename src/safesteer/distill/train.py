@@ -78,7 +78,7 @@ def train(
         model.model.requires_grad_(True)
         student: Any = model.model
     else:
-        student = _with_lora(model.model, settings, seed)
+        student = with_lora(model.model, settings, seed)
     metrics = MetricsFile(folder, on_update)
     trainer = SafeSteerTrainer(
         model=student,
@@ -151,7 +151,11 @@ def _fast_attention(model: Any) -> Iterator[None]:
             model.set_attn_implementation("sdpa")
 
 
-def _with_lora(model: Any, settings: TrainSettings, seed: int) -> Any:
+def with_lora(model: Any, settings: TrainSettings, seed: int) -> Any:
+    """A PEFT model around `model`, with fresh adapters as the settings say.
+
+    Raises InputError for layers and modules that do not go together.
+    """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)

@@ -68,17 +68,17 @@ def measure_drift(
             agreement.append(same.float().mean().item())
             divergence.append((log_0.exp() * (log_0 - log_s)).sum(-1).mean().item())
 
-    def entry(metric: str, values: list[float]) -> dict[str, Any]:
+    def entry(metric: str, values: list[float], *, share: bool = False) -> dict[str, Any]:
         return {
             "metric": metric,
             "value": sum(values) / len(values),
-            "ci95": list(mean_interval(values, share=metric == "next_token_agreement")),
+            "ci95": list(mean_interval(values, share=share)),
             "n": len(values),
             "judge": None,
             "kind": "capability",
         }
 
     return {
-        "agreement": entry("next_token_agreement", agreement),
+        "agreement": entry("next_token_agreement", agreement, share=True),
         "divergence": entry("kl_base_aligned", divergence),
     }

@@ -48,6 +48,19 @@ def versus_base(
     }
 
 
+def compare_with_base(
+    entries: Mapping[str, dict[str, Any]],
+    rows: Mapping[str, Sequence[Row]],
+    base_entries: Mapping[str, Mapping[str, Any]],
+    base_rows: Mapping[str, Sequence[Row]],
+) -> None:
+    """Add ``versus_base`` to every entry, by benchmark, that can be compared with the base's."""
+    for key, entry in entries.items():
+        versus = versus_base(entry, rows[key], base_entries.get(key), base_rows.get(key, []))
+        if versus is not None:
+            entry["versus_base"] = versus
+
+
 def _outcome(row: Row, entry: Mapping[str, Any]) -> float | None:
     if entry["kind"] == "capability":
         return None if row["score"] is None else float(row["score"])

@@ -9,8 +9,9 @@ import json
 import shlex
 from pathlib import Path
 
-from safesteer.config import ModelSettings, Settings
+from safesteer.config import Settings
 from safesteer.errors import InputError
+from safesteer.models.load import BUILTIN, locate
 from safesteer.report.words import short_name
 
 _LM_EVAL = "--tasks ifeval,gsm8k --apply_chat_template --batch_size auto"
@@ -95,8 +96,6 @@ def _teacher(run: Path, settings: Settings) -> list[str]:
 def _base_arguments(settings: Settings) -> dict[str, str]:
     """How lm-eval finds the base."""
     if _is_gguf(settings):
-        from safesteer.models.load import locate
-
         path = locate(settings.model)[1]
         return {"pretrained": str(path.parent), "gguf_file": path.name}
     revision = {"revision": settings.model.revision} if settings.model.revision else {}
@@ -112,7 +111,7 @@ def _model_arguments(arguments: dict[str, str], settings: Settings) -> str:
 
 def _is_gguf(settings: Settings) -> bool:
     """Whether the base is a GGUF file, for which vLLM takes no adapter."""
-    return settings.model.id == ModelSettings().id or settings.model.id.endswith(".gguf")
+    return settings.model.id == BUILTIN or settings.model.id.endswith(".gguf")
 
 
 def _line(*parts: object) -> str:

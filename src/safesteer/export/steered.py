@@ -24,8 +24,9 @@ FILE_NAME = "steered.pt"
 def write(source: Source, target: Path, dtype: torch.dtype) -> None:
     """`steered.pt` beside the tokenizer, whose template begins with what the teacher reads first.
 
-    The format is torch's, the only one that lm-eval reads vectors from; it holds a tensor and plain
-    values, so that ``torch.load(..., weights_only=True)`` reads it as well.
+    The format is torch's, the only one that lm-eval reads vectors from, and lm-eval unpickles it
+    whole. This one holds a tensor and plain values, for which nothing more than weights_only is
+    needed; `read` lets lm-eval have it only after that was checked.
 
     Raises InputError for a teacher that is not steered, and without lm-eval.
     """
@@ -55,6 +56,7 @@ def read(source: Source, target: Path) -> Candidate:
     """Load base and file with lm-eval's own class."""
     from lm_eval.models.hf_steered import SteeredModel
 
+    torch.load(target / FILE_NAME, weights_only=True)  # raises for anything else
     arguments = source.base_arguments
     model = SteeredModel(
         arguments.pop("pretrained_model_name_or_path"),

@@ -17,9 +17,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from safesteer.models.layers import backbone, text_config
 
-# One more pass of the model has to be made up for by the tokens that are saved. On 2 CPU cores a
-# pass of a few tokens costs as much as some 100 tokens of a large batch (docs/experiments.md);
-# on a GPU, where a small pass is all waiting, the bound is an estimate.
+# One more pass of the model has to be made up for by the tokens that are saved. The bound on CPUs
+# was measured on 2 cores (bench/forward.py, docs/experiments.md); for GPUs, where a small pass is
+# all waiting, it is an estimate.
 _WORTHWHILE = {"cpu": 256}
 _WORTHWHILE_ELSEWHERE = 4096
 
@@ -106,11 +106,13 @@ def share_prefix(
     length, start = _common(ids, mask, tail)
     batch, width = ids.shape
     least = _WORTHWHILE.get(ids.device.type, _WORTHWHILE_ELSEWHERE)
-    if length * (batch - 1) < least or not _keeps_keys_and_values(model, width + new_tokens):
+    if length * (batch - 1) < least:
+        return None
+    cache = DynamicCache(config=text_config(model))
+    if not _can_share(model, cache, width + new_tokens):
         return None
     begin = ids[:1, start[0] : start[0] + length]
     seen = torch.ones_like(begin)
-    cache = DynamicCache(config=text_config(model))
     hidden = backbone(model)(
         input_ids=begin,
         attention_mask=seen,
@@ -149,13 +151,13 @@ def _common(ids: torch.Tensor, mask: torch.Tensor, tail: int) -> tuple[int, torc
     return int(same.long().cumprod(0).sum()), start
 
 
-def _keeps_keys_and_values(model: Any, width: int) -> bool:
+def _can_share(model: Any, cache: DynamicCache, width: int) -> bool:
     inner = backbone(model)
     if inner.training and any(getattr(m, "gradient_checkpointing", False) for m in inner.modules()):
         return False  # transformers keeps no cache then
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
         return False
-    for layer in _layers(DynamicCache(config=text_config(model))):
+    for layer in _layers(cache):
         if type(layer) is DynamicSlidingWindowLayer:
             # Padding stands between the beginning and the rest, so a window would move.
             if width >= layer.sliding_window:

@@ -147,10 +147,10 @@ class _LogPartition(torch.autograd.Function):
         if trainable:
             hidden, weight, bias = trainable
             head = ctx.head
+            tokens, chosen = ctx.chosen
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
             grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
             for part in head.chunks(hidden.shape[0]):
-                tokens, chosen = ctx.chosen
                 logits = _with_chosen(head.logits(hidden[part]), tokens, chosen[part])
                 probabilities = torch.softmax(logits, dim=-1)
                 outer = _times_slope(probabilities, logits, head) * grad_log_z[part, None]

@@ -1,0 +1,33 @@
+"""The trained weights as a folder: written under another name first, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safesteer.config import ModelSettings
+from safesteer.models.load import save_model
+from safesteer.runs.directory import PARTIAL
+
+
+def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings) -> None:
+    """Save a PEFT model's adapter, which names its base, or a model with all of its weights.
+
+    What is at `target` must be gone; a killed process leaves nothing there.
+    """
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    for config in getattr(student, "peft_config", {}).values():
+        # PEFT holds a set here, whose order differs from process to process.
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
+        # An absolute path: the adapter may be loaded from any folder.
+        config.base_model_name_or_path = (
+            os.path.abspath(base.id) if os.path.exists(base.id) else base.id
+        )
+        config.revision = base.revision
+    save_model(student, tokenizer, partial)
+    (partial / "README.md").unlink(missing_ok=True)
+    os.replace(partial, target)
