@@ -188,6 +188,12 @@ class TrainSettings(Section):
     opening_share: float = Field(
         0.75, ge=0, le=1, description="share of the updates that see opening_tokens alone"
     )
+    updates_per_rollout: int = Field(
+        1,
+        ge=1,
+        description="updates whose rollouts are made at once, faster and slightly off-policy; 1 is"
+        " the published method",
+    )
     max_prompt_tokens: int = Field(
         512, ge=8, description="longer prompts are left out, with a note"
     )

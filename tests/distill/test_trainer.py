@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from safesteer.config import TrainSettings
 from safesteer.distill import train as train_module
 from safesteer.distill import trainer
+from safesteer.distill.plan import plan_rows
 from safesteer.distill.train import last_checkpoint, train
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError
@@ -258,6 +259,72 @@ def test_the_first_updates_may_see_openings_alone(
     assert all(length > 2 for length in longest[short:])
 
 
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_rollouts_of_several_updates_at_once(micro_batch, tiny_chat_model, recorded, tmp_path):
+    """Three updates in windows of two: each gets its own rows, answered by the window's student."""
+    _, metrics = run(
+        tiny_chat_model,
+        tmp_path,
+        updates=3,
+        updates_per_rollout=2,
+        anchor_tokens="all",
+        micro_batch=micro_batch,
+    )
+    assert [len(window["rows"]) for window in recorded] == [16, 16]
+    assert [line["update"] for line in metrics] == [1, 2, 3]
+    planned = plan_rows(make_settings(updates=3), prompts("harmful"), prompts("harmless"), 0)
+    rows = recorded[0]["rows"] + recorded[1]["rows"]
+    assert [row["prompt"] for row in rows[:24]] == [row["prompt"] for row in planned]
+    for index, line in enumerate(metrics):
+        window, part = recorded[index // 2], slice(index % 2 * 8, index % 2 * 8 + 8)
+        lengths = list(map(len, window["completions"][part]))
+        assert line["completion_length"] == pytest.approx(sum(lengths) / 8)
+        anchors = [row["anchor"] for row in window["rows"][part]]
+        assert sum(anchors) == 4  # half of every update's rows are anchors
+
+
+def test_losses_of_a_window_are_the_definition_on_its_rollouts(
+    tiny_chat_model, recorded, tmp_path, monkeypatch
+):
+    """The second update's loss is that of the student as it has become, on the older answers."""
+    students = []
+    original = SafeSteerTrainer._compute_loss
+
+    def watch(self, student, *args):  # type: ignore[no-untyped-def]
+        students.append(copy.deepcopy(student).eval())
+        return original(self, student, *args)
+
+    monkeypatch.setattr(SafeSteerTrainer, "_compute_loss", watch)
+    base = copy.deepcopy(tiny_chat_model.model)
+    _, metrics = run(tiny_chat_model, tmp_path, updates_per_rollout=2)
+    (window,) = recorded
+    losses = []
+    for index, line in enumerate(metrics):
+        part = slice(index * 8, index * 8 + 8)
+        update = {
+            "rows": window["rows"][part],
+            "completions": window["completions"][part],
+            "student": students[index],
+        }
+        expected = slow_loss(update, base, tiny_chat_model.chat, "generalized")
+        assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
+        still = slow_loss({**update, "student": base}, base, tiny_chat_model.chat, "generalized")
+        losses.append((expected["loss"], still["loss"]))
+    assert losses[1][0] != pytest.approx(losses[1][1], rel=1e-2)  # the student has moved
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 4096])
+def test_the_teachers_passes_may_be_of_any_size(
+    tokens, tiny_chat_model, recorded, tmp_path, monkeypatch
+):
+    """Cutting the teacher's reading into passes changes no loss."""
+    monkeypatch.setattr(trainer, "_TEACHER_TOKENS", tokens)
+    base = copy.deepcopy(tiny_chat_model.model)
+    _, metrics = run(tiny_chat_model, tmp_path, updates=1)
+    expected = slow_loss(recorded[0], base, tiny_chat_model.chat, "generalized")
+    assert metrics[0]["loss"] == pytest.approx(expected["loss"], rel=2e-4)
+
+
 def test_metrics_have_every_key(tiny_chat_model, tmp_path):
     """A line per update with every key of the contract, and none of them empty."""
     _, metrics = run(tiny_chat_model, tmp_path)
@@ -346,7 +413,7 @@ def test_student_equal_to_the_teacher_learns_nothing(tiny_chat_model, tmp_path):
 
 def test_training_moves_the_student_towards_the_teacher(tiny_chat_model, tmp_path):
     """Many updates on few prompts bring the loss well below where it began."""
-    _, metrics = run(tiny_chat_model, tmp_path, updates=8, anchor_share=0, save_every=50)
+    _, metrics = run(tiny_chat_model, tmp_path, updates=16, anchor_share=0, save_every=50)
     losses = [line["loss"] for line in metrics]
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
 
@@ -375,8 +442,14 @@ def test_rollouts_are_without_dropout_and_the_student_trains_with_it(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"method": "full"}, {"micro_batch": 2}, {"lora": {"dropout": 0.3}}],
-    ids=["lora", "full", "micro-batches", "dropout"],
+    [
+        {},
+        {"method": "full"},
+        {"micro_batch": 2},
+        {"lora": {"dropout": 0.3}},
+        {"updates_per_rollout": 2, "save_every": 1},
+    ],
+    ids=["lora", "full", "micro-batches", "dropout", "windows"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(changes, new_chat_model, tmp_path):
     """Losses, every other number and the final weights are exactly those of one go."""

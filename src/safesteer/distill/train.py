@@ -70,6 +70,10 @@ def train(
             "%d training prompts are longer than %d tokens and left out", left_out, too_long
         )
     rows = plan_rows(settings, short, short_anchors, seed)
+    per_update = settings.prompts_per_update * settings.samples_per_prompt
+    updates = len(rows) // per_update
+    window = min(settings.updates_per_rollout, updates)
+    rows += rows[: -updates % window * per_update]  # windows are whole; these are not trained on
     checkpoint = last_checkpoint(folder)
     _keep_metrics(folder, _step(checkpoint) if checkpoint else 0)
     torch.manual_seed(seed)
@@ -82,7 +86,7 @@ def train(
     metrics = MetricsFile(folder, on_update)
     trainer = SafeSteerTrainer(
         model=student,
-        args=_arguments(settings, folder, len(rows), seed, report_to, student),
+        args=_arguments(settings, folder, updates, seed, report_to, student),
         train_dataset=Dataset.from_list(rows),
         chat=model.chat,
         teacher=teacher,
@@ -93,6 +97,7 @@ def train(
         opening=(settings.opening_tokens, settings.opening_share)
         if settings.opening_tokens is not None
         else None,
+        updates_per_rollout=window,
         callbacks=[metrics],
     )
     # Progress and the table of updates are the caller's: these two print to the screen.
@@ -191,7 +196,7 @@ def with_lora(model: Any, settings: TrainSettings, seed: int) -> Any:
 def _arguments(
     settings: TrainSettings,
     folder: Path,
-    rows: int,
+    updates: int,
     seed: int,
     report_to: Sequence[str],
     student: Any,
@@ -205,7 +210,7 @@ def _arguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=per_update // micro,
-        max_steps=rows // per_update,
+        max_steps=updates,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         lr_scheduler_type="cosine",
@@ -222,7 +227,8 @@ def _arguments(
         logging_steps=1,
         logging_first_step=True,
         save_strategy="steps",
-        save_steps=settings.save_every,
+        # A checkpoint falls between windows: the rollouts of one are not saved.
+        save_steps=settings.save_every + -settings.save_every % settings.updates_per_rollout,
         save_total_limit=2,
         report_to=list(report_to) or "none",
         disable_tqdm=True,
@@ -254,7 +260,7 @@ class MetricsFile(TrainerCallback):
         parts = {name: seconds.get(name, 0.0) for name in ("rollout", "teacher")}
         parts["student"] = max(0.0, step - parts["teacher"] - parts["rollout"])
         parts["optimiser"] = max(0.0, time.perf_counter() - self._update_start - step)
-        tokens = logs.get("completions/mean_length", 0.0) * (
+        tokens = logs.get("completion_length", 0.0) * (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
         line = {
@@ -265,7 +271,7 @@ class MetricsFile(TrainerCallback):
             "mass_student": logs.get("mass_student"),
             "mass_teacher": logs.get("mass_teacher"),
             "entropy": logs.get("entropy"),
-            "completion_length": logs.get("completions/mean_length"),
+            "completion_length": logs.get("completion_length"),
             "refusal_rate": logs.get("refusal_rate"),
             "anchor_refusal_rate": logs.get("anchor_refusal_rate"),
             "tokens_per_second": tokens / total if total > 0 else None,

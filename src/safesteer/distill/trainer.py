@@ -16,16 +16,22 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 from trl import DistillationConfig, DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.evaluate.refusal_judge import judge_refusal
-from safesteer.models.chat import ChatRenderer
+from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
 from safesteer.models.head import OutputHead
 from safesteer.teacher import Teacher, base_weights
+
+# The teacher reads a whole window of updates at once, in passes of about so many tokens: enough to
+# fill a device, and little memory, as nothing is kept for a gradient.
+_TEACHER_TOKENS = 4096
 
 
 class SafeSteerTrainer(DistillationTrainer):
@@ -46,6 +52,9 @@ class SafeSteerTrainer(DistillationTrainer):
         rollout_batch: sequences generated at once.
         opening: (tokens, share): in this share of the updates, the first ones, rollouts are cut
             after so many tokens.
+        updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
+            as it is before the first of them, and the teacher reads them at once; 1 is strictly
+            on-policy. Resuming has to begin with a window.
     """
 
     _tag_names = ["trl", "safesteer"]  # noqa: RUF012 - a list in the class that it overrides
@@ -67,6 +76,7 @@ class SafeSteerTrainer(DistillationTrainer):
         base_model: nn.Module | None = None,
         rollout_batch: int = 64,
         opening: tuple[int, float] | None = None,
+        updates_per_rollout: int = 1,
         **kwargs: Any,
     ) -> None:
         self.chat = chat
@@ -76,6 +86,8 @@ class SafeSteerTrainer(DistillationTrainer):
         self.base_model = base_model
         self.rollout_batch = rollout_batch
         self.opening = opening
+        self.updates_per_rollout = updates_per_rollout
+        self._parts: list[dict[str, Any]] = []  # micro-batches of the window under way
         if args.max_completion_length is None:
             raise ValueError("max_completion_length is not set: rollouts need a cap")
         self.full_length = args.max_completion_length
@@ -94,6 +106,45 @@ class SafeSteerTrainer(DistillationTrainer):
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(self.accelerator.device)
         self.safety_tokens = torch.tensor(safety_tokens, device=self.accelerator.device)
+
+    # Windows of updates --------------------------------------------------------------------------
+
+    @property
+    def _window(self) -> int:
+        """Micro-batches whose rollouts are made at once."""
+        return self.args.gradient_accumulation_steps * self.updates_per_rollout
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._get_dataloader(
+            dataset=self.train_dataset,  # type: ignore[arg-type]
+            description="Training",
+            batch_size=self._train_batch_size * self._window,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        """The rows in their order, each window as often as it has micro-batches (TRL's scheme)."""
+        rows = self.args.per_device_train_batch_size * self.accelerator.num_processes
+        return RepeatSampler(
+            data_source=dataset or self.train_dataset,  # type: ignore[arg-type]
+            mini_repeat_count=1,
+            batch_size=rows * self._window,
+            repeat_count=self._window,
+            shuffle=False,
+            seed=self.args.seed,
+        )
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        if self._mode() == "eval":
+            return super()._prepare_inputs(generation_batch)
+        place = self._step % self._window
+        if place == 0 or not self._parts:
+            window = self._generate_and_score_completions(generation_batch)
+            self._parts = split_tensor_dict(window, self._window)
+        inputs = _without_padding(self._parts[place])
+        self._log_answers(inputs)
+        return inputs
 
     # Rollouts ------------------------------------------------------------------------------------
 
@@ -143,45 +194,42 @@ class SafeSteerTrainer(DistillationTrainer):
             self.chat.ids(row["prompt"] if anchor else self.teacher.messages(row["prompt"]))
             for row, anchor in zip(inputs, anchors, strict=True)
         ]
-        width = max(map(len, contexts))
-        pad = self.chat.tokenizer.pad_token_id
-        output["teacher_ids"] = torch.tensor(
-            [[pad] * (width - len(ids)) + ids for ids in contexts], device=device
-        )
-        output["teacher_mask"] = torch.tensor(
-            [[0] * (width - len(ids)) + [1] * len(ids) for ids in contexts], device=device
-        )
-        self._log_refusals(output, anchors)
+        ids, mask = pad_left(contexts, self.chat.tokenizer.pad_token_id, device)
+        student = self.accelerator.unwrap_model(self.model)
+        with self._timed("teacher"), torch.no_grad():
+            # Through the wrapper, as TRL does for the loss: it holds a sharded model's weights.
+            output["teacher_hidden"] = self._forward_redirection(
+                self.model_wrapped, student, self._teacher_hidden, student, ids, mask, output
+            )
         return output
 
-    def _log_refusals(self, output: dict[str, Any], anchors: list[bool]) -> None:
+    def _log_answers(self, inputs: dict[str, Any]) -> None:
         verdicts: dict[bool, list[float]] = {False: [], True: []}
         for ids, mask, anchor in zip(
-            output["completion_ids"], output["completion_mask"], anchors, strict=True
+            inputs["completion_ids"],
+            inputs["completion_mask"].bool(),
+            inputs["anchor"].tolist(),
+            strict=True,
         ):
-            verdicts[anchor].append(
-                judge_refusal(self.chat.decode(ids[mask.bool()].tolist())).refused
-            )
-        mode = self._mode()
+            verdicts[anchor].append(judge_refusal(self.chat.decode(ids[mask].tolist())).refused)
+        metrics = self._metrics[self._mode()]
+        metrics["completion_length"].append(inputs["completion_mask"].sum(-1).float().mean().item())
         for anchor, name in ((False, "refusal_rate"), (True, "anchor_refusal_rate")):
             if verdicts[anchor]:
-                rate = sum(verdicts[anchor]) / len(verdicts[anchor])
-                self._metrics[mode][name].append(rate)
+                metrics[name].append(sum(verdicts[anchor]) / len(verdicts[anchor]))
 
     # Loss ----------------------------------------------------------------------------------------
 
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):  # type: ignore[no-untyped-def]
         completion_mask = inputs["completion_mask"].bool()
         lengths = completion_mask.sum(-1)
-        with self._timed("teacher"), torch.no_grad():
-            teacher_hidden = self._teacher_hidden(unwrapped_student, inputs, completion_mask)
         with self._timed("student"):
             hidden = self._completion_hidden(
                 unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
             )[completion_mask]  # [N, D]
             anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
             per_position, metrics = self._position_losses(
-                unwrapped_student, hidden, teacher_hidden, anchor
+                unwrapped_student, hidden, inputs["teacher_hidden"][completion_mask], anchor
             )
             loss = completion_mean(per_position, lengths)
         self._log_masses(metrics, anchor)
@@ -197,33 +245,46 @@ class SafeSteerTrainer(DistillationTrainer):
         with self.accelerator.autocast():
             return hidden_states(model, ids, mask)[:, -length - 1 : -1]
 
-    def _teacher_hidden(self, student, inputs, completion_mask):  # type: ignore[no-untyped-def]
-        """[N, D] hidden states of the teacher, and of the plain base on anchor rows."""
+    def _teacher_hidden(self, student, ids, mask, batch):  # type: ignore[no-untyped-def]
+        """[B, C, D] hidden states of the teacher, and of the plain base on anchor rows.
+
+        `ids`, `mask` [B, T]: the prompts as the teacher reads them.
+        """
         model = student if self.base_model is None else self.base_model
         training = model.training
         model.eval()
+        lengths = mask.sum(-1)
+        hidden = None
         try:
-            parts: dict[bool, torch.Tensor] = {}
             for anchor in (False, True):
-                rows = (inputs["anchor"] == anchor).nonzero().flatten()
-                if not len(rows):
-                    continue
-                width = int(inputs["teacher_mask"][rows].sum(-1).max())
-                part = {key: inputs[key][rows] for key in ("completion_ids", "completion_mask")}
+                rows = (batch["anchor"] == anchor).nonzero().flatten()
                 with base_weights(model) if anchor else self.teacher.active(model):
-                    parts[anchor] = self._completion_hidden(
-                        model,
-                        inputs["teacher_ids"][rows][:, -width:],
-                        inputs["teacher_mask"][rows][:, -width:],
-                        part,
-                    )
-            example = next(iter(parts.values()))
-            hidden = example.new_empty((len(completion_mask), *example.shape[1:]))
-            for anchor, values in parts.items():
-                hidden[inputs["anchor"] == anchor] = values
-            return hidden[completion_mask]
+                    for part in self._passes(rows, lengths, batch["completion_ids"].shape[1]):
+                        width = int(lengths[part].max())
+                        found = self._completion_hidden(
+                            model,
+                            ids[part][:, -width:],
+                            mask[part][:, -width:],
+                            {
+                                key: batch[key][part]
+                                for key in ("completion_ids", "completion_mask")
+                            },
+                        )
+                        if hidden is None:
+                            hidden = found.new_empty((len(ids), *found.shape[1:]))
+                        hidden[part] = found
+            return hidden
         finally:
             model.train(training)
+
+    @staticmethod
+    def _passes(rows: torch.Tensor, lengths: torch.Tensor, new: int) -> Iterator[torch.Tensor]:
+        """`rows` sorted by length and cut into passes of about `_TEACHER_TOKENS` tokens."""
+        rows = rows[lengths[rows].argsort(descending=True)]
+        while len(rows):
+            count = max(1, _TEACHER_TOKENS // (int(lengths[rows[0]]) + new))
+            yield rows[:count]
+            rows = rows[count:]
 
     def _position_losses(self, student, hidden, teacher_hidden, anchor):  # type: ignore[no-untyped-def]
         """Loss [N] and metrics at every position: S where the teacher teaches, anchors as set."""
@@ -280,3 +341,17 @@ class SafeSteerTrainer(DistillationTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The run's own card takes the place of TRL's."""
+
+
+def _without_padding(batch: dict[str, Any]) -> dict[str, Any]:
+    """A part of a window, no wider than its own longest prompt and completion."""
+    before = int(batch["prompt_mask"].sum(-1).max())
+    after = int(batch["completion_mask"].sum(-1).max())
+    return {
+        **batch,
+        **{key: batch[key][:, -before:] for key in ("prompt_ids", "prompt_mask")},
+        **{
+            key: batch[key][:, :after]
+            for key in ("completion_ids", "completion_mask", "teacher_hidden")
+        },
+    }
