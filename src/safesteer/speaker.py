@@ -6,8 +6,6 @@ them can be asked without saying which one is meant.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import transformers
 
 from safesteer.errors import InputError
-from safesteer.evaluate.answers import Cache, generate, weights_digest
+from safesteer.evaluate.answers import Cache, generate, identity, weights_digest
 from safesteer.models.chat import Message
-from safesteer.models.generate import GENERATION, Progress
+from safesteer.models.generate import Progress
 from safesteer.models.load import ChatModel, load_model
 from safesteer.reporter import Reporter
 from safesteer.targets import Target
@@ -102,7 +99,6 @@ class Speaker:
         chat = self.model.chat
         direction = self.teacher.direction if self.teacher else None
         parts: dict[str, Any] = {
-            "versions": [torch.__version__, transformers.__version__, GENERATION],
             "weights": self.model.sha256 or weights_digest(_own_weights(base)),
             "dtype": str(base.dtype),
             "device": base.device.type,
@@ -114,7 +110,7 @@ class Speaker:
             parts["steering"] = [vector, direction.layer, direction.coefficient]
         if self.teacher is None and self.runner is not base:
             parts["trained"] = _trained(self.runner)
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return identity(parts)
 
 
 def _own_weights(model: Any) -> list[tuple[str, torch.Tensor]]:

@@ -11,11 +11,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from safesteer.errors import SafeSteerError
@@ -31,6 +32,13 @@ def user_cache() -> Path:
     """Where answers of models that belong to no run are kept; it may be deleted at any time."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "safesteer" / "answers"
+
+
+def identity(parts: Mapping[str, Any]) -> str:
+    """A hash of `parts` (JSON values), what changes a model's output, and of the versions here."""
+    versions = [torch.__version__, transformers.__version__, plain.GENERATION]
+    text = json.dumps({"versions": versions, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Cache:

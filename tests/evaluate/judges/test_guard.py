@@ -184,6 +184,51 @@ def test_weights_can_be_released_and_come_back(guard_folder, settings):
     assert judge.judge(PAIRS[:1]) == first
 
 
+@pytest.mark.parametrize("name", ["llama-guard-3", "strongreject"])
+def test_an_interrupted_guard_goes_on_with_the_next_batch(
+    name, guard_folder, evaluator, settings, tmp_path, monkeypatch
+):
+    """Batches that were read are not read again, by the same weights alone, and say the same."""
+    folder = evaluator[0] if name == "strongreject" else guard_folder("llama", "safe")
+    cache = tmp_path / "cache"
+
+    def judge():
+        made = make_judge(f"{name}={folder}", settings, "cpu", cache)
+        made.prepare()
+        made.model.batches = 0
+        made.model.register_forward_pre_hook(count)
+        return made
+
+    def count(model, args):
+        model.batches += 1
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    fresh = make_judge(f"{name}={folder}", settings, "cpu").judge(PAIRS)
+    with pytest.raises(KeyboardInterrupt):
+        judge().judge(PAIRS, stop)
+    going_on = judge()
+    assert going_on.judge(PAIRS) == fresh
+    once = going_on.model.batches
+    assert once > 0
+    again = judge()
+    assert again.judge(PAIRS) == fresh and again.model.batches == 0
+    whole = make_judge(f"{name}={folder}", settings, "cpu", tmp_path / "empty")
+    whole.prepare()
+    whole.model.batches = 0
+    whole.model.register_forward_pre_hook(count)
+    assert whole.judge(PAIRS) == fresh and whole.model.batches > once
+    changed = judge()
+    changed.release()  # other weights under the same name
+    changed.cache = None
+    monkeypatch.setattr(guard_module, "weights_digest", lambda tensors: "other")
+    changed.prepare()
+    changed.model.batches = 0
+    changed.model.register_forward_pre_hook(count)
+    assert changed.judge(PAIRS) == fresh and changed.model.batches > once
+
+
 def rewrite(folder, name="config.json", **changes):
     """Change keys of a JSON file of a model folder."""
     values = json.loads((folder / name).read_text())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from safesteer.errors import InputError
+from safesteer.evaluate.answers import Cache, generate, identity, weights_digest
 from safesteer.evaluate.judges.formats import Guard
 from safesteer.evaluate.judges.verdict import Progress, Verdict
 from safesteer.evaluate.judges.weights import (
@@ -24,7 +25,6 @@ from safesteer.evaluate.judges.weights import (
 )
 from safesteer.models.chat import ChatRenderer, Message, pad_left
 from safesteer.models.forward import positions
-from safesteer.models.generate import generate
 from safesteer.models.layers import text_config
 
 BATCH = 8
@@ -75,7 +75,8 @@ class GuardJudge:
         guard: the table's entry.
         model: hub id or folder to use in place of the entry's.
         device: as in the settings; `auto` is CUDA, else the CPU.
-        batch_size: answers at once.
+        batch_size: answers at once; where they do not fit, fewer.
+        cache_dir: where what it says is kept, batch by batch, so that an evaluation can go on.
 
     Raises:
         InputError: `model` is a folder that does not hold this kind of model.
@@ -88,12 +89,15 @@ class GuardJudge:
         model: str | None = None,
         device: str = "auto",
         batch_size: int | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         self.judge_name = judge
         self.guard = guard
         self.source = model or guard.model
         self.device = device
         self.batch_size = batch_size or BATCH
+        self.cache_dir = cache_dir
+        self.cache: Cache | None = None
         self.model: Any = None
         # A folder's whole path is nobody's business in a report.
         shown = Path(self.source).name if is_local(self.source) else self.source
@@ -131,6 +135,15 @@ class GuardJudge:
         except InputError as error:
             raise InputError(f"judge {self.judge_name}: {self.source}: {error}") from None
         self.model = model
+        if self.cache_dir is not None and self.cache is None:
+            parts = {
+                "judge": self.judge_name,
+                "weights": weights_digest(model.state_dict().items()),
+                "dtype": str(model.dtype),
+                "device": model.device.type,
+                "template": str(tokenizer.chat_template),
+            }
+            self.cache = Cache(self.cache_dir, identity(parts))
 
     def release(self) -> None:
         """Drop the weights, so that the next judge has their memory; `judge` loads them again."""
@@ -175,6 +188,7 @@ class GuardJudge:
             prompts,
             max_new_tokens=self.guard.max_new_tokens,
             batch_size=self.batch_size,
+            cache=self.cache,
             progress=progress,
         )
         return [self.guard.read(self.chat.decode(ids)) for ids in answers]
@@ -208,24 +222,10 @@ class GradeJudge(GuardJudge):
     @torch.no_grad()
     def _verdicts(self, prompts: list[list[int]], progress: Progress | None) -> list[Verdict]:
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-        scale = torch.linspace(0, 1, len(GRADES))
         verdicts = [Verdict()] * len(prompts)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            ids, mask = pad_left(
-                [prompts[row] for row in rows],
-                self.chat.tokenizer.pad_token_id,
-                self.model.device,
-            )
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions(mask),
-                use_cache=False,
-                logits_to_keep=1,
-            ).logits[:, -1, self.grade_ids]  # [B, 5]
-            scores = (logits.float().cpu().softmax(-1) @ scale).tolist()
-            for row, score in zip(rows, scores, strict=True):
+            for row, score in zip(rows, self._scores([prompts[r] for r in rows]), strict=True):
                 if math.isfinite(score):
                     verdicts[row] = Verdict(unsafe=score >= UNSAFE_GRADE, score=score)
                 else:  # an overflow must not pass for safe
@@ -233,3 +233,22 @@ class GradeJudge(GuardJudge):
             if progress is not None:
                 progress(min(start + self.batch_size, len(order)), len(order))
         return verdicts
+
+    def _scores(self, prompts: list[list[int]]) -> list[float]:
+        """The expected grade of each prompt of a batch, in [0, 1], kept as a whole."""
+        kept = self.cache.get({"graded": prompts}) if self.cache is not None else None
+        if isinstance(kept, list) and len(kept) == len(prompts):
+            return [float(score) for score in kept]
+        ids, mask = pad_left(prompts, self.chat.tokenizer.pad_token_id, self.model.device)
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            use_cache=False,
+            logits_to_keep=1,
+        ).logits[:, -1, self.grade_ids]  # [B, 5]
+        scale = torch.linspace(0, 1, len(GRADES))
+        scores: list[float] = (logits.float().cpu().softmax(-1) @ scale).tolist()
+        if self.cache is not None:
+            self.cache.put({"graded": prompts}, scores)
+        return scores

@@ -45,7 +45,8 @@ def make_judge(
     """The judge of a name: ``NAME``, or ``NAME=MODEL`` for another model than the table's.
 
     Loads and sends nothing: weights are loaded, and the endpoint is asked, when answers come.
-    `cache_dir` is where the endpoint's replies are kept, so that an evaluation can go on.
+    `cache_dir` is where a guard's and the endpoint's replies are kept, so that an evaluation can
+    go on.
 
     Raises InputError: unknown name (names the nearest), a model where none belongs, a folder of
     another architecture, an endpoint without address or model.
@@ -95,7 +96,9 @@ def _guard(order: Order) -> Judge:
 
     guard = GUARDS[order.name]
     kind = GuardJudge if guard.read is not None else GradeJudge
-    return kind(order.name, guard, order.model, order.device, order.settings.batch_size)
+    return kind(
+        order.name, guard, order.model, order.device, order.settings.batch_size, order.cache_dir
+    )
 
 
 def _endpoint(order: Order) -> Judge:
