@@ -67,6 +67,14 @@ def test_log_probs_value_gradient_and_entropy(options, trainable, chunks):
         assert torch.allclose(gradient, reference, atol=1e-5)
 
 
+def test_without_a_gradient_the_values_are_the_same(chunks):
+    """The teacher's path gives the same log-probabilities."""
+    head = make_head(HEADS["everything"], trainable=False)
+    hidden = torch.randn(POSITIONS, WIDTH)
+    with_gradient, _ = head.log_probs(hidden.requires_grad_(), TOKENS)
+    assert torch.equal(head.fixed_log_probs(hidden, TOKENS), with_gradient)
+
+
 def test_gradient_agrees_with_finite_differences():
     """The hand-written backward is the derivative of the forward, without any autograd."""
     head = make_head(HEADS["everything"], trainable=False)

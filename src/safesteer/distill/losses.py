@@ -84,8 +84,7 @@ def distillation_loss(
     if divergence == "full":
         return _full(head, student_hidden, teacher_hidden, tokens, teacher_head or head)
     log_s, entropy = head.log_probs(student_hidden, tokens)
-    with torch.no_grad():
-        log_t, _ = (teacher_head or head).log_probs(teacher_hidden, tokens)
+    log_t = (teacher_head or head).fixed_log_probs(teacher_hidden, tokens)
     metrics = {
         "mass_student": log_s.detach().exp().sum(-1),
         "mass_teacher": log_t.exp().sum(-1),

@@ -107,6 +107,23 @@ class OutputHead:
         )
         return chosen - log_z[:, None], entropy
 
+    @torch.no_grad()
+    def fixed_log_probs(
+        self,
+        hidden: torch.Tensor,  # [N, D]
+        tokens: torch.Tensor,  # [K]
+    ) -> torch.Tensor:  # [N, K]
+        """The log-probabilities of `log_probs` for one who does not learn: no gradient, no entropy.
+
+        The probabilities of the other tokens are then never written down, half of the time.
+        """
+        chosen = self.logits(hidden, tokens)
+        log_z = hidden.new_empty(len(hidden), dtype=torch.float32)
+        for part in self.chunks(len(hidden)):
+            logits = _with_chosen(self.logits(hidden[part]), tokens, chosen[part])
+            log_z[part] = torch.logsumexp(logits, dim=-1)
+        return chosen - log_z[:, None]
+
 
 class _LogPartition(torch.autograd.Function):
     """log sum_v exp(logit_v) per position, with its gradient made in the same pass.

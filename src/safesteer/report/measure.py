@@ -252,7 +252,7 @@ def _log_probs(
         with speaker.speaking():
             hidden = hidden_states(speaker.runner, ids, mask)
         for index, row in enumerate(rows):
-            yield head.log_probs(hidden[index, -len(tails[row]) :], columns)[0]
+            yield head.fixed_log_probs(hidden[index, -len(tails[row]) :], columns)
 
 
 def _last_states(
