@@ -14,8 +14,8 @@ from safesteer.prompts import load_prompt_set
 from safesteer.prompts.splits import content_words, jaccard
 
 SIZES = {
-    "harmful": {"train": 639, "validation": 70, "test": 110},
-    "harmless": {"train": 863, "validation": 90, "test": 140},
+    "harmful": {"train": 749, "validation": 70, "test": 110},
+    "harmless": {"train": 973, "validation": 90, "test": 140},
     "borderline": {"train": 381, "validation": 48, "test": 88},
 }
 # The hazards of the MLCommons taxonomy, and abuse of computers.
