@@ -97,7 +97,7 @@ def test_tail_stays_finite_where_the_safety_tokens_hold_all_mass():
 @pytest.mark.parametrize("chunk", [1 << 23, VOCABULARY * 3])
 def test_full_is_reverse_kl_over_the_vocabulary(chunk, monkeypatch):
     """'full' has value and gradient of KL(student || teacher) over V, in one chunk or in many."""
-    monkeypatch.setattr("safesteer.models.head._CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("safesteer.models.head._BLOCK_ELEMENTS", chunk)
     torch.manual_seed(0)
     weight = torch.randn(VOCABULARY, 6)
     student, teacher = torch.randn(10, 6).requires_grad_(), torch.randn(10, 6)

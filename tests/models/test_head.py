@@ -17,10 +17,10 @@ HEADS = {
 }
 
 
-@pytest.fixture(params=[1 << 23, VOCABULARY * 4, 1], ids=["one chunk", "four rows", "one row"])
+@pytest.fixture(params=[1 << 22, VOCABULARY * 4, 1], ids=["one block", "blocks", "one logit"])
 def chunks(request, monkeypatch):
-    """The size of a chunk: everything at once, several positions, or one position at a time."""
-    monkeypatch.setattr("safesteer.models.head._CHUNK_ELEMENTS", request.param)
+    """The size of a block: everything at once, a part of the vocabulary, or one token at a time."""
+    monkeypatch.setattr("safesteer.models.head._BLOCK_ELEMENTS", request.param)
     return request.param
 
 
@@ -95,16 +95,16 @@ def test_gradient_agrees_with_finite_differences():
             )
 
 
-def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch):
-    """All logits are made in chunks of at most the limit, in the forward and in the backward."""
+def test_no_tensor_larger_than_a_block_is_made(monkeypatch):
+    """All logits are made in blocks of at most the limit, in the forward and in the backward."""
     limit = VOCABULARY * 4
-    monkeypatch.setattr("safesteer.models.head._CHUNK_ELEMENTS", limit)
+    monkeypatch.setattr("safesteer.models.head._BLOCK_ELEMENTS", limit)
     sizes = []
     original = OutputHead.logits
 
-    def counted(self, hidden, tokens=None):  # type: ignore[no-untyped-def]
+    def counted(self, hidden, tokens=slice(None)):  # type: ignore[no-untyped-def]
         result = original(self, hidden, tokens)
-        if tokens is None:
+        if isinstance(tokens, slice):
             sizes.append(result.numel())
         return result
 
@@ -113,8 +113,8 @@ def test_no_tensor_larger_than_a_chunk_is_made(monkeypatch):
     log_p, _ = head.log_probs(torch.randn(POSITIONS, WIDTH).requires_grad_(), TOKENS)
     forward = len(sizes)
     log_p.sum().backward()
-    assert forward == 4 and len(sizes) == 8  # 13 positions by 4, forward and backward
-    assert max(sizes) <= limit
+    assert forward == 4 and len(sizes) == 8  # 17 tokens by 5, forward and backward
+    assert max(sizes) <= limit and sum(sizes) == 2 * POSITIONS * VOCABULARY
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])

@@ -7,6 +7,7 @@ in float32. Scale, bias and soft-capping of the logits are honoured.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +15,12 @@ from torch import nn
 
 from safesteer.models.layers import text_config
 
-# Elements of one chunk of logits: 32 MiB in float32, large enough for full speed of the product.
-_CHUNK_ELEMENTS = 1 << 23
+# Elements of one block of logits: 16 MiB in float32, which stay in a CPU's cache from the product
+# to the last of what is done with them, and large enough for full speed of the product.
+_BLOCK_ELEMENTS = 1 << 22
+# Positions of one block: with fewer of them the output matrix is read more often.
+_BLOCK_POSITIONS = 1024
+_ALL = slice(None)
 
 
 @dataclass
@@ -69,15 +74,15 @@ class OutputHead:
     def logits(
         self,
         hidden: torch.Tensor,  # [N, D]
-        tokens: torch.Tensor | None = None,  # [K], all of the vocabulary if None
+        tokens: torch.Tensor | slice = _ALL,  # [K]
     ) -> torch.Tensor:  # [N, V] or [N, K], float32
-        """Logits of all tokens, or of the given ones computed in float32 throughout."""
-        if tokens is None:
-            raw = (hidden.to(self.weight.dtype) @ self.weight.T).float()
-            bias = self.bias
+        """Logits of all tokens, of a range, or of given ones computed in float32 throughout."""
+        weight = self.weight[tokens]
+        if isinstance(tokens, slice):
+            raw = (hidden.to(weight.dtype) @ weight.T).float()
         else:
-            raw = hidden.float() @ self.weight[tokens].float().T
-            bias = None if self.bias is None else self.bias[tokens]
+            raw = hidden.float() @ weight.float().T
+        bias = None if self.bias is None else self.bias[tokens]
         if bias is not None:
             raw = raw + bias.float()
         if self.scale != 1.0:
@@ -88,7 +93,7 @@ class OutputHead:
 
     def chunks(self, positions: int) -> list[slice]:
         """Slices of positions whose logits fit one chunk."""
-        step = max(1, _CHUNK_ELEMENTS // self.vocabulary)
+        step = max(1, _BLOCK_ELEMENTS // self.vocabulary)
         return [slice(start, start + step) for start in range(0, positions, step)]
 
     def log_probs(
@@ -118,41 +123,65 @@ class OutputHead:
         The probabilities of the other tokens are then never written down, half of the time.
         """
         chosen = self.logits(hidden, tokens)
-        log_z = hidden.new_empty(len(hidden), dtype=torch.float32)
-        for part in self.chunks(len(hidden)):
-            logits = _with_chosen(self.logits(hidden[part]), tokens, chosen[part])
-            log_z[part] = torch.logsumexp(logits, dim=-1)
+        log_z = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for rows, blocks in _blocks(self, tokens, len(hidden)):
+            largest, total = _nothing_yet(log_z[rows])
+            for block in blocks:
+                logits = block.logits(self, hidden[rows], chosen[rows])
+                before, largest = largest, torch.maximum(largest, logits.amax(-1, keepdim=True))
+                total *= torch.exp(before - largest)
+                total += logits.sub_(largest).exp_().sum(-1, keepdim=True)
+            log_z[rows] = (largest + total.log())[:, 0]
         return chosen - log_z[:, None]
 
 
 class _LogPartition(torch.autograd.Function):
     """log sum_v exp(logit_v) per position, with its gradient made in the same pass.
 
-    With a frozen head the forward keeps only d log Z / d h [N, D]; with a trainable head the
-    backward goes through the chunks once more. The logits of the chosen tokens, made in float32,
-    stand in for the rounded ones of the product: where one of them holds most of the mass, its
-    probability would otherwise be off by the rounding of its own logit, and could exceed one.
+    Blocks of the vocabulary go by one after another; sums that were made against a smaller maximum
+    are scaled down when a larger one comes. With a frozen head the forward keeps only
+    d log Z / d h [N, D]; with a trainable head the backward goes through the blocks once more. The
+    logits of the chosen tokens, made in float32, stand in for the rounded ones of the product:
+    where one of them holds most of the mass, its probability would otherwise be off by the rounding
+    of its own logit, and could exceed one.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, head, tokens, chosen):  # type: ignore[no-untyped-def]
-        positions = hidden.shape[0]
-        log_z = hidden.new_empty(positions, dtype=torch.float32)
-        entropy = hidden.new_empty(positions, dtype=torch.float32)
-        ctx.head = head
-        ctx.chosen = (tokens, chosen)
+        log_z = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(log_z)
         needs_hidden = ctx.needs_input_grad[0]
         needs_head = ctx.needs_input_grad[1] or (bias is not None and ctx.needs_input_grad[2])
         gradient = torch.empty_like(hidden) if needs_hidden else None
-        for part in head.chunks(positions):
-            logits = _with_chosen(head.logits(hidden[part]), tokens, chosen[part])  # [n, V]
-            log_z[part] = torch.logsumexp(logits, dim=-1)
-            probabilities = torch.exp(logits - log_z[part, None])
-            entropy[part] = log_z[part] - (probabilities * logits).sum(-1)
+        for rows, blocks in _blocks(head, tokens, len(hidden)):
+            largest, total = _nothing_yet(log_z[rows])
+            mean = torch.zeros_like(total)  # of the logits, not yet divided by the total
+            towards = torch.zeros_like(hidden[rows], dtype=torch.float32)  # [n, D], likewise
+            for block in blocks:
+                logits = block.logits(head, hidden[rows], chosen[rows])
+                before, largest = largest, torch.maximum(largest, logits.amax(-1, keepdim=True))
+                smaller = torch.exp(before - largest)
+                slope = _slope(logits, head) if needs_hidden else None
+                shifted = logits.sub_(largest)
+                weights = torch.exp(shifted)
+                part = weights.sum(-1, keepdim=True)
+                total = total * smaller + part
+                mean = mean * smaller + largest * part
+                mean += torch.bmm(weights[:, None], shifted[:, :, None])[:, 0]
+                if slope is not None:
+                    if isinstance(slope, torch.Tensor):
+                        weights *= slope
+                    towards *= smaller
+                    towards += weights.to(weight.dtype) @ weight[block.columns]
+            log_z[rows] = (largest + total.log())[:, 0]
+            entropy[rows] = log_z[rows] - (mean / total)[:, 0]
             if gradient is not None:
-                gradient[part] = _times_slope(probabilities, logits, head).to(weight.dtype) @ weight
+                constant = 1.0 if isinstance(slope, torch.Tensor) else slope
+                gradient[rows] = (towards * (constant / total)).to(gradient.dtype)
+        ctx.head = head
         ctx.mark_non_differentiable(entropy)
-        ctx.save_for_backward(gradient, *((hidden, weight, bias) if needs_head else ()))
+        kept = (hidden, weight, bias, tokens, chosen, log_z) if needs_head else ()
+        ctx.save_for_backward(gradient, *kept)
         return log_z, entropy
 
     @staticmethod
@@ -162,31 +191,69 @@ class _LogPartition(torch.autograd.Function):
         if gradient is not None:
             grad_hidden = gradient * grad_log_z[:, None].to(gradient.dtype)
         if trainable:
-            hidden, weight, bias = trainable
-            head = ctx.head
-            tokens, chosen = ctx.chosen
+            hidden, weight, bias, tokens, chosen, log_z = trainable
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
             grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-            for part in head.chunks(hidden.shape[0]):
-                logits = _with_chosen(head.logits(hidden[part]), tokens, chosen[part])
-                probabilities = torch.softmax(logits, dim=-1)
-                outer = _times_slope(probabilities, logits, head) * grad_log_z[part, None]
-                grad_weight += (outer.to(weight.dtype).T @ hidden[part].to(weight.dtype)).float()
-                if grad_bias is not None:
-                    grad_bias += outer.sum(0)
+            for rows, blocks in _blocks(ctx.head, tokens, len(hidden)):
+                for block in blocks:
+                    logits = block.logits(ctx.head, hidden[rows], chosen[rows])
+                    slope = _slope(logits, ctx.head)
+                    outer = logits.sub_(log_z[rows, None]).exp_()
+                    outer *= slope * grad_log_z[rows, None]
+                    grad_weight[block.columns] += (
+                        outer.to(weight.dtype).T @ hidden[rows].to(weight.dtype)
+                    ).float()
+                    if grad_bias is not None:
+                        grad_bias[block.columns] += outer.sum(0)
             grad_weight = grad_weight.to(weight.dtype)
             grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
-def _with_chosen(logits: torch.Tensor, tokens: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    logits[:, tokens] = chosen
-    return logits
+@dataclass(frozen=True)
+class _Block:
+    """A range of the vocabulary, and which of the chosen tokens lie in it, and where."""
+
+    columns: slice
+    chosen: torch.Tensor
+    places: torch.Tensor
+
+    def logits(
+        self, head: OutputHead, hidden: torch.Tensor, chosen: torch.Tensor
+    ) -> torch.Tensor:  # [n, columns], float32
+        """Logits of the block, those of chosen tokens [n, K] as they were made already."""
+        logits = head.logits(hidden, self.columns)
+        if len(self.places):
+            logits[:, self.places] = chosen[:, self.chosen]
+        return logits
 
 
-def _times_slope(values: torch.Tensor, logits: torch.Tensor, head: OutputHead) -> torch.Tensor:
-    """d logit / d raw logit, multiplied into `values` [n, V]."""
-    if head.softcap is not None:
-        values = values * (1 - (logits * head.temperature / head.softcap) ** 2)
+def _blocks(
+    head: OutputHead, tokens: torch.Tensor, positions: int
+) -> Iterator[tuple[slice, list[_Block]]]:
+    """Parts of the positions, each with the blocks of the vocabulary that it meets."""
+    step = max(1, min(positions, _BLOCK_POSITIONS, _BLOCK_ELEMENTS))
+    width = max(1, _BLOCK_ELEMENTS // step)
+    ids = tokens.cpu()
+    blocks = []
+    for start in range(0, head.vocabulary, width):
+        where = ((ids >= start) & (ids < start + width)).nonzero()[:, 0]
+        places = ids[where] - start
+        columns = slice(start, min(start + width, head.vocabulary))
+        blocks.append(_Block(columns, where.to(tokens.device), places.to(tokens.device)))
+    for start in range(0, positions, step):
+        yield slice(start, min(start + step, positions)), blocks
+
+
+def _nothing_yet(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest logit so far and the sum of exp(logit - largest), [n, 1] each."""
+    column = like[:, None]
+    return torch.full_like(column, -torch.inf), torch.zeros_like(column)
+
+
+def _slope(logits: torch.Tensor, head: OutputHead) -> torch.Tensor | float:
+    """d logit / d raw logit: [n, V] under soft-capping, else a number."""
     slope = head.scale / head.temperature
-    return values * slope if slope != 1.0 else values
+    if head.softcap is None:
+        return slope
+    return slope * (1 - (logits * (head.temperature / head.softcap)) ** 2)

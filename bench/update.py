@@ -1,0 +1,176 @@
+"""One training update against the same update with two models and all of the vocabulary.
+
+    python bench/update.py [MODEL] [--rows 16] [--new-tokens 64] [--updates 3] [--repeats 3]
+
+Both distil the same steered teacher into the same LoRA student on the same completions, without
+the cost of sampling them. `ours` is `safesteer.distill.train`: one set of weights, hidden states of
+the completion alone, the loss on S from hidden states. `two models` is the update as it is usually
+written: a second copy of the model is the teacher, both give logits at every position, and two
+log-softmaxes of [completion, vocabulary] make a reverse KL. Each measurement is a process of its
+own, which take turns; printed are medians of the seconds of an update after the first, of the peak
+of memory beyond the libraries (weights included), and their ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safesteer.cli.silence import silence_libraries
+from safesteer.config import TrainSettings
+from safesteer.distill import trainer
+from safesteer.distill.train import train, with_lora
+from safesteer.models.chat import pad_left
+from safesteer.models.forward import positions
+from safesteer.models.layers import find_blocks
+from safesteer.models.load import ChatModel, load_model
+from safesteer.models.steering import steer
+from safesteer.prompts import load_prompt_set
+from safesteer.teacher import Direction, Teacher
+
+NAMES = ("ours", "two models")
+TOKENS = 50
+
+
+def direction_for(model: ChatModel) -> Direction:
+    """Some direction in the middle of the model: what it means costs nothing."""
+    width = model.model.get_input_embeddings().weight.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    return Direction(torch.randn(width, generator=generator), len(find_blocks(model.model)) // 2)
+
+
+def ours(
+    model: ChatModel, settings: TrainSettings, prompts: list, answer: list[int]
+) -> list[float]:
+    """Seconds of each update of `train`, its rollouts given."""
+    trainer.generate = lambda student, tokenizer, ids, **kwargs: [answer] * len(ids)  # type: ignore[assignment]
+    seconds: list[float] = []
+
+    def note(line: dict[str, Any], _total: int) -> None:
+        seconds.append(sum(line["seconds"].values()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            model,
+            Teacher(direction_for(model)),
+            list(range(TOKENS)),
+            prompts,
+            settings=settings,
+            folder=Path(folder),
+            on_update=note,
+        )
+    return seconds
+
+
+def two_models(
+    model: ChatModel, settings: TrainSettings, prompts: list, answer: list[int]
+) -> list[float]:
+    """Seconds of each update of a plain loop."""
+    direction = direction_for(model)
+    teacher = copy.deepcopy(model.model)
+    student = with_lora(model.model, settings, 0).train()
+    optimiser = torch.optim.AdamW(
+        [p for p in student.parameters() if p.requires_grad], settings.learning_rate
+    )
+    rows = settings.prompts_per_update
+    seconds = []
+    for start in range(0, rows * (settings.updates or 1), rows):
+        begun = time.perf_counter()
+        ids, mask = pad_left(
+            [model.chat.ids(prompt) + answer for prompt in prompts[start : start + rows]],
+            model.tokenizer.pad_token_id,
+            model.model.device,
+        )
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+        where = slice(-len(answer) - 1, -1)
+        with torch.no_grad(), steer(teacher, direction.layer, direction.vector, 1.0):
+            log_t = torch.log_softmax(teacher(**given).logits[:, where].float(), dim=-1)
+        log_s = torch.log_softmax(student(**given).logits[:, where].float(), dim=-1)
+        (log_s.exp() * (log_s - log_t)).sum(-1).mean().backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    return seconds
+
+
+def child(name: str, arguments: argparse.Namespace) -> None:
+    """One measurement; prints {"seconds", "bytes"}."""
+    silence_libraries(debug=False)
+    before = _peak()
+    model = load_model(arguments.model)
+    settings = TrainSettings(
+        prompts_per_update=arguments.rows,
+        samples_per_prompt=1,
+        updates=arguments.updates,
+        prompts=arguments.rows * arguments.updates,
+        max_completion_tokens=arguments.new_tokens,
+        save_every=1000,
+    )
+    found = [list(p.messages) for p in load_prompt_set("harmful").train]
+    prompts = (found * (settings.prompts // len(found) + 1))[: settings.prompts]
+    answer = torch.randint(1000, 2000, (arguments.new_tokens,)).tolist()
+    work = ours if name == "ours" else two_models
+    seconds = work(model, settings, prompts, answer)
+    print(json.dumps({"seconds": statistics.median(seconds[1:]), "bytes": _peak() - before}))
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Print a table of two rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--updates", type=int, default=3, help="at least 2: the first warms up")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", choices=NAMES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments)
+        return
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
+    for _ in range(arguments.repeats):
+        for name in NAMES:
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--child", name],
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise SystemExit(done.stderr.strip().splitlines()[-1])
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    rows = {
+        name: [statistics.median(run[key] for run in runs) for key in ("seconds", "bytes")]
+        for name, runs in found.items()
+    }
+    print(f"{arguments.model}: {arguments.rows} completions of {arguments.new_tokens} tokens")
+    print("| update | seconds | memory | time / two models | memory / two models |")
+    print("|---|---|---|---|---|")
+    for name, (seconds, memory) in rows.items():
+        time_ratio, memory_ratio = seconds / rows["two models"][0], memory / rows["two models"][1]
+        print(
+            f"| {name} | {seconds:.2f} | {memory / 1e9:.2f} GB | {time_ratio:.2f} | {memory_ratio:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
