@@ -1,6 +1,7 @@
 # make demo   sets up .venv and aligns the built-in model; ends with the before/after table
 # make test   sets up .venv and runs linter, type checker and tests
-# make clean  removes what the two made
+# make docs   sets up .venv and builds the documentation into site/, any warning being an error
+# make clean  removes what they made
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # Without CUDA a constraints file keeps pip from fetching torch's CUDA build.
 CONSTRAINTS := $(shell nvidia-smi >/dev/null 2>&1 || echo -c constraints.txt)
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -20,8 +21,11 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) demo-run build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-run site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamps make the second `make` start at once.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -32,4 +36,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[docs]'
 	touch $@

@@ -269,7 +269,9 @@ class Settings(Section):
     train: TrainSettings = Field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     seed: int = Field(0, ge=0)
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default_factory=list, description="trackers of the training; wandb sends it to its server"
+    )
 
     @model_validator(mode="after")
     def _teacher_differs_from_model(self) -> Settings:

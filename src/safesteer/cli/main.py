@@ -36,12 +36,12 @@ from safesteer.cli import (
 from safesteer.cli.silence import silence_libraries
 from safesteer.errors import SafeSteerError, nearest
 
+COMPLETION = "_SAFESTEER_COMPLETE"  # set by the script of `safesteer --show-completion`
 RESUMABLE = {"run", "direction", "tokens", "train", "eval", "report"}
 
 app = typer.Typer(
     name="safesteer",
     help="Make an open-weight chat model safe with its own refusal direction.",
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silence_libraries(debug)
     signal.signal(signal.SIGTERM, _interrupt)
     command = typer.main.get_command(app)
+    if COMPLETION in os.environ:  # the shell asks what could be typed next; typer answers
+        return int(command.main(given, prog_name="safesteer", standalone_mode=False) or 0)
     try:
         with command.make_context("safesteer", given) as context:
             command.invoke(context)

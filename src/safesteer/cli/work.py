@@ -8,6 +8,8 @@ from pathlib import Path
 from safesteer.cli.options import GivenSettings
 from safesteer.cli.reporter import make_reporter
 from safesteer.cli.tables import print_summary
+from safesteer.distill.trackers import check_trackers
+from safesteer.export.hub import HubTarget, check_hub, push
 from safesteer.prompts import load_prompt_sets
 from safesteer.targets import find_target
 
@@ -20,12 +22,16 @@ def work(
     last: str,
     fresh: bool,
     quiet: bool,
+    hub: HubTarget | None = None,
 ) -> None:
-    """Do the stages up to `last` for RUN_OR_MODEL, and print what they found."""
+    """Do the stages up to `last` for RUN_OR_MODEL, print what they found, and push it if asked."""
     started = time.monotonic()
     found = find_target(target, **settings.arguments(), output_dir=output_dir)
     # Wrong prompt files are found here, in a moment, and not after torch is loaded.
     load_prompt_sets(found.settings.prompts, found.settings.seed)
+    check_trackers(found.settings.report_to)
+    if hub is not None:
+        check_hub(hub)
     with make_reporter(quiet) as reporter:
         reporter.start(found.settings.model.id, str(found.path))
 
@@ -46,3 +52,13 @@ def work(
             print_summary(
                 reporter.console, run, read_results(run.path), last, time.monotonic() - started
             )
+        if hub is not None:
+            from rich.text import Text
+
+            reporter.stage("push", f"sending the run to {hub.repo}")
+            pushed = push(run, hub)
+            reporter.finish()
+            who = "public" if pushed.public else "private"
+            what = "transcripts included" if hub.transcripts else "no transcripts among them"
+            line = f"pushed: {pushed.url} ({who}; {len(pushed.files)} files, {what})"
+            reporter.console.print(Text(line), soft_wrap=True)

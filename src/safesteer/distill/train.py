@@ -231,6 +231,8 @@ def _arguments(
         save_steps=settings.save_every + -settings.save_every % settings.updates_per_rollout,
         save_total_limit=2,
         report_to=list(report_to) or "none",
+        project="safesteer",
+        run_name=folder.absolute().parent.name or None,  # RUN/train: a tracker shows the run's name
         disable_tqdm=True,
         seed=seed,
         data_seed=seed,

@@ -40,8 +40,7 @@ def render_card(findings: Findings) -> str:
     """The text of README.md, metadata included."""
     settings = findings.run.settings
     base, facts = settings.model, base_facts(settings.model)
-    local = is_local(base)
-    hub = BUILTIN_HUB if base.id == BUILTIN else None if local else base.id
+    local, hub = is_local(base), hub_name(base)
     metadata = _metadata(findings, hub, facts)
     return (
         environment()
@@ -82,6 +81,29 @@ def is_local(base: ModelSettings) -> bool:
     return base.id != BUILTIN and (
         os.path.exists(os.path.expanduser(base.id)) or os.path.isabs(base.id)
     )
+
+
+def hub_name(base: ModelSettings) -> str | None:
+    """What the base is called on the hub; None for a local one."""
+    return BUILTIN_HUB if base.id == BUILTIN else None if is_local(base) else base.id
+
+
+def card_for_hub(text: str, repo: str) -> str:
+    """A card as it stands in a repository, where the weights lie at the top.
+
+    Replaces what the template says of places and leaves the rest, which a person may have edited.
+    """
+    for place, there in (
+        ("`adapter/`, a PEFT adapter", "a PEFT adapter"),
+        ("`model/`, full weights", "full weights"),
+        ('from_pretrained(base, "adapter")', f'from_pretrained(base, "{repo}")'),
+        ('from_pretrained("model")', f'from_pretrained("{repo}")'),
+        ("--lora-modules safesteer=adapter", f"--lora-modules safesteer={repo}"),
+        ("vllm serve model\n", f"vllm serve {repo}\n"),
+        ("Paths are relative to the folder of this file.", ""),
+    ):
+        text = text.replace(place, there)
+    return text
 
 
 def base_facts(base: ModelSettings) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""What the documentation shows exists: commands, options, settings, messages. (pytest this file)"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import typer
+
+from safesteer.cli.main import app
+from safesteer.recipe import _all_keys, recipe_names
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+KEYS = set(_all_keys())
+SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
+
+
+def shown_commands(text: str) -> list[str]:
+    """Command lines in code blocks, indented or fenced, and in backquotes."""
+    lines = re.findall(r"^(?: {4,})?(safesteer (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    return lines + re.findall(r"`(safesteer [^`]+)`", " ".join(text.split()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_exists(page):
+    top = {option for p in typer.main.get_command(app).params for option in p.opts}
+    for line in shown_commands(page.read_text("utf-8")):
+        words = shlex.split(line.replace("\\\n", " "), comments=True)[1:]
+        words = [word.strip("[]") for word in words]
+        if words[0].startswith("--"):
+            assert words[0] in top, line
+            continue
+        assert words[0].rstrip(",") in COMMANDS, line
+        if words[0].endswith(",") or "|" in line.partition("#")[0]:
+            continue  # a list of commands, or of an option's values
+        known = {o for p in COMMANDS[words[0]].params for o in (*p.opts, *p.secondary_opts)}
+        for before, word in pairwise(words):
+            if word.startswith("-"):
+                assert word.partition("=")[0] in known, line
+            if before == "--set":
+                assert word.partition("=")[0] in KEYS or "sources." in word, line
+            if before == "--config" and word.islower() and "." not in word:
+                assert word in recipe_names(), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_exists(page):
+    for name in re.findall(r"`([a-z]+\.[a-z_.]+)(?:[=:][^`]*)?`", page.read_text("utf-8")):
+        if name.partition(".")[0] in SECTIONS and not name.endswith((".py", ".json", ".jsonl")):
+            assert any(key == name or key.startswith(f"{name}.") for key in KEYS), name
+
+
+def test_the_messages_of_the_troubleshooting_page_are_the_programs():
+    said = []
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [getattr(part, "value", "") for part in node.values]
+                said.append("".join(part if isinstance(part, str) else "\0" for part in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    messages = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+    assert len(messages) > 40
+    for message in messages:
+        pattern = ".*?".join(map(re.escape, message.split("...")))
+        assert any(re.search(pattern, one, re.DOTALL) for one in said), message
+
+
+def test_the_pages_of_the_navigation_are_there():
+    for name in re.findall(r": ([a-z-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE):
+        assert (ROOT / "docs" / name).is_file(), name
