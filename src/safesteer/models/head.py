@@ -72,10 +72,13 @@ class OutputHead:
         tokens: torch.Tensor | None = None,  # [K], all of the vocabulary if None
     ) -> torch.Tensor:  # [N, V] or [N, K], float32
         """Logits of all tokens, or of the given ones computed in float32 throughout."""
+        device = hidden.device
+        hidden = hidden.to(self.weight.device)  # a model may lie on several devices
         if tokens is None:
             raw = (hidden.to(self.weight.dtype) @ self.weight.T).float()
             bias = self.bias
         else:
+            tokens = tokens.to(self.weight.device)
             raw = hidden.float() @ self.weight[tokens].float().T
             bias = None if self.bias is None else self.bias[tokens]
         if bias is not None:
@@ -84,7 +87,7 @@ class OutputHead:
             raw = raw * self.scale
         if self.softcap is not None:
             raw = self.softcap * torch.tanh(raw / self.softcap)
-        return raw / self.temperature if self.temperature != 1.0 else raw
+        return (raw / self.temperature if self.temperature != 1.0 else raw).to(device)
 
     def chunks(self, positions: int) -> list[slice]:
         """Slices of positions whose logits fit one chunk."""
@@ -101,11 +104,13 @@ class OutputHead:
         Differentiable in `hidden`, and in the weight and bias if they require gradients. The
         entropy carries no gradient.
         """
+        device = hidden.device
+        hidden, tokens = hidden.to(self.weight.device), tokens.to(self.weight.device)
         chosen = self.logits(hidden, tokens)
         log_z, entropy = _LogPartition.apply(
             hidden, self.weight, self.bias, self, tokens, chosen.detach()
         )
-        return chosen - log_z[:, None], entropy
+        return (chosen - log_z[:, None]).to(device), entropy.to(device)
 
     @torch.no_grad()
     def fixed_log_probs(
