@@ -102,10 +102,10 @@ def train(
         updates_per_rollout=window,
         callbacks=[metrics],
     )
-    if layout == "fsdp" and not trainer.is_fsdp_enabled:
+    if layout == "fsdp" and not trainer.accelerator.is_fsdp2:
         raise InputError(
-            "FSDP was asked for, and accelerate has it for accelerators alone: without one, start"
-            " copies of the model (--multi_gpu), or one process"
+            "FSDP was asked for, and accelerate gives none of version 2 here: set fsdp_version: 2,"
+            " or, on a machine without accelerators, start copies of the model (--multi_gpu)"
         )
     # Progress and the table of updates are the caller's: these two print to the screen.
     trainer.remove_callback(ProgressCallback)
