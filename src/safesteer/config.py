@@ -33,6 +33,9 @@ class ModelSettings(Section):
         "auto", description="type of the weights; auto measures which one is fast here"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    device_map: Literal["auto"] | None = Field(
+        None, description="auto: one model over all devices of one process, for those too large"
+    )
     chat_template: str | None = Field(
         None, description="Jinja file to use as chat template when the tokenizer has none"
     )

@@ -2,18 +2,23 @@
 
 direction -> tokens -> train -> evaluate -> report. A stage reads what earlier stages left in the
 run directory, writes its own files, and is not run again while its inputs and outputs are those
-that the manifest records. How a stage does its work is in its own package.
+that the manifest records. How a stage does its work is in its own package. Of several processes
+the main one does all stages; the others train with it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safesteer import ranks
 from safesteer.config import ModelSettings, Settings
 from safesteer.direction.find import extract_direction
+from safesteer.distill.plan import completions_per_process
 from safesteer.distill.save import save_student
 from safesteer.distill.train import train
 from safesteer.errors import InputError
@@ -25,6 +30,7 @@ from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.chat import Message
 from safesteer.models.load import (
     ChatModel,
+    check_device_map,
     fingerprint,
     load_model,
     pick_device,
@@ -40,6 +46,7 @@ from safesteer.runs.files import (
     sha256_file,
     write_json,
 )
+from safesteer.runs.manifest import changed_keys
 from safesteer.speaker import Speaker
 from safesteer.targets import find_target
 from safesteer.teacher import Direction, Teacher, check_teacher, make_teacher
@@ -52,14 +59,14 @@ class Pipeline:
     """The stages of one run. Model and prompts are loaded when a stage first needs them.
 
     Args:
-        run: an open run directory.
-        reporter: told what happens.
+        run: an open run directory, as `open_run` gives it.
+        reporter: told what happens on the main process.
     """
 
     def __init__(self, run: RunDirectory, reporter: Reporter | None = None) -> None:
         self.run = run
         self.settings: Settings = run.settings
-        self.reporter = reporter or Reporter()
+        self.reporter = reporter if reporter and ranks.is_main() else Reporter()
         self._student: Any = None
 
     # What the stages share ---------------------------------------------------------------------
@@ -164,7 +171,9 @@ class Pipeline:
     def _inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
         """What a stage depends on: model, seed, settings sections, prompts, files before it."""
         settings = self.settings.model_dump(mode="json")
-        identity = {k: v for k, v in settings["model"].items() if k not in ("id", "revision")}
+        # Where the weights lie does not change what they are.
+        apart = ("id", "revision", "device_map")
+        identity = {k: v for k, v in settings["model"].items() if k not in apart}
         if self.settings.model.chat_template is not None:
             identity["chat_template"] = sha256_file(self.settings.model.chat_template)
         if "teacher" in sections and self.settings.teacher.steering:
@@ -254,36 +263,51 @@ class Pipeline:
         self.reporter.result("tokens", found.to_json())
 
     def train(self) -> None:
-        """Distil the teacher into the model on the safety tokens (PAPER section 2, third step)."""
+        """Distil the teacher into the model on the safety tokens (PAPER section 2, third step).
+
+        All processes do this together.
+        """
         sets = self.prompts
-        stage = self._begin(
-            "train",
-            self._inputs(
+        begun: list[StageRecord | None] = [None]
+
+        def begin() -> bool:
+            stage = self._begin(
                 "train",
-                "teacher",
-                prompts={name: sets[name].sha256 for name in sets},
-                tokens=self.run.output_hashes("tokens"),
-            ),
-        )
-        if stage is None:
+                self._inputs(
+                    "train",
+                    "teacher",
+                    prompts={name: sets[name].sha256 for name in sets},
+                    tokens=self.run.output_hashes("tokens"),
+                ),
+            )
+            if stage is None:
+                return False
+            if not stage.resumes:
+                shutil.rmtree(self.run.path / "train", ignore_errors=True)
+            begun[0] = stage
+            return bool(self.model_settings)  # the type of the weights is measured once, for all
+
+        if not ranks.on_main(begin):
             return
+        stage = begun[0]
+        if stage is None:
+            self.run.reload()
         teacher, tokens = self.load_teacher(), self.load_tokens()
         settings = self.settings.train
         folder = self.run.path / "train"
-        if not stage.resumes:
-            shutil.rmtree(folder, ignore_errors=True)
-        with stage:
+        with stage or nullcontext(), ranks.together():
             full = settings.method == "full"
-            model = self.model
+            model = self._model_to_train()
             student_model = (
-                load_model(self.model_settings, for_full_training=True) if full else model
+                load_model(self._train_settings(), for_full_training=True) if full else model
             )
+            ranks.meet()  # loading takes longer for some than a process group would wait
             self.reporter.stage("train", "distilling the teacher on the safety tokens")
             anchors = [m for name in settings.anchors for m in _messages(sets[name].train)]
 
             def on_update(metrics: dict[str, Any], total: int) -> None:
                 self.reporter.update(metrics, total)
-                if metrics["update"] % settings.save_every == 0:
+                if stage is not None and metrics["update"] % settings.save_every == 0:
                     stage.save_progress()
 
             student = train(
@@ -300,13 +324,32 @@ class Pipeline:
                 on_update=on_update,
             )
             target = self.run.path / ("model" if full else "adapter")
-            for name in ("adapter", "model"):
-                shutil.rmtree(self.run.path / name, ignore_errors=True)
+            if stage is not None:
+                for name in ("adapter", "model"):
+                    shutil.rmtree(self.run.path / name, ignore_errors=True)
             save_student(student, model.tokenizer, target, self.settings.model)
-            # All weights trained: read back as they will be used, in the settings' type.
-            self._student = None if full else student
-            stage.add_output(target)
-            stage.add_output(folder / "metrics.jsonl")
+            if stage is not None:
+                stage.add_output(target)
+                stage.add_output(folder / "metrics.jsonl")
+        # All weights trained: read back as they will be used, in the settings' type.
+        self._student = None if full else student
+        if ranks.count() > 1:
+            # What is left of the weights here may be a part of them.
+            self._student = None
+            self.__dict__.pop("model", None)
+            ranks.part()
+
+    def _train_settings(self) -> ModelSettings:
+        """How a model is loaded to be trained: accelerate itself spreads it over devices."""
+        if ranks.layout() == "whole":
+            return self.model_settings
+        return self.model_settings.model_copy(update={"device": "cpu"})
+
+    def _model_to_train(self) -> ChatModel:
+        if ranks.layout() == "whole":
+            return self.model
+        self.__dict__.pop("model", None)  # makes room for a part of every process's model
+        return load_model(self._train_settings())
 
     def evaluate(self) -> None:
         """Judge base, teacher and aligned model on the test prompts, and measure drift."""
@@ -383,13 +426,64 @@ class Pipeline:
     def run_all(self, last: str = STAGES[-1]) -> None:
         """Every stage, in order, up to `last`; no direction for a teacher that does not steer."""
         stages = STAGES[: STAGES.index(last) + 1]
-        if "evaluate" in stages:
-            suite = self.suite  # a wrong name or file is said now, and not after hours of training
-            if not self.run.output_hashes("evaluate"):
-                suite.prepare()
+        if "evaluate" in stages and ranks.is_main():
+            with ranks.alone():
+                suite = self.suite  # a wrong name or file is said before hours of training
+                if not self.run.output_hashes("evaluate"):
+                    suite.prepare()
         for name in stages:
-            if name != "direction" or self.settings.teacher.steering or last == name:
-                getattr(self, name)()
+            if name == "train":
+                self.train()
+            elif ranks.is_main() and (
+                name != "direction" or self.settings.teacher.steering or last == name
+            ):
+                with ranks.alone():
+                    getattr(self, name)()
+
+
+def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> RunDirectory:
+    """The run in the folder `path`: open for writing on the main process, read by the others.
+
+    Raises InputError for settings that several processes cannot work with, and where processes
+    were given different settings or folders; see `RunDirectory.open` for the rest.
+    """
+    processes = ranks.count()
+    completions_per_process(settings.train, processes)
+    check_device_map(settings.model)
+    if settings.model.device_map is not None and settings.train.method == "full":
+        raise InputError(
+            "train.method = 'full' needs a copy of the model for the teacher, which"
+            " model.device_map cannot place; train an adapter, or several processes with FSDP"
+        )
+    if processes > 1 and ":" in settings.model.device:
+        raise InputError(
+            f"model.device = '{settings.model.device}' names one device for {processes} processes;"
+            " leave it at auto"
+        )
+    opened: list[RunDirectory] = []
+
+    def open_alone() -> dict[str, Any]:
+        model = fingerprint(settings.model)
+        opened.append(RunDirectory.open(path, settings=settings, model=model, fresh=fresh))
+        return given
+
+    given = {"folder": os.path.realpath(path), "settings": settings.model_dump(mode="json")}
+    told = ranks.on_main(open_alone)
+    if different := changed_keys(told, given):
+        raise InputError(
+            f"process {ranks.index()} was given another {', '.join(different[:4])} than process 0;"
+            " start all processes with the same command"
+        )
+    if not opened:
+        if not RunDirectory.is_run(path):
+            raise InputError(f"{path} is not a folder that all processes share; choose one")
+        opened.append(RunDirectory.load(path))
+    try:
+        ranks.meet()
+    except BaseException:
+        opened[0].close()
+        raise
+    return opened[0]
 
 
 def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:
@@ -414,8 +508,6 @@ def align(
     Raises InputError for wrong input and SafeSteerError when the work fails.
     """
     settings = find_target(model, config=config, sections=sections, output_dir=output_dir).settings
-    with RunDirectory.open(
-        output_dir, settings=settings, model=fingerprint(settings.model), fresh=fresh
-    ) as run:
+    with open_run(output_dir, settings, fresh=fresh) as run:
         Pipeline(run, reporter).run_all()
     return run

@@ -18,17 +18,25 @@ from safesteer.errors import InputError, nearest
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package, in alphabetical order."""
-    folder = resources.files("safesteer") / "recipes"
+    return _names("")
+
+
+def accelerate_names() -> list[str]:
+    """Names of the config files for `accelerate launch` that come with the package."""
+    return _names("accelerate/")
+
+
+def _names(folder: str) -> list[str]:
     return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in folder.iterdir()
+        folder + entry.name.removesuffix(".yaml")
+        for entry in (resources.files("safesteer") / "recipes" / folder).iterdir()
         if entry.name.endswith(".yaml")
     )
 
 
 def recipe_text(name: str) -> str:
-    """The YAML text of a recipe, comments included."""
-    if name not in recipe_names():
+    """The YAML text of a recipe or of a config file for accelerate, comments included."""
+    if name not in [*recipe_names(), *accelerate_names()]:
         raise InputError(
             f"no recipe named '{name}'{nearest(name, recipe_names())};"
             " `safesteer recipes list` shows all"
@@ -105,6 +113,10 @@ def _read(config: str | Path) -> tuple[str, str]:
             return str(path), path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the config file {path}: {_one_line(error)}") from None
+    if str(config) in accelerate_names():
+        raise InputError(
+            f"recipe {config}: this is a file for `accelerate launch --config_file`, not a recipe"
+        )
     return f"recipe {config}", recipe_text(str(config))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -95,6 +96,44 @@ def new_process(start: Callable[..., subprocess.Popen[str]]) -> Command:
         process = start(*arguments)
         out, err = process.communicate()
         return Outcome(process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def new_processes() -> Callable[..., list[Outcome]]:
+    """Runs one process per command, as a launcher starts those of one run."""
+
+    def run(*commands: Any, program: Any = ("-m", "safesteer")) -> list[Outcome]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *map(str, program), *map(str, command)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={
+                    **os.environ,
+                    **place,
+                    "OMP_NUM_THREADS": "1",
+                    "RANK": str(index),
+                    "LOCAL_RANK": str(index),
+                    "WORLD_SIZE": str(len(commands)),
+                },
+            )
+            for index, command in enumerate(commands)
+        ]
+        try:
+            outputs = [process.communicate(timeout=250) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        return [
+            Outcome(process.returncode, *output)
+            for process, output in zip(processes, outputs, strict=True)
+        ]
 
     return run
 

@@ -12,12 +12,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from safesteer import __version__
+from safesteer import __version__, ranks
 from safesteer.cli import (
     benchmarks,
     chat,
@@ -37,6 +38,8 @@ from safesteer.cli.silence import silence_libraries
 from safesteer.errors import SafeSteerError, nearest
 
 COMPLETION = "_SAFESTEER_COMPLETE"  # set by the script of `safesteer --show-completion`
+# Commands that train, for which several processes work together; others are the main one's alone.
+TOGETHER = {"run", "train"}
 RESUMABLE = {"run", "direction", "tokens", "train", "eval", "report"}
 
 app = typer.Typer(
@@ -76,13 +79,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    joint = not given or given[0] in TOGETHER
+    if not ranks.is_main():
+        if not joint:
+            return 0
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     silence_libraries(debug)
     signal.signal(signal.SIGTERM, _interrupt)
     command = typer.main.get_command(app)
     if COMPLETION in os.environ:  # the shell asks what could be typed next; typer answers
         return int(command.main(given, prog_name="safesteer", standalone_mode=False) or 0)
     try:
-        with command.make_context("safesteer", given) as context:
+        with (
+            nullcontext() if joint else ranks.alone(),
+            command.make_context("safesteer", given) as context,
+        ):
             command.invoke(context)
         sys.stdout.flush()
         return 0
@@ -92,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        _say(_interrupted(given))
+        _end(_interrupted(given))
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
         message, code = _explain(error, command)
-        _say(message)
+        _end(message)
         return code
 
 
@@ -126,9 +137,19 @@ def _explain(error: Exception, command: object) -> tuple[str, int]:
 def _interrupted(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in RESUMABLE:
         return "interrupted"
+    if ranks.count() > 1:  # by the launcher, which ends all processes when one has ended
+        return "interrupted, or another process has ended; the same command goes on with the run"
     # --fresh would throw away what there is to go on with.
     again = [argument for argument in arguments if argument != "--fresh"]
     return f"interrupted; go on with: {shlex.join(['safesteer', *again])}"
+
+
+def _end(message: str) -> None:
+    """Say why this ends; of several processes the first one to fail speaks."""
+    if ranks.count() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, while we speak
+    if ranks.first_to_fail():
+        _say(message)
 
 
 def _say(message: str) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from safesteer.cli.options import Debug
 from safesteer.errors import InputError, nearest
-from safesteer.recipe import load_settings, recipe_names, recipe_text
+from safesteer.recipe import accelerate_names, load_settings, recipe_names, recipe_text
 
 
 def recipes(
@@ -20,6 +20,8 @@ def recipes(
     if action == "list":
         for recipe in recipe_names():
             print(f"{recipe:<28} {load_settings(recipe).model.id}")
+        for launch in accelerate_names():
+            print(f"{launch:<28} for accelerate launch --config_file (docs/devices.md)")
     elif action == "show" and name:
         print(recipe_text(name), end="")
     elif action == "show":

@@ -15,6 +15,7 @@ _QUIET = {
     "HF_HUB_VERBOSITY": "error",
     # The bar of the GGUF reader, which asks nobody; ours are rich's.
     "TQDM_DISABLE": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TRL_EXPERIMENTAL_SILENCE": "1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from safesteer import ranks
 from safesteer.cli.options import GivenSettings
 from safesteer.cli.reporter import make_reporter
 from safesteer.cli.tables import print_summary
@@ -36,19 +37,12 @@ def work(
         reporter.start(found.settings.model.id, str(found.path))
 
         from safesteer.evaluate.stored import read_results
-        from safesteer.models.load import fingerprint
-        from safesteer.pipeline import Pipeline
-        from safesteer.runs import RunDirectory
+        from safesteer.pipeline import Pipeline, open_run
 
-        with RunDirectory.open(
-            found.path,
-            settings=found.settings,
-            model=fingerprint(found.settings.model),
-            fresh=fresh,
-        ) as run:
+        with open_run(found.path, found.settings, fresh=fresh) as run:
             Pipeline(run, reporter).run_all(last)
         reporter.finish()
-        if not quiet:
+        if not quiet and ranks.is_main():
             print_summary(
                 reporter.console, run, read_results(run.path), last, time.monotonic() - started
             )

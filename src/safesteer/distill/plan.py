@@ -63,6 +63,34 @@ def plan_rows(
     return rows
 
 
+def completions_per_process(settings: TrainSettings, processes: int) -> int:
+    """How many completions of an update each of so many processes makes.
+
+    Raises InputError when they are not the same number.
+    """
+    per_update = settings.prompts_per_update * settings.samples_per_prompt
+    if per_update % processes:
+        raise InputError(
+            f"train.prompts_per_update x train.samples_per_prompt = {per_update} completions cannot"
+            f" be shared evenly by {processes} processes; change one of the three"
+        )
+    return per_update // processes
+
+
+def for_processes(rows: list[Any], window: int, processes: int) -> list[Any]:
+    """`rows` in the order in which processes read them, each a slice of every `window` rows.
+
+    Each process gets every n-th row, so that its part of an update holds harmful prompts and
+    anchors as the update does, and an update over all processes holds what the plan says.
+    """
+    return [
+        row
+        for start in range(0, len(rows), window)
+        for process in range(processes)
+        for row in rows[start : start + window][process::processes]
+    ]
+
+
 def _deal(items: list[Any], count: int, generator: random.Random) -> Iterator[list[Any]]:
     """Hands of `count` items, every item once before any comes again, different within a hand.
 

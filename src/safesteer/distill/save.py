@@ -7,7 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from safesteer import ranks
 from safesteer.config import ModelSettings
+from safesteer.models.layers import is_sharded
 from safesteer.models.load import save_model
 from safesteer.runs.directory import PARTIAL
 
@@ -15,8 +19,12 @@ from safesteer.runs.directory import PARTIAL
 def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings) -> None:
     """Save a PEFT model's adapter, which names its base, or a model with all of its weights.
 
-    What is at `target` must be gone; a killed process leaves nothing there.
+    What is at `target` must be gone; a killed process leaves nothing there. Every process calls
+    this, and the main one writes.
     """
+    weights = _gathered(student) if is_sharded(student) else None
+    if not ranks.is_main():
+        return
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     for config in getattr(student, "peft_config", {}).values():
@@ -28,6 +36,24 @@ def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings
             os.path.abspath(base.id) if os.path.exists(base.id) else base.id
         )
         config.revision = base.revision
-    save_model(student, tokenizer, partial)
+    save_model(student, tokenizer, partial, weights)
     (partial / "README.md").unlink(missing_ok=True)
     os.replace(partial, target)
+
+
+def _gathered(student: Any) -> dict[str, torch.Tensor]:
+    """The trained weights of a student that is spread over processes; whole on the main one."""
+    weights = {}
+    for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if hasattr(parameter, "full_tensor"):  # FSDP 2
+            whole = parameter.detach().full_tensor()
+        else:  # ZeRO-3
+            from deepspeed.zero import GatheredParameters
+
+            with GatheredParameters([parameter]):
+                whole = parameter.detach().clone()
+        if ranks.is_main():
+            weights[name.replace("_checkpoint_wrapped_module.", "")] = whole.cpu()
+    return weights

@@ -22,15 +22,16 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import DistillationConfig
 
+from safesteer import ranks
 from safesteer.config import TrainSettings
-from safesteer.distill.plan import plan_rows
+from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError
 from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.chat import Message
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel
-from safesteer.runs.files import write_json, write_text
+from safesteer.runs.files import read_json, write_json, write_text
 from safesteer.teacher import Teacher
 
 _MARKER = "complete.json"
@@ -74,8 +75,9 @@ def train(
     updates = len(rows) // per_update
     window = min(settings.updates_per_rollout, updates)
     rows += rows[: -updates % window * per_update]  # windows are whole; these are not trained on
-    checkpoint = last_checkpoint(folder)
-    _keep_metrics(folder, _step(checkpoint) if checkpoint else 0)
+    rows = for_processes(rows, window * per_update, ranks.count())
+    layout = ranks.layout()
+    checkpoint = ranks.on_main(lambda: _go_on_from(folder, layout))
     torch.manual_seed(seed)
     if settings.method == "full":
         frozen = frozen if frozen is not None else copy.deepcopy(model.model)
@@ -100,13 +102,35 @@ def train(
         updates_per_rollout=window,
         callbacks=[metrics],
     )
+    if layout == "fsdp" and not trainer.accelerator.is_fsdp2:
+        raise InputError(
+            "FSDP was asked for, and accelerate gives none of version 2 here: set fsdp_version: 2,"
+            " or, on a machine without accelerators, start copies of the model (--multi_gpu)"
+        )
     # Progress and the table of updates are the caller's: these two print to the screen.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     metrics.trainer = trainer
     with _fast_attention(model.model):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     return student.eval()
+
+
+def _go_on_from(folder: Path, layout: str) -> str | None:
+    """The checkpoint that training goes on from, with the metrics up to it; None: the beginning.
+
+    Raises InputError for one whose weights are not laid out as those of this start.
+    """
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        earlier = read_json(checkpoint / _MARKER).get("layout", "whole")
+        if layout != earlier:
+            raise InputError(
+                f"{checkpoint} holds weights laid out as '{earlier}', and this start lays them out"
+                f" as '{layout}'; start as before, or delete {folder} to train anew"
+            )
+    _keep_metrics(folder, _step(checkpoint) if checkpoint else 0)
+    return None if checkpoint is None else str(checkpoint)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -201,15 +225,17 @@ def _arguments(
     report_to: Sequence[str],
     student: Any,
 ) -> DistillationConfig:
-    per_update = settings.prompts_per_update * settings.samples_per_prompt
-    micro = settings.micro_batch or per_update
-    while per_update % micro:  # equal micro-batches, so that every completion weighs the same
+    own = completions_per_process(settings, ranks.count())
+    micro = min(settings.micro_batch or own, own)
+    while own % micro:  # equal micro-batches, so that every completion weighs the same
         micro -= 1
     parameter = next(student.parameters())
-    return DistillationConfig(
+    # Weights that are going to be spread over devices wait on the CPU.
+    cuda = parameter.is_cuda or (ranks.layout() != "whole" and torch.cuda.is_available())
+    arguments = DistillationConfig(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=per_update // micro,
+        gradient_accumulation_steps=own // micro,
         max_steps=updates,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -220,10 +246,10 @@ def _arguments(
         temperature=settings.temperature,
         gradient_checkpointing=settings.gradient_checkpointing,
         # bfloat16 weights need no autocast, and on the CPU its backward is slower than float32.
-        bf16=parameter.is_cuda and parameter.dtype == torch.float32,
-        use_cpu=parameter.device.type == "cpu",
+        bf16=cuda and parameter.dtype == torch.float32,
+        use_cpu=not cuda,
         shuffle_dataset=False,
-        dataloader_pin_memory=parameter.is_cuda,
+        dataloader_pin_memory=cuda,
         logging_steps=1,
         logging_first_step=True,
         save_strategy="steps",
@@ -234,9 +260,13 @@ def _arguments(
         project="safesteer",
         run_name=folder.absolute().parent.name or None,  # RUN/train: a tracker shows the run's name
         disable_tqdm=True,
+        log_level_replica="error",  # as quiet as the main process is told to be
         seed=seed,
         data_seed=seed,
     )
+    # One process uses one device, or those of model.device_map, however many there are.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class MetricsFile(TrainerCallback):
@@ -286,7 +316,9 @@ class MetricsFile(TrainerCallback):
             self.on_update(line, state.max_steps)
 
     def on_save(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        write_json(
-            self.folder / f"checkpoint-{state.global_step}" / _MARKER,
-            {"update": state.global_step},
-        )
+        self.trainer.accelerator.wait_for_everyone()  # each process writes its random states
+        if state.is_world_process_zero:
+            write_json(
+                self.folder / f"checkpoint-{state.global_step}" / _MARKER,
+                {"update": state.global_step, "layout": ranks.layout()},
+            )

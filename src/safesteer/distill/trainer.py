@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from trl import DistillationConfig, DistillationTrainer
@@ -27,6 +28,7 @@ from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
 from safesteer.models.head import OutputHead
+from safesteer.models.layers import is_sharded
 from safesteer.teacher import Teacher, base_weights
 
 # The teacher reads a whole window of updates at once, in passes of about so many tokens: enough to
@@ -258,8 +260,9 @@ class SafeSteerTrainer(DistillationTrainer):
         try:
             for anchor in (False, True):
                 rows = (batch["anchor"] == anchor).nonzero().flatten()
+                passes = list(self._passes(rows, lengths, batch["completion_ids"].shape[1]))
                 with base_weights(model) if anchor else self.teacher.active(model):
-                    for part in self._passes(rows, lengths, batch["completion_ids"].shape[1]):
+                    for part, counts in self._in_step(model, passes):
                         width = int(lengths[part].max())
                         found = self._completion_hidden(
                             model,
@@ -272,7 +275,8 @@ class SafeSteerTrainer(DistillationTrainer):
                         )
                         if hidden is None:
                             hidden = found.new_empty((len(ids), *found.shape[1:]))
-                        hidden[part] = found
+                        if counts:
+                            hidden[part] = found
             return hidden
         finally:
             model.train(training)
@@ -285,6 +289,23 @@ class SafeSteerTrainer(DistillationTrainer):
             count = max(1, _TEACHER_TOKENS // (int(lengths[rows[0]]) + new))
             yield rows[:count]
             rows = rows[count:]
+
+    def _in_step(
+        self, model: nn.Module, passes: list[torch.Tensor]
+    ) -> Iterator[tuple[torch.Tensor, bool]]:
+        """The passes and that they count; then as many more as any other process makes.
+
+        Weights spread over processes are gathered pass by pass, for all of them.
+        """
+        most = len(passes)
+        if is_sharded(model):
+            device = self.accelerator.device
+            most = int(self.accelerator.gather(torch.tensor([most], device=device)).max())
+        for number in range(most):
+            if number < len(passes):
+                yield passes[number], True
+            else:
+                yield torch.zeros(1, dtype=torch.long, device=self.accelerator.device), False
 
     def _position_losses(self, student, hidden, teacher_hidden, anchor):  # type: ignore[no-untyped-def]
         """Loss [N] and metrics at every position: S where the teacher teaches, anchors as set."""
@@ -335,6 +356,14 @@ class SafeSteerTrainer(DistillationTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         with self._timed("step"):
             return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs, start_time=None):  # type: ignore[no-untyped-def]
+        if self.accelerator.num_processes > 1:
+            mine = self._metrics[self._mode()]
+            everyone = gather_object([{name: list(values) for name, values in mine.items()}])
+            for name in sorted({name for theirs in everyone for name in theirs}):
+                mine[name] = [value for theirs in everyone for value in theirs.get(name, [])]
+        super().log(logs, start_time)
 
     def _send_telemetry(self) -> None:
         """TRL reports every run to the hub; nothing is sent from here."""

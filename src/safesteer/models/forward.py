@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from safesteer.models.layers import backbone, text_config
+from safesteer.models.layers import backbone, is_sharded, text_config
 
 # One more pass of the model has to be made up for by the tokens that are saved. The bound on CPUs
 # was measured on 2 cores (bench/forward.py, docs/experiments.md); for GPUs, where a small pass is
@@ -43,7 +43,7 @@ def hidden_states(
             attention_mask=attention_mask,
             position_ids=positions(attention_mask),
             use_cache=False,
-        ).last_hidden_state
+        ).last_hidden_state.to(input_ids.device)  # a model may lie on several devices
     rest = backbone(model)(
         input_ids=shared.ids[:, shared.length :],
         attention_mask=shared.mask,
@@ -51,7 +51,7 @@ def hidden_states(
         past_key_values=shared.cache,
         use_cache=True,
     ).last_hidden_state
-    return shared.in_place(rest)
+    return shared.in_place(rest.to(input_ids.device))
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ class SharedPrefix:
         hidden[:, self.length :] = rest
         columns = self.start[:, None] + torch.arange(self.length, device=rest.device)  # [B, P]
         rows = torch.arange(batch, device=rest.device)[:, None]
-        hidden[rows, columns] = self.hidden.to(rest.dtype).expand(batch, -1, -1)
+        hidden[rows, columns] = self.hidden.to(rest).expand(batch, -1, -1)
         return hidden
 
 
@@ -101,7 +101,8 @@ def share_prefix(
     """Run the common beginning of a batch; None where there is too little of it, or no way to.
 
     The model's layers must keep plain keys and values: state-space layers make this None, and so
-    do windows narrower than the batch with the `new_tokens` that are going to be added to it.
+    do windows narrower than the batch with the `new_tokens` that are going to be added to it, and
+    weights spread over processes, which have to make the same passes whatever their prompts.
     """
     length, start = _common(ids, mask, tail)
     batch, width = ids.shape
@@ -109,7 +110,7 @@ def share_prefix(
     if length * (batch - 1) < least:
         return None
     cache = DynamicCache(config=text_config(model))
-    if not _can_share(model, cache, width + new_tokens):
+    if is_sharded(model) or not _can_share(model, cache, width + new_tokens):
         return None
     begin = ids[:1, start[0] : start[0] + length]
     seen = torch.ones_like(begin)

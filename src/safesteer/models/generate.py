@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from safesteer.models.chat import pad_left
 from safesteer.models.forward import share_prefix
+from safesteer.models.layers import is_sharded
 
 # What is left unset is taken from the model's generation_config.json; a repetition penalty there
 # (Qwen2.5 has one) would make every answer one of another distribution than the one compared.
@@ -92,6 +93,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     device = model.device
+    in_step = is_sharded(model)  # passes go on until every process has its answers
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         ids, mask = pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, device)
@@ -103,6 +105,7 @@ def generate(
                 past_key_values=None if shared is None else shared.cache,
                 generation_config=config,
                 logits_processor=processors,
+                synced_gpus=in_step or None,
             )
         for row, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
             stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)

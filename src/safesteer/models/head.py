@@ -77,11 +77,14 @@ class OutputHead:
         tokens: torch.Tensor | slice = _ALL,  # [K]
     ) -> torch.Tensor:  # [N, V] or [N, K], float32
         """Logits of all tokens, of a range, or of given ones computed in float32 throughout."""
-        weight = self.weight[tokens]
+        device = hidden.device
+        hidden = hidden.to(self.weight.device)  # a model may lie on several devices
         if isinstance(tokens, slice):
+            weight = self.weight[tokens]
             raw = (hidden.to(weight.dtype) @ weight.T).float()
         else:
-            raw = hidden.float() @ weight.float().T
+            tokens = tokens.to(self.weight.device)
+            raw = hidden.float() @ self.weight[tokens].float().T
         bias = None if self.bias is None else self.bias[tokens]
         if bias is not None:
             raw = raw + bias.float()
@@ -89,7 +92,7 @@ class OutputHead:
             raw = raw * self.scale
         if self.softcap is not None:
             raw = self.softcap * torch.tanh(raw / self.softcap)
-        return raw / self.temperature if self.temperature != 1.0 else raw
+        return (raw / self.temperature if self.temperature != 1.0 else raw).to(device)
 
     def chunks(self, positions: int) -> list[slice]:
         """Slices of positions whose logits fit one chunk."""
@@ -106,11 +109,13 @@ class OutputHead:
         Differentiable in `hidden`, and in the weight and bias if they require gradients. The
         entropy carries no gradient.
         """
+        device = hidden.device
+        hidden, tokens = hidden.to(self.weight.device), tokens.to(self.weight.device)
         chosen = self.logits(hidden, tokens)
         log_z, entropy = _LogPartition.apply(
             hidden, self.weight, self.bias, self, tokens, chosen.detach()
         )
-        return chosen - log_z[:, None], entropy
+        return (chosen - log_z[:, None]).to(device), entropy.to(device)
 
     @torch.no_grad()
     def fixed_log_probs(
@@ -122,6 +127,8 @@ class OutputHead:
 
         The probabilities of the other tokens are then never written down, half of the time.
         """
+        device = hidden.device
+        hidden, tokens = hidden.to(self.weight.device), tokens.to(self.weight.device)
         chosen = self.logits(hidden, tokens)
         log_z = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for rows, blocks in _blocks(self, tokens, len(hidden)):
@@ -132,7 +139,7 @@ class OutputHead:
                 total *= torch.exp(before - largest)
                 total += logits.sub_(largest).exp_().sum(-1, keepdim=True)
             log_z[rows] = (largest + total.log())[:, 0]
-        return chosen - log_z[:, None]
+        return (chosen - log_z[:, None]).to(device)
 
 
 class _LogPartition(torch.autograd.Function):

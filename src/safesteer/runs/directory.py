@@ -150,6 +150,10 @@ class RunDirectory:
         """Whether this process opened the run and has not closed it."""
         return self._lock is not None
 
+    def reload(self) -> None:
+        """Read the manifest again: another process writes it."""
+        self.manifest = read_manifest(self.path)
+
     def require_writable(self) -> None:
         """Raise RuntimeError unless this process opened the run and has not closed it."""
         if self._lock is None:

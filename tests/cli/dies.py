@@ -1,0 +1,22 @@
+"""The command, whose second process is killed in the middle of training, after three updates."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from safesteer.cli.main import main
+from safesteer.cli.silence import silence_libraries
+
+silence_libraries(debug=False)
+from safesteer.distill.train import MetricsFile  # noqa: E402
+
+
+def die(self, args, state, control, **others):  # type: ignore[no-untyped-def]
+    if state.global_step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+MetricsFile.on_step_end = die
+sys.exit(main())
