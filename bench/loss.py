@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from memory import PeakMemory
 
 from safesteer.distill.losses import distillation_loss
 from safesteer.models.head import OutputHead
@@ -68,28 +68,22 @@ def child(name: str, positions: int, vocabulary: int, count: int, width: int, dt
     student = torch.randn(positions, width, device=device).to(kind).requires_grad_()
     loss = make_loss(name, weight, tokens)
     loss(student[:8], teacher[:8]).backward()  # loads what is loaded when first used
-    chunk = min(positions, 256)
+    chunk = min(positions, 1024)
     started = time.perf_counter()
     torch.mm(student.detach()[:chunk], weight.T)
     _wait(device)
     rate = 2 * chunk * vocabulary * width / (time.perf_counter() - started)
-    before = _peak(device)
-    started = time.perf_counter()
-    loss(student, teacher).backward()
-    _wait(device)
-    seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "bytes": _peak(device) - before, "rate": rate}))
+    with PeakMemory() as peak:
+        started = time.perf_counter()
+        loss(student, teacher).backward()
+        _wait(device)
+        seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "bytes": peak.bytes, "rate": rate}))
 
 
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _peak(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ the completion alone, the loss on S from hidden states. `two models` is the upda
 written: a second copy of the model is the teacher, both give logits at every position, and two
 log-softmaxes of [completion, vocabulary] make a reverse KL. Each measurement is a process of its
 own, which take turns; printed are medians of the seconds of an update after the first, of the peak
-of memory beyond the libraries (weights included), and their ratios.
+of memory (the model's weights and all that comes on top of them), and their ratios.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import PeakMemory
 
 from safesteer.cli.silence import silence_libraries
 from safesteer.config import TrainSettings
@@ -110,7 +110,6 @@ def two_models(
 def child(name: str, arguments: argparse.Namespace) -> None:
     """One measurement; prints {"seconds", "bytes"}."""
     silence_libraries(debug=False)
-    before = _peak()
     model = load_model(arguments.model)
     settings = TrainSettings(
         prompts_per_update=arguments.rows,
@@ -124,14 +123,10 @@ def child(name: str, arguments: argparse.Namespace) -> None:
     prompts = (found * (settings.prompts // len(found) + 1))[: settings.prompts]
     answer = torch.randint(1000, 2000, (arguments.new_tokens,)).tolist()
     work = ours if name == "ours" else two_models
-    seconds = work(model, settings, prompts, answer)
-    print(json.dumps({"seconds": statistics.median(seconds[1:]), "bytes": _peak() - before}))
-
-
-def _peak() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with PeakMemory() as peak:
+        seconds = work(model, settings, prompts, answer)
+    weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    print(json.dumps({"seconds": statistics.median(seconds[1:]), "bytes": weights + peak.bytes}))
 
 
 def main() -> None:
