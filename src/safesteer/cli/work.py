@@ -31,6 +31,8 @@ def work(
     # Wrong prompt files are found here, in a moment, and not after torch is loaded.
     load_prompt_sets(found.settings.prompts, found.settings.seed)
     check_trackers(found.settings.report_to)
+    if not ranks.is_main():
+        hub = None  # the main process sends
     if hub is not None:
         check_hub(hub)
     with make_reporter(quiet) as reporter:
