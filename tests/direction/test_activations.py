@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safesteer.direction.activations import answer_means, prompt_means
+from safesteer.direction.activations import answer_means, means_of_kept, prompt_means
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length.", "A b"]
 PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]
@@ -26,6 +26,38 @@ def test_prompt_means_are_those_of_single_prompts(batch_size, tiny_chat_model):
     expected = torch.stack(single).mean(0).transpose(0, 1)  # [P, L, D]
     assert found.dtype == torch.float64 and found.shape == (5, 4, 32)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_means_of_kept_prompts_take_one_pass(batch_size, tiny_chat_model):
+    """Those that are kept by what they end in count, whatever batch they are in."""
+    rows = []
+    handle = tiny_chat_model.model.model.norm.register_forward_hook(
+        lambda *call: rows.append(len(call[2]))
+    )
+    values: list[float] = []
+
+    def keep(hidden: torch.Tensor) -> torch.Tensor:
+        values.extend(hidden[:, 0].tolist())
+        return hidden[:, 0] > bound
+
+    bound = -99.0
+    everything, count = means_of_kept(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
+    handle.remove()
+    assert count == 4 and sum(rows) == 4
+    assert torch.allclose(everything, prompt_means(tiny_chat_model, PROMPTS, 2), atol=1e-4)
+    bound = sum(sorted(values)[1:3]) / 2
+    found, count = means_of_kept(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
+    assert count == 2
+    pairs = [
+        prompt_means(tiny_chat_model, [one, other], 2)
+        for i, one in enumerate(PROMPTS)
+        for other in PROMPTS[i + 1 :]
+    ]
+    assert sum(torch.allclose(found, pair, atol=1e-4) for pair in pairs) == 1
+    bound = 99.0
+    nothing, count = means_of_kept(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
+    assert count == 0 and nothing.isnan().all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 
 from safesteer.config import DirectionSettings
 from safesteer.direction import candidates as module
-from safesteer.direction.candidates import (
-    Candidate,
-    next_token_log_probs,
-    refusal_scores,
-    score_candidates,
-)
+from safesteer.direction.candidates import Candidate, refusal_scores, score_candidates
+from safesteer.models.layers import find_blocks
 from safesteer.models.refusal_tokens import refusal_first_tokens
 from safesteer.models.steering import ablate, steer
 from safesteer.teacher import Direction
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length."]
 PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]
+REFUSING = [5, 40]
 
 
 def candidate(layer: int = 1, scale: float = 1.0) -> Candidate:
@@ -48,26 +47,12 @@ def test_refusal_tokens_are_the_first_tokens_of_refusals(tiny_chat_model):
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_next_token_log_probs_are_the_models(batch_size, tiny_chat_model):
-    """The distribution at the end of each prompt, whatever the batch, also under a hook."""
-    model = tiny_chat_model.model
-    direction = torch.linspace(-1, 2, 32)
-    for hook in (None, "steer"):
-        found = next_token_log_probs(
-            tiny_chat_model,
-            PROMPTS,
-            steer(model, 2, direction) if hook else None,
-            batch_size=batch_size,
-        )
-        for row, messages in zip(found, PROMPTS, strict=True):
-            ids = torch.tensor([tiny_chat_model.chat.ids(messages)])
-            if hook:
-                with steer(model, 2, direction):
-                    logits = model(ids).logits[0, -1]
-            else:
-                logits = model(ids).logits[0, -1]
-            assert torch.allclose(row, torch.log_softmax(logits, dim=-1), atol=1e-4)
+@torch.no_grad()
+def next_token(chat_model, prompts, hook=None):  # type: ignore[no-untyped-def]
+    """Log-probabilities [N, V] of the first token of the answer, from every prompt alone."""
+    with hook or nullcontext():
+        rows = [chat_model.model(torch.tensor([chat_model.chat.ids(m)])).logits for m in prompts]
+    return torch.log_softmax(torch.stack([row[0, -1] for row in rows]), dim=-1)
 
 
 def test_scores_are_ablation_addition_and_kl(tiny_chat_model):
@@ -84,9 +69,7 @@ def test_scores_are_ablation_addition_and_kl(tiny_chat_model):
         DirectionSettings(max_kl=99, min_addition_score=-99),
     )
 
-    def run(prompts, hook=None):  # type: ignore[no-untyped-def]
-        return next_token_log_probs(tiny_chat_model, prompts, hook)
-
+    run = partial(next_token, tiny_chat_model)
     model = tiny_chat_model.model
     without = refusal_scores(run(harmful, ablate(model, d.vector)), refusing).mean().item()
     added = refusal_scores(run(harmless, steer(model, 2, d.vector)), refusing).mean().item()
@@ -98,101 +81,107 @@ def test_scores_are_ablation_addition_and_kl(tiny_chat_model):
 
 
 @pytest.fixture
-def made_up_scores(monkeypatch, tiny_chat_model):  # type: ignore[no-untyped-def]
-    """Lets a test say what addition score and KL every candidate gets."""
-
-    def use(addition: float, kl: float) -> None:
-        base = torch.log_softmax(torch.zeros(1, 8), dim=-1)
-        # One bit of probability moved so far that the KL is the one wanted.
-        low, high = 0.0, 40.0
-        for _ in range(80):
-            middle = (low + high) / 2
-            other = torch.log_softmax(torch.tensor([[middle] + [0.0] * 7]).double(), dim=-1)
-            found = (base.exp() * (base - other)).sum().item()
-            low, high = (middle, high) if found < kl else (low, middle)
-        ablated = other.float()
-        calls = {"n": 0}
-
-        def fake(model, prompts, hook=None, **kwargs):  # type: ignore[no-untyped-def]
-            calls["n"] += 1
-            if hook is None:
-                return base
-            return ablated
-
-        monkeypatch.setattr(module, "next_token_log_probs", fake)
-        monkeypatch.setattr(
-            module, "refusal_scores", lambda log_probs, tokens: torch.tensor([addition])
-        )
-
-    return use
-
-
-@pytest.mark.parametrize(
-    ("layer", "addition", "kl", "reason"),
-    [
-        (1, 0.5, 0.05, ""),
-        (1, 0.0, 0.05, ""),
-        (1, -0.1, 0.05, "does not induce refusal"),
-        (1, 0.5, 0.2, "changes harmless answers"),
-        (2, 0.5, 0.05, ""),
-        (3, 0.5, 0.05, "among the last 20% of layers"),
-    ],
-)
-def test_thresholds(layer, addition, kl, reason, made_up_scores, tiny_chat_model):
-    """Each published threshold rejects what is beyond it, and says why; layer 3 of 4 goes."""
-    made_up_scores(addition, kl)
-    scored = candidate(layer)
-    score_candidates(tiny_chat_model, [scored], PROMPTS, PROMPTS, [1], DirectionSettings())
-    assert reason in scored.rejected and bool(reason) == bool(scored.rejected)
-    if layer < 3 and addition >= 0:
-        assert scored.kl == pytest.approx(kl, rel=1e-2)
-    else:
-        assert scored.kl is None
-
-
-def test_a_rejected_candidate_costs_no_further_pass(tiny_chat_model, monkeypatch):
-    """The same candidates pass, with the same scores, as when each is given every score."""
-    model, refusing = tiny_chat_model.model, [5, 40]
+def table(tiny_chat_model):  # type: ignore[no-untyped-def]
+    """Twelve candidates with the scores that each has: [(candidate, addition, kl, ablation)]."""
+    model = tiny_chat_model.model
+    run = partial(next_token, tiny_chat_model)
+    base = run(PROMPTS)
+    rows = []
     torch.manual_seed(0)
-    made = [
-        Candidate(Direction(torch.randn(32) * scale, layer, 1.0, "test", -1))
-        for layer in range(4)
-        for scale in (0.2, 1.0, 4.0)
-    ]
-    passes = []
+    for layer in range(4):
+        for scale in (0.2, 1.0, 4.0):
+            c = Candidate(Direction(torch.randn(32) * scale, layer, 1.0, "test", -1))
+            vector = c.direction.vector
+            added = run(PROMPTS, steer(model, layer, vector))
+            ablated = run(PROMPTS, ablate(model, vector))
+            without = run(PROMPTS[:2], ablate(model, vector))
+            rows.append(
+                (
+                    c,
+                    refusal_scores(added, REFUSING).mean().item(),
+                    (base.exp() * (base - ablated)).sum(-1).mean().item(),
+                    refusal_scores(without, REFUSING).mean().item(),
+                )
+            )
+    return rows
 
-    def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
-        passes.append(1)
-        return next_token_log_probs(*args, **kwargs)
 
-    monkeypatch.setattr(module, "next_token_log_probs", counted)
+def score(chat_model, made, **bounds):  # type: ignore[no-untyped-def]
+    settings = DirectionSettings(**bounds)
+    score_candidates(chat_model, made, PROMPTS[:2], PROMPTS, REFUSING, settings)
 
-    def run(prompts, hook=None):  # type: ignore[no-untyped-def]
-        return next_token_log_probs(tiny_chat_model, prompts, hook)
 
-    def addition(c: Candidate) -> float:
-        hook = steer(model, c.direction.layer, c.direction.vector)
-        return refusal_scores(run(PROMPTS, hook), refusing).mean().item()
+def test_each_threshold_rejects_what_is_beyond_it(table, tiny_chat_model):
+    """And says why; what lies at a bound stays, and layer 3 of 4 is never scored."""
+    c, addition, kl, _ = table[1]
+    near = 1e-4
+    for bounds, reason in (
+        ({"min_addition_score": addition - near, "max_kl": kl + near}, ""),
+        ({"min_addition_score": addition + near, "max_kl": kl + near}, "does not induce refusal"),
+        ({"min_addition_score": addition - near, "max_kl": kl - near}, "changes harmless answers"),
+    ):
+        scored = Candidate(c.direction)
+        score(tiny_chat_model, [scored], **bounds)
+        assert reason in scored.rejected and bool(reason) == bool(scored.rejected)
+        assert scored.addition == pytest.approx(addition, abs=near / 2)
+        assert (scored.kl is None) == ("induce" in reason)
+        assert (scored.ablation is None) == bool(reason)
+    late = candidate(3)
+    score(tiny_chat_model, [late], min_addition_score=-99, max_kl=99)
+    assert "among the last 20% of layers" in late.rejected
+    assert late.addition is None and late.kl is None and late.ablation is None
 
-    def kl(c: Candidate) -> float:
-        base, ablated = run(PROMPTS), run(PROMPTS, ablate(model, c.direction.vector))
-        return (base.exp() * (base - ablated)).sum(-1).mean().item()
 
-    early = [c for c in made if c.direction.layer < 3]
-    least = sorted(map(addition, early))[3]  # some pass each test and some do not
-    induce = [c for c in early if addition(c) >= least]
-    most = sorted(map(kl, induce))[len(induce) // 2]
-    harmless = [c for c in induce if kl(c) <= most]
-    bounds = DirectionSettings(max_kl=most * 1.0001, min_addition_score=least - 1e-4)
-    score_candidates(tiny_chat_model, made, PROMPTS[:2], PROMPTS, refusing, bounds)
-    assert [c for c in made if not c.rejected] == harmless and 0 < len(harmless) < len(induce) < 9
-    for c in harmless:
-        without = run(PROMPTS[:2], ablate(model, c.direction.vector))
-        expected = refusal_scores(without, refusing).mean().item()
-        assert c.ablation == pytest.approx(expected, rel=1e-4)
-    assert all(c.ablation is None for c in made if c.rejected)
-    # Addition for all but the last layer, KL for those that induce, and once for the base.
-    assert len(passes) == 9 + len(induce) + 1 + len(harmless)
+@pytest.mark.parametrize("together", [1, 2, 8])
+def test_a_rejected_candidate_costs_no_further_pass(together, table, tiny_chat_model, monkeypatch):
+    """The same candidates pass, with the same scores, as when each is given every score."""
+    monkeypatch.setattr(module, "_TOGETHER", together)
+    early = table[:9]  # layers 0, 1 and 2 of 4
+    least = sorted(addition for _, addition, _, _ in early)[3]  # some pass each test, some do not
+    induce = [row for row in early if row[1] >= least]
+    most = sorted(kl for _, _, kl, _ in induce)[len(induce) // 2]
+    harmless = [row for row in induce if row[2] <= most]
+    assert 0 < len(harmless) < len(induce) < 9
+    made = [c for c, *_ in table]
+    score(tiny_chat_model, made, max_kl=most + 1e-4, min_addition_score=least - 1e-4)
+    for row, c in zip(table, made, strict=True):
+        scored = sum(any(row is other for other in rows) for rows in (early, induce, harmless))
+        scores = [c.addition, c.kl, c.ablation]
+        assert scores[:scored] == pytest.approx(list(row[1:][:scored]), abs=1e-4)
+        assert scores[scored:] == [None] * (3 - scored)
+        assert bool(c.rejected) == (scored < 3)
+
+
+def test_additions_run_only_the_blocks_from_their_layer_on(table, tiny_chat_model):
+    """One pass over all blocks leaves what the additions at every layer begin with."""
+    ran = [0] * 4
+    for index, block in enumerate(find_blocks(tiny_chat_model.model)):
+
+        def count(module, args, output, index=index):  # type: ignore[no-untyped-def]
+            ran[index] += len(output)
+
+        block.mlp.register_forward_hook(count)
+    score(tiny_chat_model, [c for c, *_ in table], min_addition_score=99)
+    # Prompts through each block: three for the base, three for each of the three candidates at
+    # layers up to the block's; and one in each trial whether the model can begin at layers 1 and 2.
+    assert ran == [3 + 9 + 1, 3 + 18 + 2, 3 + 27 + 3, 3 + 27 + 3]
+
+
+def test_progress_counts_finished_candidates(table, tiny_chat_model):
+    """It never goes back, and ends at all of them."""
+    seen: list[int] = []
+    made = [c for c, *_ in table]
+    settings = DirectionSettings(min_addition_score=-99, max_kl=99)
+    score_candidates(
+        tiny_chat_model,
+        made,
+        PROMPTS,
+        PROMPTS,
+        REFUSING,
+        settings,
+        progress=lambda done, total: seen.append(done),
+    )
+    assert seen == sorted(seen) and seen[0] == 3 and seen[-1] == 12
 
 
 @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])

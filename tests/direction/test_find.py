@@ -11,6 +11,7 @@ import torch
 
 from safesteer.config import DirectionSettings
 from safesteer.direction import find
+from safesteer.direction.activations import prompt_means
 from safesteer.direction.behaviour import Behaviour, answer_nll, observe
 from safesteer.direction.candidates import Candidate
 from safesteer.direction.find import extract_direction
@@ -61,21 +62,12 @@ def behave(monkeypatch):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def refusing(monkeypatch):  # type: ignore[no-untyped-def]
-    """Replaces refusal scores: the model refuses harmful prompts and answers harmless ones."""
+    """The model refuses every harmful prompt and answers every harmless one: all are kept."""
 
-    def scores(log_probs, tokens):  # type: ignore[no-untyped-def]
-        return torch.full((len(log_probs),), log_probs.score)
+    def keep_all(model, asked, positions, keep, **kwargs):  # type: ignore[no-untyped-def]
+        return prompt_means(model, asked, positions), len(asked)
 
-    class Scored(torch.Tensor):
-        score = 1.0
-
-    def next_token(model, asked, hook=None, **kwargs):  # type: ignore[no-untyped-def]
-        result = torch.zeros(len(asked), 4).as_subclass(Scored)
-        result.score = 1.0 if asked[0] in HARMFUL else -1.0
-        return result
-
-    monkeypatch.setattr(find, "next_token_log_probs", next_token)
-    monkeypatch.setattr(find, "refusal_scores", scores)
+    monkeypatch.setattr(find, "means_of_kept", keep_all)
 
 
 @pytest.fixture
@@ -238,8 +230,6 @@ def test_a_planted_difference_is_found(tiny_chat_model, monkeypatch):
         model.model.layers[0].register_forward_hook(plant),
     ]
     try:
-        from safesteer.direction.activations import prompt_means
-
         means = [prompt_means(tiny_chat_model, side, 3) for side in (HARMFUL, HARMLESS)]
     finally:
         for handle in handles:

@@ -35,13 +35,58 @@ ARCHITECTURES = {
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
 }
 
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_d_ssm": 32,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 4,
+}
+# Models that cannot begin at every layer: (configuration, the layers at which they can).
+UNUSUAL = {
+    # The last two blocks use the keys and values of blocks 2 and 3.
+    "gemma4_text": (
+        {
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 64,
+            "sliding_window": 64,
+        },
+        {0, 1, 2},
+    ),
+    # Several streams instead of one.
+    "gemma3n_text": (
+        {
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 64,
+            "laurel_rank": 4,
+        },
+        {0},
+    ),
+    # Blocks that return a tuple.
+    "falcon_h1": (MAMBA, {0}),
+}
+
 
 @pytest.fixture(params=[name for name in ARCHITECTURES if name in CONFIG_MAPPING])
 def model(request):  # type: ignore[no-untyped-def]
     """A model of one architecture with random weights."""
-    common = {} if request.param == "gpt2" else COMMON
+    common = {"vocab_size": 64} if request.param == "gpt2" else COMMON
+    return tiny(request.param, {**common, **ARCHITECTURES[request.param]})
+
+
+@pytest.fixture(params=[name for name in UNUSUAL if name in CONFIG_MAPPING])
+def unusual(request):  # type: ignore[no-untyped-def]
+    """Such a model, and the layers that it allows."""
+    values, allowed = UNUSUAL[request.param]
+    return tiny(request.param, {**COMMON, **values}), allowed
+
+
+def tiny(name, values):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[request.param](
-        **{"vocab_size": 64, **common, **ARCHITECTURES[request.param]}
-    )
-    return AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[name](**values))
+    return model.float().eval().requires_grad_(False)

@@ -6,7 +6,7 @@ counted from the end, so padding never shifts them. Knows nothing of what the me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -18,6 +18,8 @@ from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel
 from safesteer.models.steering import edit_block_input
 
+Keep = Callable[[torch.Tensor], torch.Tensor]  # [B, D] -> [B], bool
+
 
 def prompt_means(
     model: ChatModel,
@@ -28,8 +30,32 @@ def prompt_means(
     progress: Progress | None = None,
 ) -> torch.Tensor:  # [P, L, D], float64
     """Mean residual stream at each of the last `positions` tokens of the rendered prompts."""
+    return means_of_kept(
+        model,
+        prompts,
+        positions,
+        None,
+        batch_size=batch_size,
+        progress=progress,
+    )[0]
+
+
+def means_of_kept(
+    model: ChatModel,
+    prompts: Sequence[Sequence[Message]],
+    positions: int,
+    keep: Keep | None,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> tuple[torch.Tensor, int]:  # [P, L, D], float64
+    """`prompt_means` of the prompts that `keep` keeps, and their number, from one pass over all.
+
+    `keep` says it of a batch's hidden states at the last position; None keeps all. Of no prompts the means are nan.
+    """
     sequences = [model.chat.ids(messages) for messages in prompts]
-    return _sums(model, sequences, positions, batch_size, progress) / len(sequences)
+    sums, kept = _sums(model, sequences, positions, batch_size, progress, keep)
+    return sums / kept, kept
 
 
 def answer_means(
@@ -48,7 +74,7 @@ def answer_means(
     total: torch.Tensor | None = None
     for index, opening in enumerate(openings):
         tail = model.chat.answer_ids(opening)
-        sums = _sums(model, [ids + tail for ids in rendered], len(tail), batch_size, None)
+        sums, _ = _sums(model, [ids + tail for ids in rendered], len(tail), batch_size, None)
         mean = sums.sum(0) / (len(rendered) * len(tail))
         total = mean if total is None else total + mean
         if progress is not None:
@@ -64,12 +90,14 @@ def _sums(
     tail: int,
     batch_size: int,
     progress: Progress | None,
-) -> torch.Tensor:  # [tail, L, D], float64
+    keep: Keep | None = None,
+) -> tuple[torch.Tensor, int]:  # [tail, L, D], float64, over so many sequences
     blocks = find_blocks(model.model)
     width = model.model.get_output_embeddings().weight.shape[1]
     sums = torch.zeros(tail, len(blocks), width, dtype=torch.float64, device=model.model.device)
 
     last: dict[int, torch.Tensor] = {}
+    kept = 0
 
     def collect(layer: int):  # type: ignore[no-untyped-def]
         def keep(hidden: torch.Tensor) -> torch.Tensor:
@@ -86,9 +114,12 @@ def _sums(
             ids, mask = pad_left(
                 order[start : start + batch_size], model.tokenizer.pad_token_id, model.model.device
             )
-            hidden_states(model.model, ids, mask, tail=tail)
+            final = hidden_states(model.model, ids, mask, tail=tail)[:, -1]
+            # On the CPU, because a model may lie on several devices.
+            which = torch.ones(len(final), dtype=torch.bool) if keep is None else keep(final).cpu()
+            kept += int(which.sum())
             for layer, hidden in last.items():
-                sums[:, layer] += hidden.double().sum(0).to(sums.device)
+                sums[:, layer] += hidden[which].double().sum(0).to(sums.device)
             if progress is not None:
                 progress(min(start + batch_size, len(order)), len(order))
-    return sums
+    return sums, kept

@@ -6,21 +6,24 @@ score that is computed is kept with its candidate, and so is the reason for whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from safesteer.config import DirectionSettings
-from safesteer.models.chat import Message, pad_left
-from safesteer.models.forward import hidden_states
+from safesteer.models.chat import Message
 from safesteer.models.generate import Progress
 from safesteer.models.head import OutputHead
 from safesteer.models.load import ChatModel
+from safesteer.models.repeated import RepeatedPrompts
 from safesteer.models.steering import ablate, steer
 from safesteer.teacher import Direction
+
+# Candidates whose passes share batches; more of them would leave too few prompts to each batch.
+_TOGETHER = 8
 
 
 @dataclass
@@ -70,32 +73,8 @@ def refusal_scores(
     refusal_tokens: Sequence[int],
 ) -> torch.Tensor:  # [B]
     """log P(R) - log(1 - P(R)): how likely the answer begins as a refusal (PAPER section 2)."""
-    p = log_probs.double()[:, list(refusal_tokens)].exp().sum(-1).clamp(1e-12, 1 - 1e-12)
+    p = log_probs[:, list(refusal_tokens)].double().exp().sum(-1).clamp(1e-12, 1 - 1e-12)
     return torch.log(p) - torch.log1p(-p)
-
-
-@torch.no_grad()
-def next_token_log_probs(
-    model: ChatModel,
-    prompts: Sequence[Sequence[Message]],
-    hook: AbstractContextManager[None] | None = None,
-    *,
-    batch_size: int = 32,
-) -> torch.Tensor:  # [N, V], float32
-    """Log-probabilities of the first token of the answer; only the last position is projected."""
-    sequences = [model.chat.ids(messages) for messages in prompts]
-    head = OutputHead.of(model.model)
-    parts = []
-    with hook or nullcontext():
-        for start in range(0, len(sequences), batch_size):
-            ids, mask = pad_left(
-                sequences[start : start + batch_size],
-                model.tokenizer.pad_token_id,
-                model.model.device,
-            )
-            last = hidden_states(model.model, ids, mask)[:, -1].contiguous()
-            parts.append(torch.log_softmax(head.logits(last), dim=-1))
-    return torch.cat(parts)
 
 
 def lasting_fault(candidate: Candidate, layers: int, settings: DirectionSettings) -> str:
@@ -107,6 +86,7 @@ def lasting_fault(candidate: Candidate, layers: int, settings: DirectionSettings
     return ""
 
 
+@torch.no_grad()
 def score_candidates(
     model: ChatModel,
     candidates: Sequence[Candidate],
@@ -120,31 +100,67 @@ def score_candidates(
     """Fill in addition, KL and ablation scores, and reject by the published thresholds.
 
     A candidate has to pass every threshold, so the first one that it fails is the last score that
-    is made for it: the others stay None. The winner is that of the full table.
+    is made for it: the others stay None. The winner is that of the full table. The order of the
+    tests is that of their cost: the layer costs nothing, addition the blocks from its layer on, KL
+    all blocks; the ablation score rejects nobody.
     """
-    base: torch.Tensor | None = None
-    for index, candidate in enumerate(candidates):
-        d = candidate.direction
-        if not torch.isfinite(d.vector).all() or d.vector.norm() == 0:
-            candidate.rejected = "the two means do not differ"
-        else:
-            candidate.rejected = lasting_fault(candidate, model.layers, settings)
-        if not candidate.rejected:
-            hook = steer(model.model, d.layer, d.vector, d.coefficient)
-            added = next_token_log_probs(model, harmless, hook)
-            candidate.addition = refusal_scores(added, refusal_tokens).mean().item()
-            if candidate.addition < settings.min_addition_score:
-                candidate.rejected = (
-                    f"adding it does not induce refusal ({candidate.addition:.2f} <"
-                    f" {settings.min_addition_score:g})"
-                )
-        if not candidate.rejected:
-            base = next_token_log_probs(model, harmless) if base is None else base
-            ablated = next_token_log_probs(model, harmless, ablate(model.model, d.vector))
-            candidate.kl = (base.exp() * (base - ablated)).sum(-1).mean().item()
-            candidate.rejected = lasting_fault(candidate, model.layers, settings)
-        if not candidate.rejected:
-            without = next_token_log_probs(model, harmful, ablate(model.model, d.vector))
-            candidate.ablation = refusal_scores(without, refusal_tokens).mean().item()
+    head = OutputHead.of(model.model)
+
+    def log_probs(hidden: torch.Tensor) -> torch.Tensor:  # [N, D] -> [N, V]
+        return torch.log_softmax(head.logits(hidden.contiguous()), dim=-1)
+
+    def refusal(hidden: torch.Tensor) -> float:
+        return refusal_scores(log_probs(hidden), refusal_tokens).mean().item()
+
+    def tell() -> None:
         if progress is not None:
-            progress(index + 1, len(candidates))
+            done = sum(bool(c.rejected) or c.ablation is not None for c in candidates)
+            progress(done, len(candidates))
+
+    for c in candidates:
+        vector = c.direction.vector
+        if not torch.isfinite(vector).all() or vector.norm() == 0:
+            c.rejected = "the two means do not differ"
+        else:
+            c.rejected = lasting_fault(c, model.layers, settings)
+    open_ = [c for c in candidates if not c.rejected]
+    tell()
+    if not open_:
+        return
+
+    prompts = RepeatedPrompts(model, harmless)
+    for layers in prompts.groups([c.direction.layer for c in open_]):
+        base = log_probs(prompts.keep(layers))
+        for layer in layers:
+            adds = partial(steer, model.model, layer)
+            for some in _together([c for c in open_ if c.direction.layer == layer]):
+                steps = torch.stack([c.direction.coefficient * c.direction.vector for c in some])
+                for c, hidden in zip(some, prompts.last_hidden(steps, adds, layer), strict=True):
+                    c.addition = refusal(hidden)
+                    if c.addition < settings.min_addition_score:
+                        c.rejected = (
+                            f"adding it does not induce refusal ({c.addition:.2f} <"
+                            f" {settings.min_addition_score:g})"
+                        )
+                tell()
+
+    removes = partial(ablate, model.model)
+    for some in _together([c for c in open_ if not c.rejected]):
+        vectors = torch.stack([c.direction.vector for c in some])
+        for c, hidden in zip(some, prompts.last_hidden(vectors, removes), strict=True):
+            c.kl = (base.exp() * (base - log_probs(hidden))).sum(-1).mean().item()
+            c.rejected = lasting_fault(c, model.layers, settings)
+        tell()
+
+    prompts = RepeatedPrompts(model, harmful)
+    for some in _together([c for c in open_ if not c.rejected]):
+        vectors = torch.stack([c.direction.vector for c in some])
+        for c, hidden in zip(some, prompts.last_hidden(vectors, removes), strict=True):
+            c.ablation = refusal(hidden)
+        tell()
+
+
+def _together(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
+    """Parts of the candidates, few enough to share a batch."""
+    for start in range(0, len(candidates), _TOGETHER):
+        yield candidates[start : start + _TOGETHER]

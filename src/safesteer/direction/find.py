@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from safesteer.config import DirectionSettings
-from safesteer.direction.activations import answer_means, prompt_means
+from safesteer.direction.activations import Keep, answer_means, means_of_kept
 from safesteer.direction.behaviour import answer_nll, observe
 from safesteer.direction.candidates import (
     Candidate,
     lasting_fault,
-    next_token_log_probs,
     refusal_scores,
     score_candidates,
 )
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.chat import Message
+from safesteer.models.head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.refusal_tokens import refusal_first_tokens
 from safesteer.models.steering import steer
@@ -134,26 +134,21 @@ def _harmful_harmless(
     tokens = refusal_first_tokens(model.chat)
     harmful = list(harmful_train)[: settings.train_prompts]
     harmless = list(harmless_train)[: settings.train_prompts]
-    step("filter prompts", 0, 2)
-    refused = refusal_scores(next_token_log_probs(model, harmful), tokens) > 0
-    step("filter prompts", 1, 2)
-    answered = refusal_scores(next_token_log_probs(model, harmless), tokens) < 0
-    step("filter prompts", 2, 2)
-    harmful = [m for m, keep in zip(harmful, refused.tolist(), strict=True) if keep]
-    harmless = [m for m, keep in zip(harmless, answered.tolist(), strict=True) if keep]
-    if len(harmful) < _LEAST_PROMPTS or len(harmless) < _LEAST_PROMPTS:
-        return [], (
-            f"the model tends to refuse {len(harmful)} of {len(refused)} harmful prompts and to"
-            f" answer {len(harmless)} of {len(answered)} harmless ones, too few to compare"
-        )
     positions = len(model.chat.post_instruction_ids())
-    means = [
-        prompt_means(
-            model, prompts, positions, progress=lambda d, t: step("mean activations", d, t)
+
+    def means(prompts: Prompts, keep: Keep) -> tuple[torch.Tensor, int]:
+        return means_of_kept(
+            model, prompts, positions, keep, progress=lambda d, t: step("mean activations", d, t)
         )
-        for prompts in (harmful, harmless)
-    ]
-    differences = (means[0] - means[1]).float()  # [P, L, D]
+
+    of_harmful, refused = means(harmful, lambda last: _refusal_scores(model, last, tokens) > 0)
+    of_harmless, answered = means(harmless, lambda last: _refusal_scores(model, last, tokens) < 0)
+    if refused < _LEAST_PROMPTS or answered < _LEAST_PROMPTS:
+        return [], (
+            f"the model tends to refuse {refused} of {len(harmful)} harmful prompts and to"
+            f" answer {answered} of {len(harmless)} harmless ones, too few to compare"
+        )
+    differences = (of_harmful - of_harmless).float()  # [P, L, D]
     candidates = [
         Candidate(Direction(differences[p, layer], layer, 1.0, "harmful-harmless", p - positions))
         for layer in _layers(model, settings)
@@ -191,6 +186,15 @@ def _harmful_harmless(
         _observe(model, more, harmful_validation, harmless_validation, settings, step)
         candidates += more
     return candidates, "" if finalists else "the two means do not differ"
+
+
+def _refusal_scores(
+    model: ChatModel,
+    last: torch.Tensor,  # [B, D]
+    tokens: Sequence[int],
+) -> torch.Tensor:  # [B]
+    logits = OutputHead.of(model.model).logits(last.contiguous())
+    return refusal_scores(torch.log_softmax(logits, dim=-1), tokens)
 
 
 def _refuse_comply(

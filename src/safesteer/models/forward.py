@@ -106,11 +106,10 @@ def share_prefix(
     """
     length, start = _common(ids, mask, tail)
     batch, width = ids.shape
-    least = _WORTHWHILE.get(ids.device.type, _WORTHWHILE_ELSEWHERE)
-    if length * (batch - 1) < least:
+    if not is_worthwhile(length * (batch - 1), ids.device):
         return None
-    cache = DynamicCache(config=text_config(model))
-    if is_sharded(model) or not _can_share(model, cache, width + new_tokens):
+    cache = empty_cache(model, width + new_tokens)
+    if cache is None:
         return None
     begin = ids[:1, start[0] : start[0] + length]
     seen = torch.ones_like(begin)
@@ -152,20 +151,33 @@ def _common(ids: torch.Tensor, mask: torch.Tensor, tail: int) -> tuple[int, torc
     return int(same.long().cumprod(0).sum()), start
 
 
-def _can_share(model: Any, cache: DynamicCache, width: int) -> bool:
+def is_worthwhile(saved: int, device: torch.device) -> bool:
+    """Whether so many tokens that need not be run make up for one more pass."""
+    return saved >= _WORTHWHILE.get(device.type, _WORTHWHILE_ELSEWHERE)
+
+
+def empty_cache(model: Any, width: int) -> DynamicCache | None:
+    """A cache for a common beginning; None where rows of `width` tokens cannot go on from one.
+
+    The model's layers must keep plain keys and values, in windows wider than that if in any, and
+    its weights must not be spread over processes.
+    """
+    if is_sharded(model):
+        return None
     inner = backbone(model)
     if inner.training and any(getattr(m, "gradient_checkpointing", False) for m in inner.modules()):
-        return False  # transformers keeps no cache then
+        return None  # transformers keeps no cache then
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-        return False
+        return None
+    cache = DynamicCache(config=text_config(model))
     for layer in _layers(cache):
         if type(layer) is DynamicSlidingWindowLayer:
             # Padding stands between the beginning and the rest, so a window would move.
             if width >= layer.sliding_window:
-                return False
+                return None
         elif type(layer) is not DynamicLayer:
-            return False
-    return True
+            return None
+    return cache
 
 
 def _layers(cache: DynamicCache) -> list[Any]:

@@ -7,7 +7,7 @@ way the block gets it (first argument or keyword), so that no autograd graph is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -67,35 +67,27 @@ def steer(
 
 @contextmanager
 def ablate(model: nn.Module, direction: torch.Tensor) -> Iterator[None]:
-    """Project the direction [D] out of every block's input, for scoring candidates only.
+    """Project the direction, [D] or [B, D], out of every block's input; for scoring only.
 
     h <- h - (h . r) r with r the unit direction (Arditi et al. 2024, equation 4). The last block's
     output is projected too, so that the direction is absent from the whole residual stream.
     """
     blocks = find_blocks(model)
-    unit = (direction / direction.norm()).detach()
+    unit = (direction / direction.norm(dim=-1, keepdim=True)).detach()
 
     def project(hidden: torch.Tensor) -> torch.Tensor:
         r = unit.to(device=hidden.device, dtype=hidden.dtype)
-        return hidden - (hidden @ r)[..., None] * r
+        if r.dim() == 1:
+            return hidden - (hidden @ r)[..., None] * r
+        return hidden - (hidden @ r[:, :, None]) * r[:, None, :]
 
     def after(module: nn.Module, args: tuple, output):  # type: ignore[no-untyped-def]
         if isinstance(output, torch.Tensor):
             return project(output)
         return (project(output[0]), *output[1:])
 
-    handles = []
-
-    def before(module: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
-        if args and isinstance(args[0], torch.Tensor):
-            return (project(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": project(kwargs["hidden_states"])}
-
-    try:
+    with ExitStack() as hooks:
         for block in blocks:
-            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(block.register_forward_hook(after))
+            hooks.enter_context(edit_block_input(block, project))
+        hooks.callback(blocks[-1].register_forward_hook(after).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

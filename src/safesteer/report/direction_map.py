@@ -68,8 +68,8 @@ def _heat_maps(content: dict[str, Any]) -> list[dict[str, Any]]:
                 scores = list({s["layer"]: {**s, "coefficient": 1.0} for s in scores}.values())
                 title = _MARGIN
             if scores:
-                if key in ("ablation", "addition"):
-                    # Some are rejected for their layer, before anything is measured.
+                if key in ("ablation", "addition", "kl"):
+                    # What rejects a candidate is the last score that is made for it.
                     scores += [s for s in of_method if s["rejected"] and s[key] is None]
                 maps.append(
                     {
@@ -100,7 +100,7 @@ def _heat_map(
     for score in scores:
         value = score[key]
         if value is None:
-            shade, shown = None, "not measured"
+            shade, shown = None, "not scored"
         else:
             share = (value - low) / (high - low) if high > low else 1.0
             shade = share if high_is_good else 1 - share
