@@ -308,7 +308,7 @@ def main() -> None:
     print("| | plain, s | ours, s | ratio | work, plain to ours |")
     print("|---|---|---|---|---|")
     pairs = [("filter and means", "plain means", "our means")]
-    pairs += [(f"scores, {kind} bounds", "plain scores", kind) for kind in kinds]
+    pairs += [(f"scores, bounds: {kind}", "plain scores", kind) for kind in kinds]
     for label, one, other in pairs:
         print(
             f"| {label} | {median[one]:.1f} | {median[other]:.1f} |"
