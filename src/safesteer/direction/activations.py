@@ -30,14 +30,9 @@ def prompt_means(
     progress: Progress | None = None,
 ) -> torch.Tensor:  # [P, L, D], float64
     """Mean residual stream at each of the last `positions` tokens of the rendered prompts."""
-    return means_of_kept(
-        model,
-        prompts,
-        positions,
-        None,
-        batch_size=batch_size,
-        progress=progress,
-    )[0]
+    return means_of_kept(model, prompts, positions, None, batch_size=batch_size, progress=progress)[
+        0
+    ]
 
 
 def means_of_kept(
@@ -51,7 +46,8 @@ def means_of_kept(
 ) -> tuple[torch.Tensor, int]:  # [P, L, D], float64
     """`prompt_means` of the prompts that `keep` keeps, and their number, from one pass over all.
 
-    `keep` says it of a batch's hidden states at the last position; None keeps all. Of no prompts the means are nan.
+    `keep` says it of a batch's hidden states at the last position; None keeps all. Of no prompts
+    the means are nan.
     """
     sequences = [model.chat.ids(messages) for messages in prompts]
     sums, kept = _sums(model, sequences, positions, batch_size, progress, keep)
