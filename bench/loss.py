@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import torch
+from child import in_its_own_process
 from memory import PeakMemory
 
 from safesteer.distill.losses import distillation_loss
@@ -118,13 +117,12 @@ def _compare(arguments: argparse.Namespace, vocabulary: int, positions: int, cou
             needed = PLAIN_COPIES * 4 * positions * vocabulary / 1e9
             if name == "plain" and needed > arguments.memory:
                 continue
-            command = [sys.executable, __file__, "--width", str(arguments.width)]
-            command += ["--dtype", arguments.dtype, "--child", name]
-            command += [str(number) for number in (positions, vocabulary, count)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(done.stderr.strip().splitlines()[-1])
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            found[name].append(
+                in_its_own_process(
+                    *(__file__, "--width", arguments.width, "--dtype", arguments.dtype),
+                    *("--child", name, positions, vocabulary, count),
+                )
+            )
     ours = {key: statistics.median(run[key] for run in found["ours"]) for key in found["ours"][0]}
     products = 6 * positions * vocabulary * arguments.width / ours["rate"]
     for name in NAMES:

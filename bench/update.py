@@ -17,7 +17,6 @@ import argparse
 import copy
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from child import in_its_own_process
 from memory import PeakMemory
 
 from safesteer.cli.silence import silence_libraries
@@ -145,14 +145,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
     for _ in range(arguments.repeats):
         for name in NAMES:
-            done = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], "--child", name],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise SystemExit(done.stderr.strip().splitlines()[-1])
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            found[name].append(in_its_own_process(__file__, *sys.argv[1:], "--child", name))
     rows = {
         name: [statistics.median(run[key] for run in runs) for key in ("seconds", "bytes")]
         for name, runs in found.items()

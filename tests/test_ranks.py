@@ -18,7 +18,7 @@ from safesteer.distill.train import _go_on_from
 from safesteer.distill.train import train as distil
 from safesteer.errors import InputError
 from safesteer.models.load import _check_placement, describe, load_model
-from safesteer.pipeline import open_run
+from safesteer.opening import open_run
 from safesteer.recipe import accelerate_names, load_settings, recipe_text
 from safesteer.runs.files import write_json
 from safesteer.teacher import Direction, Teacher

@@ -208,6 +208,11 @@ class TrainSettings(Section):
     save_every: int = Field(10, ge=1, description="updates between checkpoints")
     lora: LoraSettings = Field(default_factory=LoraSettings)
 
+    @property
+    def completions_per_update(self) -> int:
+        """How many answers of the student one optimiser step learns from."""
+        return self.prompts_per_update * self.samples_per_prompt
+
 
 class EndpointSettings(Section):
     """An OpenAI-compatible server that judges answers; asked only when a judge names it."""

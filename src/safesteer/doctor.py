@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 import torch
 
-from safesteer.models.load import ChatModel, bfloat16_speedup, describe, pick_device, pick_dtype
+from safesteer.models.load import ChatModel, describe
+from safesteer.models.place import bfloat16_speedup, pick_device, pick_dtype
 from safesteer.models.refusal_tokens import refusal_first_tokens
 from safesteer.runs.system import hardware, versions
 from safesteer.teacher import Direction, Teacher, check_teacher

@@ -8,7 +8,6 @@ the main one does all stages; the others train with it.
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import nullcontext
 from functools import cached_property
@@ -18,7 +17,6 @@ from typing import Any
 from safesteer import ranks
 from safesteer.config import ModelSettings, Settings
 from safesteer.direction.find import extract_direction
-from safesteer.distill.plan import completions_per_process
 from safesteer.distill.save import save_student
 from safesteer.distill.train import train
 from safesteer.errors import InputError
@@ -28,14 +26,9 @@ from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
 from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.chat import Message
-from safesteer.models.load import (
-    ChatModel,
-    check_device_map,
-    fingerprint,
-    load_model,
-    pick_device,
-    pick_dtype,
-)
+from safesteer.models.load import ChatModel, load_model
+from safesteer.models.place import pick_device, pick_dtype
+from safesteer.opening import open_run
 from safesteer.prompts import Prompt, PromptSet, load_prompt_sets
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory, StageRecord
@@ -46,7 +39,6 @@ from safesteer.runs.files import (
     sha256_file,
     write_json,
 )
-from safesteer.runs.manifest import changed_keys
 from safesteer.speaker import Speaker
 from safesteer.targets import find_target
 from safesteer.teacher import Direction, Teacher, check_teacher, make_teacher
@@ -439,51 +431,6 @@ class Pipeline:
             ):
                 with ranks.alone():
                     getattr(self, name)()
-
-
-def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> RunDirectory:
-    """The run in the folder `path`: open for writing on the main process, read by the others.
-
-    Raises InputError for settings that several processes cannot work with, and where processes
-    were given different settings or folders; see `RunDirectory.open` for the rest.
-    """
-    processes = ranks.count()
-    completions_per_process(settings.train, processes)
-    check_device_map(settings.model)
-    if settings.model.device_map is not None and settings.train.method == "full":
-        raise InputError(
-            "train.method = 'full' needs a copy of the model for the teacher, which"
-            " model.device_map cannot place; train an adapter, or several processes with FSDP"
-        )
-    if processes > 1 and ":" in settings.model.device:
-        raise InputError(
-            f"model.device = '{settings.model.device}' names one device for {processes} processes;"
-            " leave it at auto"
-        )
-    opened: list[RunDirectory] = []
-
-    def open_alone() -> dict[str, Any]:
-        model = fingerprint(settings.model)
-        opened.append(RunDirectory.open(path, settings=settings, model=model, fresh=fresh))
-        return given
-
-    given = {"folder": os.path.realpath(path), "settings": settings.model_dump(mode="json")}
-    told = ranks.on_main(open_alone)
-    if different := changed_keys(told, given):
-        raise InputError(
-            f"process {ranks.index()} was given another {', '.join(different[:4])} than process 0;"
-            " start all processes with the same command"
-        )
-    if not opened:
-        if not RunDirectory.is_run(path):
-            raise InputError(f"{path} is not a folder that all processes share; choose one")
-        opened.append(RunDirectory.load(path))
-    try:
-        ranks.meet()
-    except BaseException:
-        opened[0].close()
-        raise
-    return opened[0]
 
 
 def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:

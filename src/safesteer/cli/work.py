@@ -39,7 +39,8 @@ def work(
         reporter.start(found.settings.model.id, str(found.path))
 
         from safesteer.evaluate.stored import read_results
-        from safesteer.pipeline import Pipeline, open_run
+        from safesteer.opening import open_run
+        from safesteer.pipeline import Pipeline
 
         with open_run(found.path, found.settings, fresh=fresh) as run:
             Pipeline(run, reporter).run_all(last)

@@ -68,7 +68,7 @@ def completions_per_process(settings: TrainSettings, processes: int) -> int:
 
     Raises InputError when they are not the same number.
     """
-    per_update = settings.prompts_per_update * settings.samples_per_prompt
+    per_update = settings.completions_per_update
     if per_update % processes:
         raise InputError(
             f"train.prompts_per_update x train.samples_per_prompt = {per_update} completions cannot"

@@ -71,7 +71,7 @@ def train(
             "%d training prompts are longer than %d tokens and left out", left_out, too_long
         )
     rows = plan_rows(settings, short, short_anchors, seed)
-    per_update = settings.prompts_per_update * settings.samples_per_prompt
+    per_update = settings.completions_per_update
     updates = len(rows) // per_update
     window = min(settings.updates_per_rollout, updates)
     rows += rows[: -updates % window * per_update]  # windows are whole; these are not trained on

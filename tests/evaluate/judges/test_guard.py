@@ -192,8 +192,8 @@ def test_an_interrupted_guard_goes_on_with_the_next_batch(
     folder = evaluator[0] if name == "strongreject" else guard_folder("llama", "safe")
     cache = tmp_path / "cache"
 
-    def judge():
-        made = make_judge(f"{name}={folder}", settings, "cpu", cache)
+    def judge(kept=cache):
+        made = make_judge(f"{name}={folder}", settings, "cpu", kept)
         made.prepare()
         made.model.batches = 0
         made.model.register_forward_pre_hook(count)
@@ -214,18 +214,11 @@ def test_an_interrupted_guard_goes_on_with_the_next_batch(
     assert once > 0
     again = judge()
     assert again.judge(PAIRS) == fresh and again.model.batches == 0
-    whole = make_judge(f"{name}={folder}", settings, "cpu", tmp_path / "empty")
-    whole.prepare()
-    whole.model.batches = 0
-    whole.model.register_forward_pre_hook(count)
+    whole = judge(tmp_path / "empty")
     assert whole.judge(PAIRS) == fresh and whole.model.batches > once
-    changed = judge()
-    changed.release()  # other weights under the same name
-    changed.cache = None
+    # Other weights under the same name.
     monkeypatch.setattr(guard_module, "weights_digest", lambda tensors: "other")
-    changed.prepare()
-    changed.model.batches = 0
-    changed.model.register_forward_pre_hook(count)
+    changed = judge()
     assert changed.judge(PAIRS) == fresh and changed.model.batches > once
 
 

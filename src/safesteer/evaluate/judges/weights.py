@@ -79,7 +79,7 @@ def load_weights(
     """
     import transformers
 
-    from safesteer.models.load import pick_device, pick_dtype
+    from safesteer.models.place import pick_device, pick_dtype
 
     architecture, full = check_architecture(judge, folder, wanted)
     for part in {folder, full}:
