@@ -9,7 +9,7 @@ stages that read them. Defaults are those that measured best on the built-in mod
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -150,8 +150,10 @@ class LoraSettings(Section):
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = Field("all-linear", description="as in peft.LoraConfig")
-    first_layer: int = Field(
-        0, ge=0, description="blocks below it get no adapter; their backward pass is saved"
+    first_layer: Annotated[int, Field(ge=0)] | Literal["steered"] = Field(
+        0,
+        description="blocks below it get no adapter; their backward pass is saved. steered: the"
+        " layer of the direction, below which teacher and student then run as one",
     )
 
 

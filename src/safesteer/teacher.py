@@ -71,14 +71,18 @@ class Teacher:
         return own + rest
 
     @contextmanager
-    def active(self, model: nn.Module) -> Iterator[None]:
-        """While inside, `model` is the teacher: adapter off, hook on. Leaves nothing behind."""
+    def active(self, model: nn.Module, rows: torch.Tensor | None = None) -> Iterator[None]:
+        """While inside, `model` is the teacher: adapter off, hook on. Leaves nothing behind.
+
+        `rows`, bool [B], steers these rows of a batch alone; the others run as the base does.
+        """
         with base_weights(model):
             if self.direction is None:
                 yield
             else:
                 d = self.direction
-                with steer(model, d.layer, d.vector, d.coefficient):
+                vector = d.vector if rows is None else d.vector.to(rows.device) * rows[:, None]
+                with steer(model, d.layer, vector, d.coefficient):
                     yield
 
 

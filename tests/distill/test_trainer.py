@@ -160,6 +160,7 @@ def slow_loss(
     divergence: str,
     anchor_tokens: str = "safety",
     temperature: float = 1.0,
+    context: tuple[dict[str, str], ...] = CONTEXT,
 ) -> dict[str, float]:
     """The loss of an update as the paper writes it: sequence by sequence, token by token."""
     teacher = make_teacher()
@@ -170,8 +171,7 @@ def slow_loss(
         if row["anchor"]:
             log_t = log_probs(base, chat.ids(row["prompt"]) + completion, count)
         else:
-            context = [*teacher.context, *row["prompt"]]
-            taught = chat.ids(context) + completion
+            taught = chat.ids([*context, *row["prompt"]]) + completion
             log_t = log_probs(base, taught, count, teacher.direction, temperature)
         sums = 0.0
         for position in range(count):
@@ -368,11 +368,95 @@ def test_micro_batch_that_does_not_divide_the_update_is_made_smaller(tiny_chat_m
     assert len(metrics) == 1
 
 
-def test_a_first_layer_without_a_list_of_modules_is_said_in_one_line(tiny_chat_model, tmp_path):
-    """PEFT's own error names none of our settings."""
-    lora = {"first_layer": 1, "target_modules": "all-linear"}
-    with pytest.raises(InputError, match="first_layer = 1 needs a list"):
-        run(tiny_chat_model, tmp_path, lora=lora)
+def lora_from(first_layer: int | str, targets: str | list[str] = "all-linear") -> dict[str, Any]:
+    return {"rank": 4, "alpha": 8, "first_layer": first_layer, "target_modules": targets}
+
+
+@pytest.mark.parametrize("first_layer, shared", [("steered", 2), (1, 1), (3, 2), (0, 0)])
+def test_teacher_and_student_share_what_is_below_adapters_and_direction(
+    first_layer, shared, tiny_chat_model, recorded, gradients, tmp_path, monkeypatch
+):
+    """The lowest blocks run once for both, with the losses and gradients of two whole passes."""
+    base = copy.deepcopy(tiny_chat_model.model)
+    teacher = replace(make_teacher(), context=())
+    settings = {"anchor_tokens": "all", "lora": lora_from(first_layer)}
+    trainers = []
+    original = SafeSteerTrainer._compute_loss
+    passes = [0, 0]
+
+    def watch(self, student, *args):  # type: ignore[no-untyped-def]
+        trainers.append(self)
+        layers = student.get_base_model().model.layers
+        counts = [
+            layer.self_attn.register_forward_hook(lambda *_, place=place: count(place))
+            for place, layer in ((0, layers[0]), (1, layers[-1]))
+        ]
+        try:
+            return original(self, student, *args)
+        finally:
+            for handle in counts:
+                handle.remove()
+
+    def count(place: int) -> None:
+        passes[place] += 1
+
+    monkeypatch.setattr(SafeSteerTrainer, "_compute_loss", watch)
+    _, metrics = run(tiny_chat_model, tmp_path / "shared", teacher, **settings)
+    assert trainers[0].shared_blocks == shared
+    if shared:
+        assert passes[0] * 2 == passes[1] > 0  # the first block once, the last for each
+    for update, line in zip(recorded, metrics, strict=True):
+        expected = slow_loss(update, base, tiny_chat_model.chat, "generalized", "all", context=())
+        for key, value in expected.items():
+            assert line[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
+    ours = list(gradients)
+    gradients.clear()
+    monkeypatch.setattr(SafeSteerTrainer, "_find_shared_blocks", lambda self: 0)
+    tiny_chat_model.model = base
+    run(tiny_chat_model, tmp_path / "apart", teacher, **settings)
+    assert len(ours) == len(gradients) == 2
+    for mine, plain in zip(ours[0] + ours[1], gradients[0] + gradients[1], strict=True):
+        assert torch.allclose(mine, plain, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", ["context", "checkpointing", "full"])
+def test_nothing_is_shared_where_it_would_be_wrong(change, tiny_chat_model, tmp_path, monkeypatch):
+    """A teacher that reads something else, blocks that run twice, weights that all move."""
+    found = []
+    original = SafeSteerTrainer._find_shared_blocks
+    monkeypatch.setattr(
+        SafeSteerTrainer, "_find_shared_blocks", lambda self: found.append(original(self)) or 0
+    )
+    teacher = make_teacher() if change == "context" else replace(make_teacher(), context=())
+    run(
+        tiny_chat_model,
+        tmp_path,
+        teacher,
+        updates=1,
+        lora=lora_from(2),
+        gradient_checkpointing=change == "checkpointing",
+        method="full" if change == "full" else "lora",
+    )
+    assert found == [0]
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_adapters_lie_from_the_first_layer_on(targets, tiny_chat_model, tmp_path):
+    """Every linear layer named, in the blocks from the steered one on, and nowhere else."""
+    student, _ = run(tiny_chat_model, tmp_path, updates=1, lora=lora_from("steered", targets))
+    names = [name for name, p in student.named_parameters() if p.requires_grad and "lora_A" in name]
+    kinds = 7 if targets == "all-linear" else 2
+    layers = len(tiny_chat_model.model.model.layers)
+    assert len(names) == kinds * (layers - 2)
+    assert all(int(name.split(".layers.")[1].split(".")[0]) >= 2 for name in names)
+
+
+def test_a_first_layer_that_cannot_be_is_said_in_one_line(tiny_chat_model, tmp_path):
+    """PEFT's own errors name none of our settings."""
+    with pytest.raises(InputError, match="first_layer = 1 needs all-linear or a list"):
+        run(tiny_chat_model, tmp_path, lora=lora_from(1, "q_proj"))
+    with pytest.raises(InputError, match="'steered', but the teacher is not steered"):
+        run(tiny_chat_model, tmp_path, Teacher(None, CONTEXT), lora=lora_from("steered"))
 
 
 def test_lora_leaves_the_base_weights_as_they_were(tiny_chat_model, tmp_path):

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import TrainerCallback
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import DistillationConfig
 
 from safesteer import ranks
-from safesteer.config import TrainSettings
+from safesteer.config import LoraSettings, TrainSettings
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError
@@ -84,7 +86,8 @@ def train(
         model.model.requires_grad_(True)
         student: Any = model.model
     else:
-        student = with_lora(model.model, settings, seed)
+        direction = teacher.direction
+        student = with_lora(model.model, settings, seed, direction and direction.layer)
     metrics = MetricsFile(folder, on_update)
     trainer = SafeSteerTrainer(
         model=student,
@@ -180,8 +183,10 @@ def _fast_attention(model: Any) -> Iterator[None]:
             model.set_attn_implementation("sdpa")
 
 
-def with_lora(model: Any, settings: TrainSettings, seed: int) -> Any:
+def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | None = None) -> Any:
     """A PEFT model around `model`, with fresh adapters as the settings say.
+
+    `steered` is the layer at which the teacher is steered, if it is.
 
     Raises InputError for layers and modules that do not go together.
     """
@@ -190,13 +195,13 @@ def with_lora(model: Any, settings: TrainSettings, seed: int) -> Any:
     torch.manual_seed(seed)
     lora = settings.lora
     layers = len(find_blocks(model))
-    if lora.first_layer >= layers:
+    first = _first_layer(lora, layers, steered)
+    targets = lora.target_modules
+    if first and targets == "all-linear":  # which PEFT does not take together with layers
+        targets = _linear_names(model)
+    if first and isinstance(targets, str):
         raise InputError(
-            f"train.lora.first_layer = {lora.first_layer}: the model has layers 0..{layers - 1}"
-        )
-    if lora.first_layer and isinstance(lora.target_modules, str):
-        raise InputError(
-            f"train.lora.first_layer = {lora.first_layer} needs a list as"
+            f"train.lora.first_layer = {lora.first_layer} needs all-linear or a list as"
             f" train.lora.target_modules, such as [q_proj, v_proj], not '{lora.target_modules}'"
         )
     # State-space blocks hand this weight to a fused kernel, past any adapter around it.
@@ -209,12 +214,39 @@ def with_lora(model: Any, settings: TrainSettings, seed: int) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=targets,
         exclude_modules=fused or None,
-        layers_to_transform=list(range(lora.first_layer, layers)) if lora.first_layer else None,
+        layers_to_transform=list(range(first, layers)) if first else None,
         task_type="CAUSAL_LM",
     )
     return compute_in_model_dtype(get_peft_model(model, config))
+
+
+def _first_layer(lora: LoraSettings, layers: int, steered: int | None) -> int:
+    """The first block that gets an adapter, of so many."""
+    if lora.first_layer == "steered":
+        if steered is None:
+            raise InputError(
+                "train.lora.first_layer is 'steered', but the teacher is not steered at any layer;"
+                " give a number"
+            )
+        return steered
+    if lora.first_layer >= layers:
+        raise InputError(
+            f"train.lora.first_layer = {lora.first_layer}: the model has layers 0..{layers - 1}"
+        )
+    return lora.first_layer
+
+
+def _linear_names(model: Any) -> list[str]:
+    """The names that linear layers have inside the blocks, such as q_proj."""
+    names = {
+        name.rpartition(".")[2]
+        for block in find_blocks(model)
+        for name, module in block.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    }
+    return sorted(names)
 
 
 def _arguments(

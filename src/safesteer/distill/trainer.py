@@ -26,9 +26,10 @@ from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.forward import hidden_states
+from safesteer.models.from_layer import entering, first_layers, from_layer
 from safesteer.models.generate import generate
 from safesteer.models.head import OutputHead
-from safesteer.models.layers import is_sharded
+from safesteer.models.layers import find_blocks, is_sharded
 from safesteer.teacher import Teacher, base_weights
 
 # The teacher reads a whole window of updates at once, in passes of about so many tokens: enough to
@@ -108,6 +109,7 @@ class SafeSteerTrainer(DistillationTrainer):
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(self.accelerator.device)
         self.safety_tokens = torch.tensor(safety_tokens, device=self.accelerator.device)
+        self.shared_blocks = self._find_shared_blocks()
 
     # Windows of updates --------------------------------------------------------------------------
 
@@ -191,6 +193,8 @@ class SafeSteerTrainer(DistillationTrainer):
         device = output["completion_ids"].device
         anchors = [bool(row.get("anchor", False)) for row in inputs]
         output["anchor"] = torch.tensor(anchors, device=device)
+        if self.shared_blocks:
+            return output  # the teacher reads with the student, at each update
         # The teacher may read a longer prompt than the student; the completion is the same.
         contexts = [
             self.chat.ids(row["prompt"] if anchor else self.teacher.messages(row["prompt"]))
@@ -225,15 +229,18 @@ class SafeSteerTrainer(DistillationTrainer):
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):  # type: ignore[no-untyped-def]
         completion_mask = inputs["completion_mask"].bool()
         lengths = completion_mask.sum(-1)
-        with self._timed("student"):
+        if self.shared_blocks:
+            hidden, teacher_hidden = self._hidden_of_both(unwrapped_student, inputs)
+        else:
+            teacher_hidden = inputs["teacher_hidden"]
             hidden = self._completion_hidden(
                 unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
-            )[completion_mask]  # [N, D]
-            anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
-            per_position, metrics = self._position_losses(
-                unwrapped_student, hidden, inputs["teacher_hidden"][completion_mask], anchor
             )
-            loss = completion_mean(per_position, lengths)
+        anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
+        per_position, metrics = self._position_losses(
+            unwrapped_student, hidden[completion_mask], teacher_hidden[completion_mask], anchor
+        )
+        loss = completion_mean(per_position, lengths)
         self._log_masses(metrics, anchor)
         count = lengths.sum()
         return loss, metrics["entropy"].sum(), count
@@ -246,6 +253,58 @@ class SafeSteerTrainer(DistillationTrainer):
         # TRL calls this loss in place of the model's forward, where accelerate's autocast sits.
         with self.accelerator.autocast():
             return hidden_states(model, ids, mask)[:, -length - 1 : -1]
+
+    def _hidden_of_both(self, student, inputs):  # type: ignore[no-untyped-def]
+        """[B, C, D] of the student and of the teacher, which run the lowest blocks as one."""
+        prompt = inputs["prompt_ids"], inputs["prompt_mask"]
+        layer = self.shared_blocks
+        training = student.training
+        student.eval()
+        try:
+            with (
+                self._timed("teacher"),
+                torch.no_grad(),
+                self.teacher.active(student, ~inputs["anchor"]),
+                entering(student, [layer]) as entered,
+            ):
+                teacher_hidden = self._completion_hidden(student, *prompt, inputs)
+        finally:
+            student.train(training)
+        with from_layer(student, layer, entered[layer]):
+            return self._completion_hidden(student, *prompt, inputs), teacher_hidden
+
+    def _find_shared_blocks(self) -> int:
+        """How many of the lowest blocks do the same for teacher and student; 0: they share none.
+
+        These are the blocks below both the steered layer and the first trainable weight, if the
+        teacher reads what the student reads. Whether the model's architecture allows it is tried.
+        """
+        student = self.accelerator.unwrap_model(self.model)
+        if (
+            self.base_model is not None
+            or self.teacher.direction is None
+            or self.teacher.context
+            or self.args.gradient_checkpointing  # which runs blocks again, and other passes
+            or is_sharded(student)
+        ):
+            return 0
+        blocks = find_blocks(student)
+        inside = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}
+        first = min(inside.get(id(p), 0) for p in student.parameters() if p.requires_grad)
+        layer = min(first, self.teacher.direction.layer)
+        ids, mask = pad_left(
+            [self.chat.ids([{"role": "user", "content": text}]) for text in ("Hello.", "Go on, do.")],
+            self.chat.tokenizer.pad_token_id,
+            self.accelerator.device,
+        )
+        training = student.training
+        student.eval()
+        try:
+            with base_weights(student):
+                found = first_layers(student, [layer], lambda: hidden_states(student, ids, mask))
+        finally:
+            student.train(training)
+        return layer if layer in found else 0
 
     def _teacher_hidden(self, student, ids, mask, batch):  # type: ignore[no-untyped-def]
         """[B, C, D] hidden states of the teacher, and of the plain base on anchor rows.
@@ -382,5 +441,6 @@ def _without_padding(batch: dict[str, Any]) -> dict[str, Any]:
         **{
             key: batch[key][:, :after]
             for key in ("completion_ids", "completion_mask", "teacher_hidden")
+            if key in batch
         },
     }
