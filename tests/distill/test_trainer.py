@@ -19,7 +19,7 @@ from safesteer.distill import trainer
 from safesteer.distill.plan import plan_rows
 from safesteer.distill.train import last_checkpoint, train
 from safesteer.distill.trainer import SafeSteerTrainer
-from safesteer.errors import InputError
+from safesteer.errors import InputError, SafeSteerError
 from safesteer.teacher import Direction, Teacher
 
 TOKENS = [10, 40, 77, 120, 200, 305]
@@ -318,7 +318,7 @@ def test_the_teachers_passes_may_be_of_any_size(
     tokens, tiny_chat_model, recorded, tmp_path, monkeypatch
 ):
     """Cutting the teacher's reading into passes changes no loss."""
-    monkeypatch.setattr(trainer, "_TEACHER_TOKENS", tokens)
+    monkeypatch.setattr(train_module, "TEACHER_TOKENS", tokens)
     base = copy.deepcopy(tiny_chat_model.model)
     _, metrics = run(tiny_chat_model, tmp_path, updates=1)
     expected = slow_loss(recorded[0], base, tiny_chat_model.chat, "generalized")
@@ -459,6 +459,70 @@ def test_a_first_layer_that_cannot_be_is_said_in_one_line(tiny_chat_model, tmp_p
         run(tiny_chat_model, tmp_path, Teacher(None, CONTEXT), lora=lora_from("steered"))
 
 
+@pytest.mark.parametrize("method, micro_batch", [("lora", None), ("full", None), ("lora", 4)])
+def test_an_update_that_does_not_fit_is_done_in_smaller_parts(
+    method, micro_batch, tiny_chat_model, tmp_path, monkeypatch, caplog
+):
+    """Out of memory in the third update: from the checkpoint on, halved, with the same result."""
+    plain_model = copy.deepcopy(tiny_chat_model)
+    settings = {"method": method, "micro_batch": micro_batch, "updates": 3}
+    expected, lines = run(plain_model, tmp_path / "plain", **settings)
+    original = SafeSteerTrainer._compute_loss
+    tried: list[int] = []
+
+    def small(self, student, inputs, *args):  # type: ignore[no-untyped-def]
+        tried.append(len(inputs["anchor"]))
+        if self.state.global_step == 2 and len(inputs["anchor"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return original(self, student, inputs, *args)
+
+    monkeypatch.setattr(SafeSteerTrainer, "_compute_loss", small)
+    with caplog.at_level("WARNING", "safesteer"):
+        student, repeated = run(tiny_chat_model, tmp_path / "halved", **settings)
+    sizes = [8, 8, 8, 4, 2, 2, 2, 2] if micro_batch is None else [4, 4, 4, 4, 4, 2, 2, 2, 2]
+    assert tried == sizes
+    assert "micro-batches of 2" in caplog.text
+    assert [line["update"] for line in repeated] == [1, 2, 3]
+    for one, other in zip(repeated, lines, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    mine, theirs = weights(student), weights(expected)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.allclose(value, theirs[name], atol=2e-5), name
+
+
+def test_a_single_completion_that_does_not_fit_is_said(tiny_chat_model, tmp_path, monkeypatch):
+    """The message says what would fit, and the model is left as it was."""
+
+    def never(self, *args):  # type: ignore[no-untyped-def]
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")
+
+    monkeypatch.setattr(SafeSteerTrainer, "_compute_loss", never)
+    with pytest.raises(SafeSteerError, match=r"one completion at a time; .*gradient_checkpointing"):
+        run(tiny_chat_model, tmp_path)
+
+
+def test_rollouts_that_do_not_fit_are_made_in_smaller_batches(
+    tiny_chat_model, tmp_path, monkeypatch, caplog
+):
+    """The smaller size is kept, and every prompt gets its answer."""
+    original = trainer.generate
+    tried: list[int] = []
+
+    def small(student, tokenizer, prompt_ids, *, batch_size, **named):  # type: ignore[no-untyped-def]
+        tried.append(batch_size)
+        if batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return original(student, tokenizer, prompt_ids, batch_size=batch_size, **named)
+
+    monkeypatch.setattr(trainer, "generate", small)
+    with caplog.at_level("WARNING", "safesteer"):
+        _, metrics = run(tiny_chat_model, tmp_path)
+    assert tried == [64, 4, 2, 2]
+    assert caplog.text.count("rollouts at once") == 2
+    assert len(metrics) == 2
+
+
 def test_lora_leaves_the_base_weights_as_they_were(tiny_chat_model, tmp_path):
     """Only adapter weights are trained; every weight of the base is bit for bit the same."""
     before = weights(tiny_chat_model.model)
@@ -594,7 +658,7 @@ def test_prompts_that_are_too_long_are_left_out(tiny_chat_model, recorded, tmp_p
 def test_training_all_weights_without_a_frozen_copy_is_refused(tiny_chat_model, tmp_path):
     """Otherwise the teacher would be trained along with the student."""
     settings = make_settings(method="full")
-    args = train_module._arguments(settings, tmp_path, 16, 0, (), tiny_chat_model.model)
+    args = train_module._arguments(settings, tmp_path, 16, 8, 0, (), tiny_chat_model.model)
     with pytest.raises(ValueError, match="frozen copy"):
         SafeSteerTrainer(
             tiny_chat_model.model,

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import torch
 
+from safesteer.models.batches import in_batches
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress
@@ -107,16 +108,19 @@ def _sums(
     with ExitStack() as hooks:
         for layer, block in enumerate(blocks):
             hooks.enter_context(edit_block_input(block, collect(layer)))
-        for start in range(0, len(order), batch_size):
-            ids, mask = pad_left(
-                order[start : start + batch_size], model.tokenizer.pad_token_id, model.model.device
-            )
-            final = hidden_states(model.model, ids, mask, tail=tail)[:, -1]
+
+        def read(batch: Sequence[list[int]]) -> torch.Tensor:
+            ids, mask = pad_left(batch, model.tokenizer.pad_token_id, model.model.device)
+            return hidden_states(model.model, ids, mask, tail=tail)[:, -1]
+
+        done = 0
+        for final in in_batches(order, batch_size, read):
             # On the CPU, because a model may lie on several devices.
             which = torch.ones(len(final), dtype=torch.bool) if keep is None else keep(final).cpu()
             kept += int(which.sum())
             for layer, hidden in last.items():
                 sums[:, layer] += hidden[which].double().sum(0).to(sums.device)
+            done += len(final)
             if progress is not None:
-                progress(min(start + batch_size, len(order)), len(order))
+                progress(done, len(order))
     return sums, kept

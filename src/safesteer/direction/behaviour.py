@@ -13,6 +13,7 @@ import torch
 
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.evaluate.text import is_looping
+from safesteer.models.batches import in_batches
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
@@ -71,16 +72,19 @@ def answer_nll(
 ) -> torch.Tensor:  # [N], on the CPU
     """Negative log-likelihood of each answer, in nats; an adapter is off."""
     head = OutputHead.of(model.model)
-    found = []
+
+    def score(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[torch.Tensor]:
+        full = [[*prompt, *answer] for prompt, answer in pairs]
+        ids, mask = pad_left(full, model.tokenizer.pad_token_id, model.model.device)
+        hidden = hidden_states(model.model, ids, mask)
+        found = []
+        for row, (_, answer) in enumerate(pairs):
+            predicting = hidden[row, -len(answer) - 1 : -1]
+            log_p = torch.log_softmax(head.logits(predicting), dim=-1)
+            target = torch.tensor(list(answer), device=log_p.device)
+            found.append(-log_p.gather(1, target[:, None]).sum().cpu())
+        return found
+
     with base_weights(model.model):
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            full = [list(p) + list(a) for p, a in zip(prompts[part], answers[part], strict=True)]
-            ids, mask = pad_left(full, model.tokenizer.pad_token_id, model.model.device)
-            hidden = hidden_states(model.model, ids, mask)
-            for row, answer in enumerate(answers[part]):
-                predicting = hidden[row, -len(answer) - 1 : -1]
-                log_p = torch.log_softmax(head.logits(predicting), dim=-1)
-                target = torch.tensor(list(answer), device=log_p.device)
-                found.append(-log_p.gather(1, target[:, None]).sum().cpu())
-    return torch.stack(found)
+        pairs = list(zip(prompts, answers, strict=True))
+        return torch.stack([nll for part in in_batches(pairs, batch_size, score) for nll in part])

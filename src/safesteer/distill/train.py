@@ -27,9 +27,10 @@ from trl import DistillationConfig
 from safesteer import ranks
 from safesteer.config import LoraSettings, TrainSettings
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
-from safesteer.distill.trainer import SafeSteerTrainer
-from safesteer.errors import InputError
+from safesteer.distill.trainer import TEACHER_TOKENS, SafeSteerTrainer
+from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.adapters import compute_in_model_dtype
+from safesteer.models.batches import attempt
 from safesteer.models.chat import Message
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel
@@ -60,7 +61,11 @@ def train(
     `folder` if there is one. With LoRA the weights of ``model.model`` stay as they are; with full
     fine-tuning they are trained in place against `frozen`, a copy of the base (made if None).
 
-    Raises InputError for a plan that cannot be made, see `plan_rows`.
+    What does not fit into memory is done again from the last checkpoint in smaller micro-batches,
+    whose gradients add up to the same update.
+
+    Raises InputError for a plan that cannot be made, see `plan_rows`, and SafeSteerError where not
+    even one completion at a time fits.
     """
     settings = settings or TrainSettings()
     folder = Path(folder)
@@ -79,44 +84,81 @@ def train(
     rows += rows[: -updates % window * per_update]  # windows are whole; these are not trained on
     rows = for_processes(rows, window * per_update, ranks.count())
     layout = ranks.layout()
-    checkpoint = ranks.on_main(lambda: _go_on_from(folder, layout))
-    torch.manual_seed(seed)
-    if settings.method == "full":
-        frozen = frozen if frozen is not None else copy.deepcopy(model.model)
-        model.model.requires_grad_(True)
-        student: Any = model.model
-    else:
-        direction = teacher.direction
-        student = with_lora(model.model, settings, seed, direction and direction.layer)
-    metrics = MetricsFile(folder, on_update)
-    trainer = SafeSteerTrainer(
-        model=student,
-        args=_arguments(settings, folder, updates, seed, report_to, student),
-        train_dataset=Dataset.from_list(rows),
-        chat=model.chat,
-        teacher=teacher,
-        safety_tokens=list(safety_tokens),
-        divergence=settings.divergence,
-        anchor_tokens=settings.anchor_tokens,
-        base_model=frozen if settings.method == "full" else None,
-        opening=(settings.opening_tokens, settings.opening_share)
-        if settings.opening_tokens is not None
-        else None,
-        updates_per_rollout=window,
-        callbacks=[metrics],
-    )
-    if layout == "fsdp" and not trainer.accelerator.is_fsdp2:
-        raise InputError(
-            "FSDP was asked for, and accelerate gives none of version 2 here: set fsdp_version: 2,"
-            " or, on a machine without accelerators, start copies of the model (--multi_gpu)"
+    if settings.method == "full" and frozen is None:
+        frozen = copy.deepcopy(model.model)
+    own = completions_per_process(settings, ranks.count())
+    micro = _dividing(own, settings.micro_batch or own)
+    teacher_tokens = TEACHER_TOKENS
+
+    def once() -> Any:
+        checkpoint = ranks.on_main(lambda: _go_on_from(folder, layout))
+        torch.manual_seed(seed)
+        metrics = MetricsFile(folder, on_update)
+        trainer = SafeSteerTrainer(
+            model=student,
+            args=_arguments(settings, folder, updates, micro, seed, report_to, student),
+            train_dataset=Dataset.from_list(rows),
+            chat=model.chat,
+            teacher=teacher,
+            safety_tokens=list(safety_tokens),
+            divergence=settings.divergence,
+            anchor_tokens=settings.anchor_tokens,
+            base_model=frozen if settings.method == "full" else None,
+            teacher_tokens=teacher_tokens,
+            opening=(settings.opening_tokens, settings.opening_share)
+            if settings.opening_tokens is not None
+            else None,
+            updates_per_rollout=window,
+            callbacks=[metrics],
         )
-    # Progress and the table of updates are the caller's: these two print to the screen.
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    metrics.trainer = trainer
-    with _fast_attention(model.model):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    return student.eval()
+        if layout == "fsdp" and not trainer.accelerator.is_fsdp2:
+            raise InputError(
+                "FSDP was asked for, and accelerate gives none of version 2 here: set"
+                " fsdp_version: 2, or, on a machine without accelerators, start copies of the"
+                " model (--multi_gpu)"
+            )
+        # Progress and the table of updates are the caller's: these two print to the screen.
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        metrics.trainer = trainer
+        with _fast_attention(model.model):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        return student
+
+    while True:
+        student: Any = model.model
+        if settings.method == "full":
+            student.requires_grad_(True)
+        else:
+            steered = None if teacher.direction is None else teacher.direction.layer
+            student = with_lora(student, settings, seed, steered)
+        # Other processes would wait for the passes that this one makes again.
+        if (once() if ranks.count() > 1 else attempt(once)) is not None:
+            return student.eval()
+        if micro == 1:
+            raise SafeSteerError(
+                "out of memory while training on one completion at a time; what would do:"
+                " train.gradient_checkpointing, a smaller train.max_completion_tokens, a higher"
+                " train.lora.first_layer, a smaller model or a device with more memory"
+            )
+        micro, teacher_tokens = _dividing(own, micro // 2), teacher_tokens // 2
+        logging.getLogger(__name__).warning(
+            "out of memory while training: going on from the last checkpoint with micro-batches of"
+            " %d, which add up to the same update",
+            micro,
+        )
+        if settings.method == "full":
+            model.model.load_state_dict(frozen.state_dict())
+        else:
+            student.unload()
+
+
+def _dividing(completions: int, micro: int) -> int:
+    """The largest micro-batch up to `micro` of which there are equal ones in an update.
+
+    Equal ones, so that every completion weighs the same.
+    """
+    return next(n for n in range(min(micro, completions), 0, -1) if completions % n == 0)
 
 
 def _go_on_from(folder: Path, layout: str) -> str | None:
@@ -253,21 +295,18 @@ def _arguments(
     settings: TrainSettings,
     folder: Path,
     updates: int,
+    micro: int,
     seed: int,
     report_to: Sequence[str],
     student: Any,
 ) -> DistillationConfig:
-    own = completions_per_process(settings, ranks.count())
-    micro = min(settings.micro_batch or own, own)
-    while own % micro:  # equal micro-batches, so that every completion weighs the same
-        micro -= 1
     parameter = next(student.parameters())
     # Weights that are going to be spread over devices wait on the CPU.
     cuda = parameter.is_cuda or (ranks.layout() != "whole" and torch.cuda.is_available())
     arguments = DistillationConfig(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=own // micro,
+        gradient_accumulation_steps=completions_per_process(settings, ranks.count()) // micro,
         max_steps=updates,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,

@@ -24,6 +24,7 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.evaluate.refusal_judge import judge_refusal
+from safesteer.models.batches import attempt, halved
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.from_layer import entering, first_layers, from_layer
@@ -34,7 +35,7 @@ from safesteer.teacher import Teacher, base_weights
 
 # The teacher reads a whole window of updates at once, in passes of about so many tokens: enough to
 # fill a device, and little memory, as nothing is kept for a gradient.
-_TEACHER_TOKENS = 4096
+TEACHER_TOKENS = 4096
 
 
 class SafeSteerTrainer(DistillationTrainer):
@@ -52,7 +53,8 @@ class SafeSteerTrainer(DistillationTrainer):
         anchor_tokens: on anchor rows the loss looks at S ("safety"), or at all of the vocabulary
             ("all"), which also holds back what moves outside S.
         base_model: frozen copy of the base; needed when all weights are trained, None for LoRA.
-        rollout_batch: sequences generated at once.
+        rollout_batch: sequences generated at once; halved where they do not fit into memory.
+        teacher_tokens: about how many tokens a pass of the teacher reads.
         opening: (tokens, share): in this share of the updates, the first ones, rollouts are cut
             after so many tokens.
         updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
@@ -78,6 +80,7 @@ class SafeSteerTrainer(DistillationTrainer):
         anchor_tokens: str = "safety",
         base_model: nn.Module | None = None,
         rollout_batch: int = 64,
+        teacher_tokens: int = TEACHER_TOKENS,
         opening: tuple[int, float] | None = None,
         updates_per_rollout: int = 1,
         **kwargs: Any,
@@ -88,6 +91,7 @@ class SafeSteerTrainer(DistillationTrainer):
         self.anchor_tokens = anchor_tokens
         self.base_model = base_model
         self.rollout_batch = rollout_batch
+        self.teacher_tokens = teacher_tokens
         self.opening = opening
         self.updates_per_rollout = updates_per_rollout
         self._parts: list[dict[str, Any]] = []  # micro-batches of the window under way
@@ -177,16 +181,27 @@ class SafeSteerTrainer(DistillationTrainer):
                 training = student.training
                 student.eval()  # a rollout is the student's own text, without dropout
                 try:
-                    return generate(
-                        student,
-                        self.chat.tokenizer,
-                        prompt_ids,
-                        max_new_tokens=self.max_completion_length,
-                        temperature=self.temperature,
-                        batch_size=self.rollout_batch,
-                    )
+                    return self._sample(student, prompt_ids)
                 finally:
                     student.train(training)
+
+    def _sample(self, student: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
+        def sample() -> list[list[int]]:
+            return generate(
+                student,
+                self.chat.tokenizer,
+                prompt_ids,
+                max_new_tokens=self._rollout_length(),
+                temperature=self.temperature,
+                batch_size=self.rollout_batch,
+                halve=False,
+            )
+
+        if is_sharded(student):
+            return sample()
+        while (found := attempt(sample)) is None:
+            self.rollout_batch = halved(min(self.rollout_batch, len(prompt_ids)), "rollout")
+        return found
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -293,7 +308,10 @@ class SafeSteerTrainer(DistillationTrainer):
         first = min(inside.get(id(p), 0) for p in student.parameters() if p.requires_grad)
         layer = min(first, self.teacher.direction.layer)
         ids, mask = pad_left(
-            [self.chat.ids([{"role": "user", "content": text}]) for text in ("Hello.", "Go on, do.")],
+            [
+                self.chat.ids([{"role": "user", "content": text}])
+                for text in ("Hello.", "Go on, do.")
+            ],
             self.chat.tokenizer.pad_token_id,
             self.accelerator.device,
         )
@@ -340,12 +358,13 @@ class SafeSteerTrainer(DistillationTrainer):
         finally:
             model.train(training)
 
-    @staticmethod
-    def _passes(rows: torch.Tensor, lengths: torch.Tensor, new: int) -> Iterator[torch.Tensor]:
-        """`rows` sorted by length and cut into passes of about `_TEACHER_TOKENS` tokens."""
+    def _passes(
+        self, rows: torch.Tensor, lengths: torch.Tensor, new: int
+    ) -> Iterator[torch.Tensor]:
+        """`rows` sorted by length and cut into passes of about `teacher_tokens` tokens."""
         rows = rows[lengths[rows].argsort(descending=True)]
         while len(rows):
-            count = max(1, _TEACHER_TOKENS // (int(lengths[rows[0]]) + new))
+            count = max(1, self.teacher_tokens // (int(lengths[rows[0]]) + new))
             yield rows[:count]
             rows = rows[count:]
 

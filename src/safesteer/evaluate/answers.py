@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from safesteer.errors import SafeSteerError
 from safesteer.evaluate.batches import rows_that_fit
 from safesteer.models import generate as plain
+from safesteer.models.batches import attempt, halved
 from safesteer.models.generate import Progress, end_of_turn_ids
 from safesteer.runs.files import append_line
 
@@ -108,14 +107,19 @@ def generate(
         kept = cache.get(key) if cache is not None and temperature == 0 else None
         found = kept if isinstance(kept, list) and len(kept) == len(rows) else None
         if found is None:
-            found = _try_batch(model, tokenizer, batch, max_new_tokens, temperature)
+            found = attempt(
+                lambda batch=batch: plain.generate(  # type: ignore[misc]
+                    model,
+                    tokenizer,
+                    batch,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    batch_size=len(batch),
+                    halve=False,
+                )
+            )
             if found is None:
-                if len(rows) == 1:
-                    raise SafeSteerError(
-                        f"out of memory with a single answer of {longest} tokens; take a smaller"
-                        " model, shorter answers (--max-new-tokens) or a device with more memory"
-                    )
-                most = len(rows) // 2
+                most = halved(len(rows), "answer")
                 continue
             if cache is not None and temperature == 0:
                 cache.put(key, found)
@@ -135,27 +139,6 @@ def weights_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _try_batch(
-    model: Any, tokenizer: Any, batch: list[list[int]], max_new_tokens: int, temperature: float
-) -> list[list[int]] | None:
-    """The answers, or None when the memory did not hold them."""
-    try:
-        return plain.generate(
-            model,
-            tokenizer,
-            batch,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            batch_size=len(batch),
-        )
-    except Exception as error:
-        if not should_reduce_batch_size(error):
-            raise
-    # Outside the handler, whose traceback holds the tensors of the failed try.
-    clear_device_cache(garbage_collection=True)
-    return None
 
 
 def _read_lines(path: Path) -> Iterable[tuple[str, Any]]:

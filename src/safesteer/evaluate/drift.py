@@ -15,6 +15,7 @@ import torch
 from safesteer.evaluate.answers import generate
 from safesteer.evaluate.batches import rows_that_fit
 from safesteer.evaluate.statistics import mean_interval
+from safesteer.models.batches import in_batches
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress
@@ -48,25 +49,28 @@ def measure_drift(
             batch_size=batch_size,
             progress=progress,
         )
-    agreement: list[float] = []
-    divergence: list[float] = []
     longest = max(len(p) + len(a) for p, a in zip(rendered, answers, strict=True))
     batch_size = batch_size or rows_that_fit(base.model, longest)
     base_head, head = OutputHead.of(base.model), OutputHead.of(student)
-    for start in range(0, len(rendered), batch_size):
-        part = slice(start, start + batch_size)
-        full = [p + a for p, a in zip(rendered[part], answers[part], strict=True)]
+
+    def read(part: Sequence[int]) -> list[tuple[float, float]]:
+        full = [rendered[row] + answers[row] for row in part]
         ids, mask = pad_left(full, base.tokenizer.pad_token_id, base.model.device)
         with base_weights(student):
             before = hidden_states(base.model, ids, mask)
         after = hidden_states(student, ids, mask)
-        for row, answer in enumerate(answers[part]):
-            where = slice(-len(answer) - 1, -1)
+        found = []
+        for row, index in enumerate(part):
+            where = slice(-len(answers[index]) - 1, -1)
             log_0 = torch.log_softmax(base_head.logits(before[row, where]), dim=-1)
             log_s = torch.log_softmax(head.logits(after[row, where]), dim=-1)
             same = log_0.argmax(-1) == log_s.argmax(-1)
-            agreement.append(same.float().mean().item())
-            divergence.append((log_0.exp() * (log_0 - log_s)).sum(-1).mean().item())
+            kl = (log_0.exp() * (log_0 - log_s)).sum(-1).mean()
+            found.append((same.float().mean().item(), kl.item()))
+        return found
+
+    pairs = [pair for part in in_batches(range(len(rendered)), batch_size, read) for pair in part]
+    agreement, divergence = [same for same, _ in pairs], [kl for _, kl in pairs]
 
     def entry(metric: str, values: list[float], *, share: bool = False) -> dict[str, Any]:
         return {

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from safesteer.models.batches import in_batches
 from safesteer.models.chat import pad_left
 from safesteer.models.forward import share_prefix
 from safesteer.models.layers import is_sharded
@@ -72,9 +73,12 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     batch_size: int = 32,
+    halve: bool = True,
     progress: Progress | None = None,
 ) -> list[list[int]]:
     """Continue each prompt (token ids); returns the new ids, the token that ends the turn included.
+
+    A batch that does not fit into memory is halved, or with `halve` off an error as it comes.
 
     `temperature` 0 is greedy decoding. Sampling draws from torch's global generator, so that the
     caller's seed decides. Results are in the order of `prompts`.
@@ -94,8 +98,8 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     device = model.device
     in_step = is_sharded(model)  # passes go on until every process has its answers
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+
+    def extend(rows: Sequence[int]) -> list[tuple[int, list[int]]]:
         ids, mask = pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, device)
         shared = share_prefix(model, ids, mask, new_tokens=max_new_tokens)
         with _contiguous_head_input(model):
@@ -107,11 +111,16 @@ def generate(
                 logits_processor=processors,
                 synced_gpus=in_step or None,
             )
-        for row, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+        return list(zip(rows, output[:, ids.shape[1] :].tolist(), strict=True))
+
+    done = 0
+    for batch in in_batches(order, batch_size, extend, halve=halve and not in_step):
+        for row, tokens in batch:
             stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
             answers[row] = tokens[: stop + 1]
+        done += len(batch)
         if progress is not None:
-            progress(min(start + batch_size, len(order)), len(order))
+            progress(done, len(order))
     return answers
 
 

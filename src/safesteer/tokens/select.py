@@ -15,6 +15,7 @@ import torch
 
 from safesteer.config import TokenSettings
 from safesteer.errors import SafeSteerError
+from safesteer.models.batches import in_batches
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress, end_of_turn_ids, generate
@@ -115,13 +116,16 @@ def select_safety_tokens(
     sums = _Contrast(head, head.at(teacher.temperature), settings.inner_top_k, device)
     ends = torch.tensor(end_of_turn_ids(model.model, chat.tokenizer), device=device)
     order = sorted(range(len(samples)), key=lambda row: len(taught[row]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+
+    def read(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tails = [continuations[row] for row in rows]
         with teacher.active(model.model):
             hidden_t, mask = _hidden_at(model, [taught[row] for row in rows], tails)
         with base_weights(model.model):
             hidden_0, _ = _hidden_at(model, [plain[row] for row in rows], tails)
+        return hidden_t, hidden_0, mask
+
+    for hidden_t, hidden_0, mask in in_batches(order, batch_size, read):
         sums.add(hidden_t, hidden_0, mask, ends)
     return _choose(sums, model, settings)
 
