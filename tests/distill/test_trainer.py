@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
+from trl import DistillationConfig
 
 from safesteer.config import TrainSettings
 from safesteer.distill import train as train_module
 from safesteer.distill import trainer
 from safesteer.distill.plan import plan_rows
+from safesteer.distill.reading import Reader
 from safesteer.distill.train import last_checkpoint, train
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError, SafeSteerError
@@ -411,7 +414,7 @@ def test_teacher_and_student_share_what_is_below_adapters_and_direction(
             assert line[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
     ours = list(gradients)
     gradients.clear()
-    monkeypatch.setattr(SafeSteerTrainer, "_find_shared_blocks", lambda self: 0)
+    monkeypatch.setattr(Reader, "shared_blocks", lambda self, student: 0)
     tiny_chat_model.model = base
     run(tiny_chat_model, tmp_path / "apart", teacher, **settings)
     assert len(ours) == len(gradients) == 2
@@ -422,11 +425,14 @@ def test_teacher_and_student_share_what_is_below_adapters_and_direction(
 @pytest.mark.parametrize("change", ["context", "checkpointing", "full"])
 def test_nothing_is_shared_where_it_would_be_wrong(change, tiny_chat_model, tmp_path, monkeypatch):
     """A teacher that reads something else, blocks that run twice, weights that all move."""
-    found = []
-    original = SafeSteerTrainer._find_shared_blocks
-    monkeypatch.setattr(
-        SafeSteerTrainer, "_find_shared_blocks", lambda self: found.append(original(self)) or 0
-    )
+    shared: list[int] = []
+    original = SafeSteerTrainer._compute_loss
+
+    def watch(self, *args):  # type: ignore[no-untyped-def]
+        shared.append(self.shared_blocks)
+        return original(self, *args)
+
+    monkeypatch.setattr(SafeSteerTrainer, "_compute_loss", watch)
     teacher = make_teacher() if change == "context" else replace(make_teacher(), context=())
     run(
         tiny_chat_model,
@@ -437,7 +443,7 @@ def test_nothing_is_shared_where_it_would_be_wrong(change, tiny_chat_model, tmp_
         gradient_checkpointing=change == "checkpointing",
         method="full" if change == "full" else "lora",
     )
-    assert found == [0]
+    assert shared == [0]
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
@@ -623,6 +629,47 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, new_chat_model, tmp_pat
     assert all(torch.equal(after[name], value) for name, value in weights(whole).items())
 
 
+def test_a_run_that_ends_within_a_window_resumes_to_its_own_end(new_chat_model, tmp_path):
+    """Killed after the last checkpoint: the last window is made again, and no update more."""
+    changes = {"updates": 3, "updates_per_rollout": 2, "save_every": 2}
+    whole, expected = run(new_chat_model(), tmp_path, **changes)
+    resumed, found = run(new_chat_model(), tmp_path, **changes)
+    assert [line["update"] for line in found] == [1, 2, 3]
+    assert without_timing(found) == without_timing(expected)
+    after = weights(resumed)
+    assert all(torch.equal(after[name], value) for name, value in weights(whole).items())
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_rows_are_shuffled_as_trl_is_told(window, shuffled, tiny_chat_model, recorded, tmp_path):
+    """A plain script's rows, harmful ones first, are mixed unless `shuffle_dataset` is off."""
+    rows = [{"prompt": list(m), "anchor": False} for m in prompts("harmful", 8)]
+    rows += [{"prompt": list(m), "anchor": True} for m in prompts("harmless", 8)]
+    SafeSteerTrainer(
+        train_module.with_lora(tiny_chat_model.model, make_settings(), 0),
+        DistillationConfig(
+            output_dir=str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=4,
+            max_completion_length=3,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            shuffle_dataset=shuffled,
+        ),
+        Dataset.from_list(rows),
+        chat=tiny_chat_model.chat,
+        teacher=make_teacher(),
+        safety_tokens=TOKENS,
+        updates_per_rollout=window,
+    ).train()
+    seen = [row["anchor"] for window in recorded for row in window["rows"]]
+    assert len(seen) == 8
+    assert any(seen) == shuffled
+
+
 def test_seed_decides_the_run(new_chat_model, tmp_path):
     """The same seed gives the same numbers in the same process; another seed gives others."""
     runs = [
@@ -639,6 +686,7 @@ def test_a_checkpoint_without_its_mark_is_deleted(tmp_path):
     for name in ("checkpoint-2", "checkpoint-10"):
         (tmp_path / name / "complete.json").write_text("{}")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path, 4) is None
     assert not (tmp_path / "checkpoint-12").exists()
     assert last_checkpoint(tmp_path / "nothing") is None
 

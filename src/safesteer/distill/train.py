@@ -27,7 +27,8 @@ from trl import DistillationConfig
 from safesteer import ranks
 from safesteer.config import LoraSettings, TrainSettings
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
-from safesteer.distill.trainer import TEACHER_TOKENS, SafeSteerTrainer
+from safesteer.distill.reading import TEACHER_TOKENS
+from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.batches import attempt
@@ -91,7 +92,7 @@ def train(
     teacher_tokens = TEACHER_TOKENS
 
     def once() -> Any:
-        checkpoint = ranks.on_main(lambda: _go_on_from(folder, layout))
+        checkpoint = ranks.on_main(lambda: _go_on_from(folder, layout, window))
         torch.manual_seed(seed)
         metrics = MetricsFile(folder, on_update)
         trainer = SafeSteerTrainer(
@@ -161,12 +162,14 @@ def _dividing(completions: int, micro: int) -> int:
     return next(n for n in range(min(micro, completions), 0, -1) if completions % n == 0)
 
 
-def _go_on_from(folder: Path, layout: str) -> str | None:
+def _go_on_from(folder: Path, layout: str, window: int) -> str | None:
     """The checkpoint that training goes on from, with the metrics up to it; None: the beginning.
+
+    It lies between two windows, whose rollouts are not saved; the last update may end within one.
 
     Raises InputError for one whose weights are not laid out as those of this start.
     """
-    checkpoint = last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder, window)
     if checkpoint is not None:
         earlier = read_json(checkpoint / _MARKER).get("layout", "whole")
         if layout != earlier:
@@ -178,15 +181,15 @@ def _go_on_from(folder: Path, layout: str) -> str | None:
     return None if checkpoint is None else str(checkpoint)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint; those that were cut short are deleted."""
+def last_checkpoint(folder: Path, every: int = 1) -> Path | None:
+    """The last whole checkpoint after a multiple of `every` updates; cut ones are deleted."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         if (path / _MARKER).is_file():
             whole.append(path)
         else:
             shutil.rmtree(path, ignore_errors=True)
-    return max(whole, key=_step, default=None)
+    return max((path for path in whole if _step(path) % every == 0), key=_step, default=None)
 
 
 def _step(checkpoint: Path) -> int:

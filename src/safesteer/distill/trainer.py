@@ -11,11 +11,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from datasets import IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from trl import DistillationConfig, DistillationTrainer
@@ -23,19 +24,15 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from safesteer.distill.losses import completion_mean, distillation_loss
+from safesteer.distill.reading import TEACHER_TOKENS, Reader
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.models.batches import attempt, halved
 from safesteer.models.chat import ChatRenderer, pad_left
-from safesteer.models.forward import hidden_states
-from safesteer.models.from_layer import entering, first_layers, from_layer
+from safesteer.models.from_layer import from_layer
 from safesteer.models.generate import generate
 from safesteer.models.head import OutputHead
-from safesteer.models.layers import find_blocks, is_sharded
-from safesteer.teacher import Teacher, base_weights
-
-# The teacher reads a whole window of updates at once, in passes of about so many tokens: enough to
-# fill a device, and little memory, as nothing is kept for a gradient.
-TEACHER_TOKENS = 4096
+from safesteer.models.layers import is_sharded
+from safesteer.teacher import Teacher
 
 
 class SafeSteerTrainer(DistillationTrainer):
@@ -56,7 +53,7 @@ class SafeSteerTrainer(DistillationTrainer):
         rollout_batch: sequences generated at once; halved where they do not fit into memory.
         teacher_tokens: about how many tokens a pass of the teacher reads.
         opening: (tokens, share): in this share of the updates, the first ones, rollouts are cut
-            after so many tokens.
+            after so many tokens; a window that begins among them is cut as a whole.
         updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
             as it is before the first of them, and the teacher reads them at once; 1 is strictly
             on-policy. Resuming has to begin with a window.
@@ -91,10 +88,11 @@ class SafeSteerTrainer(DistillationTrainer):
         self.anchor_tokens = anchor_tokens
         self.base_model = base_model
         self.rollout_batch = rollout_batch
-        self.teacher_tokens = teacher_tokens
         self.opening = opening
         self.updates_per_rollout = updates_per_rollout
         self._parts: list[dict[str, Any]] = []  # micro-batches of the window under way
+        if updates_per_rollout > 1 and isinstance(train_dataset, IterableDataset):
+            raise ValueError("updates_per_rollout above 1 needs a dataset with a length")
         if args.max_completion_length is None:
             raise ValueError("max_completion_length is not set: rollouts need a cap")
         self.full_length = args.max_completion_length
@@ -113,7 +111,11 @@ class SafeSteerTrainer(DistillationTrainer):
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(self.accelerator.device)
         self.safety_tokens = torch.tensor(safety_tokens, device=self.accelerator.device)
-        self.shared_blocks = self._find_shared_blocks()
+        self.reader = Reader(chat, teacher, self.accelerator, teacher_tokens)
+        # Checkpointing runs blocks again, with other passes than those that were shared.
+        alone = base_model is not None or args.gradient_checkpointing
+        student = self.accelerator.unwrap_model(self.model)
+        self.shared_blocks = 0 if alone else self.reader.shared_blocks(student)
 
     # Windows of updates --------------------------------------------------------------------------
 
@@ -123,6 +125,8 @@ class SafeSteerTrainer(DistillationTrainer):
         return self.args.gradient_accumulation_steps * self.updates_per_rollout
 
     def get_train_dataloader(self) -> DataLoader:
+        if self.updates_per_rollout == 1:
+            return super().get_train_dataloader()
         return self._get_dataloader(
             dataset=self.train_dataset,  # type: ignore[arg-type]
             description="Training",
@@ -132,14 +136,14 @@ class SafeSteerTrainer(DistillationTrainer):
         )
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        """The rows in their order, each window as often as it has micro-batches (TRL's scheme)."""
+        """Each window of rows as often as it has micro-batches (TRL's scheme)."""
         rows = self.args.per_device_train_batch_size * self.accelerator.num_processes
         return RepeatSampler(
             data_source=dataset or self.train_dataset,  # type: ignore[arg-type]
             mini_repeat_count=1,
             batch_size=rows * self._window,
             repeat_count=self._window,
-            shuffle=False,
+            shuffle=bool(self.shuffle_dataset),
             seed=self.args.seed,
         )
 
@@ -160,7 +164,7 @@ class SafeSteerTrainer(DistillationTrainer):
         return [self.chat.ids(messages) for messages in prompts], None, {}
 
     def _rollout_length(self) -> int:
-        if self.opening is None or self.state.global_step >= self.opening[1] * self.args.max_steps:
+        if self.opening is None or self.state.global_step >= self.opening[1] * self.state.max_steps:
             return self.full_length
         return min(self.opening[0], self.full_length)
 
@@ -217,10 +221,11 @@ class SafeSteerTrainer(DistillationTrainer):
         ]
         ids, mask = pad_left(contexts, self.chat.tokenizer.pad_token_id, device)
         student = self.accelerator.unwrap_model(self.model)
-        with self._timed("teacher"), torch.no_grad():
+        base = student if self.base_model is None else self.base_model
+        with self._timed("teacher"):
             # Through the wrapper, as TRL does for the loss: it holds a sharded model's weights.
             output["teacher_hidden"] = self._forward_redirection(
-                self.model_wrapped, student, self._teacher_hidden, student, ids, mask, output
+                self.model_wrapped, student, self.reader.teach, base, ids, mask, output
             )
         return output
 
@@ -244,11 +249,17 @@ class SafeSteerTrainer(DistillationTrainer):
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):  # type: ignore[no-untyped-def]
         completion_mask = inputs["completion_mask"].bool()
         lengths = completion_mask.sum(-1)
+        begin: AbstractContextManager[None] = nullcontext()
         if self.shared_blocks:
-            hidden, teacher_hidden = self._hidden_of_both(unwrapped_student, inputs)
+            with self._timed("teacher"):
+                teacher_hidden, entered = self.reader.teach_from(
+                    unwrapped_student, self.shared_blocks, inputs
+                )
+            begin = from_layer(unwrapped_student, self.shared_blocks, entered)
         else:
             teacher_hidden = inputs["teacher_hidden"]
-            hidden = self._completion_hidden(
+        with begin:
+            hidden = self.reader.read(
                 unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
             )
         anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
@@ -259,131 +270,6 @@ class SafeSteerTrainer(DistillationTrainer):
         self._log_masses(metrics, anchor)
         count = lengths.sum()
         return loss, metrics["entropy"].sum(), count
-
-    def _completion_hidden(self, model, prompt_ids, prompt_mask, inputs):  # type: ignore[no-untyped-def]
-        """Hidden states [B, C, D] that predict the completion's tokens."""
-        ids = torch.cat([prompt_ids, inputs["completion_ids"]], dim=1)
-        mask = torch.cat([prompt_mask, inputs["completion_mask"]], dim=1)
-        length = inputs["completion_ids"].shape[1]
-        # TRL calls this loss in place of the model's forward, where accelerate's autocast sits.
-        with self.accelerator.autocast():
-            return hidden_states(model, ids, mask)[:, -length - 1 : -1]
-
-    def _hidden_of_both(self, student, inputs):  # type: ignore[no-untyped-def]
-        """[B, C, D] of the student and of the teacher, which run the lowest blocks as one."""
-        prompt = inputs["prompt_ids"], inputs["prompt_mask"]
-        layer = self.shared_blocks
-        training = student.training
-        student.eval()
-        try:
-            with (
-                self._timed("teacher"),
-                torch.no_grad(),
-                self.teacher.active(student, ~inputs["anchor"]),
-                entering(student, [layer]) as entered,
-            ):
-                teacher_hidden = self._completion_hidden(student, *prompt, inputs)
-        finally:
-            student.train(training)
-        with from_layer(student, layer, entered[layer]):
-            return self._completion_hidden(student, *prompt, inputs), teacher_hidden
-
-    def _find_shared_blocks(self) -> int:
-        """How many of the lowest blocks do the same for teacher and student; 0: they share none.
-
-        These are the blocks below both the steered layer and the first trainable weight, if the
-        teacher reads what the student reads. Whether the model's architecture allows it is tried.
-        """
-        student = self.accelerator.unwrap_model(self.model)
-        if (
-            self.base_model is not None
-            or self.teacher.direction is None
-            or self.teacher.context
-            or self.args.gradient_checkpointing  # which runs blocks again, and other passes
-            or is_sharded(student)
-        ):
-            return 0
-        blocks = find_blocks(student)
-        inside = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}
-        first = min(inside.get(id(p), 0) for p in student.parameters() if p.requires_grad)
-        layer = min(first, self.teacher.direction.layer)
-        ids, mask = pad_left(
-            [
-                self.chat.ids([{"role": "user", "content": text}])
-                for text in ("Hello.", "Go on, do.")
-            ],
-            self.chat.tokenizer.pad_token_id,
-            self.accelerator.device,
-        )
-        training = student.training
-        student.eval()
-        try:
-            with base_weights(student):
-                found = first_layers(student, [layer], lambda: hidden_states(student, ids, mask))
-        finally:
-            student.train(training)
-        return layer if layer in found else 0
-
-    def _teacher_hidden(self, student, ids, mask, batch):  # type: ignore[no-untyped-def]
-        """[B, C, D] hidden states of the teacher, and of the plain base on anchor rows.
-
-        `ids`, `mask` [B, T]: the prompts as the teacher reads them.
-        """
-        model = student if self.base_model is None else self.base_model
-        training = model.training
-        model.eval()
-        lengths = mask.sum(-1)
-        hidden = None
-        try:
-            for anchor in (False, True):
-                rows = (batch["anchor"] == anchor).nonzero().flatten()
-                passes = list(self._passes(rows, lengths, batch["completion_ids"].shape[1]))
-                with base_weights(model) if anchor else self.teacher.active(model):
-                    for part, counts in self._in_step(model, passes):
-                        width = int(lengths[part].max())
-                        found = self._completion_hidden(
-                            model,
-                            ids[part][:, -width:],
-                            mask[part][:, -width:],
-                            {
-                                key: batch[key][part]
-                                for key in ("completion_ids", "completion_mask")
-                            },
-                        )
-                        if hidden is None:
-                            hidden = found.new_empty((len(ids), *found.shape[1:]))
-                        if counts:
-                            hidden[part] = found
-            return hidden
-        finally:
-            model.train(training)
-
-    def _passes(
-        self, rows: torch.Tensor, lengths: torch.Tensor, new: int
-    ) -> Iterator[torch.Tensor]:
-        """`rows` sorted by length and cut into passes of about `teacher_tokens` tokens."""
-        rows = rows[lengths[rows].argsort(descending=True)]
-        while len(rows):
-            count = max(1, self.teacher_tokens // (int(lengths[rows[0]]) + new))
-            yield rows[:count]
-            rows = rows[count:]
-
-    def _in_step(
-        self, model: nn.Module, passes: list[torch.Tensor]
-    ) -> Iterator[tuple[torch.Tensor, bool]]:
-        """The passes and that they count; then as many more as any other process makes.
-
-        Weights spread over processes are gathered pass by pass, for all of them.
-        """
-        most = len(passes)
-        if is_sharded(model):
-            device = self.accelerator.device
-            most = int(self.accelerator.gather(torch.tensor([most], device=device)).max())
-        for number in range(most):
-            if number < len(passes):
-                yield passes[number], True
-            else:
-                yield torch.zeros(1, dtype=torch.long, device=self.accelerator.device), False
 
     def _position_losses(self, student, hidden, teacher_hidden, anchor):  # type: ignore[no-untyped-def]
         """Loss [N] and metrics at every position: S where the teacher teaches, anchors as set."""
