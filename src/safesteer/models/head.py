@@ -163,6 +163,9 @@ class _LogPartition(torch.autograd.Function):
         for rows, blocks in _blocks(head, tokens, len(hidden)):
             largest, total = _nothing_yet(log_z[rows])
             mean = torch.zeros_like(total)  # of the logits, not yet divided by the total
+            # Without bias and cap the mean logit is that of the mean row of the weights, which the
+            # gradient needs anyway: it spares a pass over the block and a copy of it.
+            by_gradient = needs_hidden and bias is None and head.softcap is None
             towards = torch.zeros_like(hidden[rows], dtype=torch.float32)  # [n, D], likewise
             for block in blocks:
                 logits = block.logits(head, hidden[rows], chosen[rows])
@@ -170,21 +173,26 @@ class _LogPartition(torch.autograd.Function):
                 smaller = torch.exp(before - largest)
                 slope = _slope(logits, head) if needs_hidden else None
                 shifted = logits.sub_(largest)
-                weights = torch.exp(shifted)
+                weights = shifted.exp_() if by_gradient else torch.exp(shifted)
                 part = weights.sum(-1, keepdim=True)
                 total = total * smaller + part
-                mean = mean * smaller + largest * part
-                mean += torch.bmm(weights[:, None], shifted[:, :, None])[:, 0]
+                if not by_gradient:
+                    mean = mean * smaller + largest * part
+                    mean += torch.bmm(weights[:, None], shifted[:, :, None])[:, 0]
                 if slope is not None:
                     if isinstance(slope, torch.Tensor):
                         weights *= slope
                     towards *= smaller
                     towards += weights.to(weight.dtype) @ weight[block.columns]
             log_z[rows] = (largest + total.log())[:, 0]
-            entropy[rows] = log_z[rows] - (mean / total)[:, 0]
             if gradient is not None:
                 constant = 1.0 if isinstance(slope, torch.Tensor) else slope
-                gradient[rows] = (towards * (constant / total)).to(gradient.dtype)
+                towards *= constant / total
+                gradient[rows] = towards.to(gradient.dtype)
+            if by_gradient:
+                entropy[rows] = log_z[rows] - (towards * hidden[rows]).sum(-1)
+            else:
+                entropy[rows] = log_z[rows] - (mean / total)[:, 0]
         ctx.head = head
         ctx.mark_non_differentiable(entropy)
         kept = (hidden, weight, bias, tokens, chosen, log_z) if needs_head else ()
