@@ -1,9 +1,11 @@
 """One training update against the same update with two models and all of the vocabulary.
 
     python bench/update.py [MODEL] [--rows 16] [--new-tokens 64] [--updates 3] [--repeats 3]
+        [--lora-from-layer steered|0]
 
 Both distil the same steered teacher into the same LoRA student on the same completions, without
-the cost of sampling them. `ours` is `safesteer.distill.train`: one set of weights, hidden states of
+the cost of sampling them; its adapters lie in the layers from the steered one on, or in all.
+`ours` is `safesteer.distill.train`: one set of weights, hidden states of
 the completion alone, the loss on S from hidden states. `two models` is the update as it is usually
 written: a second copy of the model is the teacher, both give logits at every position, and two
 log-softmaxes of [completion, vocabulary] make a reverse KL. Each measurement is a process of its
@@ -79,7 +81,7 @@ def two_models(
     """Seconds of each update of a plain loop."""
     direction = direction_for(model)
     teacher = copy.deepcopy(model.model)
-    student = with_lora(model.model, settings, 0).train()
+    student = with_lora(model.model, settings, 0, direction.layer).train()
     optimiser = torch.optim.AdamW(
         [p for p in student.parameters() if p.requires_grad], settings.learning_rate
     )
@@ -118,6 +120,7 @@ def child(name: str, arguments: argparse.Namespace) -> None:
         prompts=arguments.rows * arguments.updates,
         max_completion_tokens=arguments.new_tokens,
         save_every=1000,
+        lora={"first_layer": arguments.lora_from_layer},
     )
     found = [list(p.messages) for p in load_prompt_set("harmful").train]
     prompts = (found * (settings.prompts // len(found) + 1))[: settings.prompts]
@@ -135,6 +138,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--lora-from-layer", choices=["steered", "0"], default="steered")
     parser.add_argument("--updates", type=int, default=3, help="at least 2: the first warms up")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", choices=NAMES, help=argparse.SUPPRESS)
