@@ -320,7 +320,7 @@ def _arguments(
         temperature=settings.temperature,
         gradient_checkpointing=settings.gradient_checkpointing,
         # bfloat16 weights need no autocast, and on the CPU its backward is slower than float32.
-        bf16=cuda and parameter.dtype == torch.float32,
+        bf16=cuda and student.dtype == torch.float32,
         use_cpu=not cuda,
         shuffle_dataset=False,
         dataloader_pin_memory=cuda,

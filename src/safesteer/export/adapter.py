@@ -10,6 +10,7 @@ import torch
 from safesteer.errors import InputError
 from safesteer.export.proof import Candidate
 from safesteer.export.source import Source
+from safesteer.models.quantize import loading_arguments, quantization_of, steady
 
 
 def write(source: Source, target: Path, dtype: torch.dtype) -> None:
@@ -33,7 +34,11 @@ def read(source: Source, target: Path) -> Candidate:
     base = AutoModelForCausalLM.from_pretrained(
         **source.base_arguments,
         dtype=torch.float32,
+        device_map={"": "cpu"},
         trust_remote_code=source.settings.trust_remote_code,
+        **loading_arguments(source.settings.quantization, torch.float32),
     )
+    if quantization_of(base) is not None:
+        steady(base)
     model = PeftModel.from_pretrained(base, target).eval()
     return Candidate(lambda ids: model(ids).logits, AutoTokenizer.from_pretrained(target))

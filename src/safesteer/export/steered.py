@@ -34,6 +34,11 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
         raise InputError(
             "the teacher is not steered, it only reads a context; use --format teacher"
         )
+    if source.bits != "none":
+        raise InputError(
+            f"the run's base is held in {source.bits}, which lm-eval's class cannot be told; use"
+            " --format teacher, which writes ordinary weights"
+        )
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError(
             "--format steered is checked with lm-eval, which is not installed; run: pip install"
