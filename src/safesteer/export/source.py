@@ -14,7 +14,7 @@ import torch
 
 from safesteer.config import ModelSettings
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.load import locate, quiet_libraries
+from safesteer.models.load import copy_processor_files, locate, quiet_libraries
 from safesteer.models.quantize import dequantized, held_in
 from safesteer.pipeline import Pipeline
 from safesteer.reporter import Reporter
@@ -86,6 +86,12 @@ class Source:
         name = config.get("dtype") or config.get("torch_dtype") or "float32"
         dtype: torch.dtype = getattr(torch, name)
         return dtype
+
+
+def copy_processor(source: Source, target: Path) -> None:
+    """Put the files of the base's processor, which turns pictures into tokens, into an export."""
+    if source.kind == "folder":
+        copy_processor_files(source.base, target)
 
 
 def load_source(

