@@ -264,7 +264,7 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=fused or None,
+        exclude_modules="|".join(left_out) or None,
         layers_to_transform=list(range(first, layers)) if first else None,
         task_type="CAUSAL_LM",
     )
