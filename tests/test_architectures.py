@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import safesteer
-from safesteer.models.layers import find_blocks
+from safesteer.export.proven import export
+from safesteer.models.layers import find_blocks, text_tower_name
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 EXPERTS = {
@@ -41,6 +43,7 @@ MAMBA = {
     "mamba_d_conv": 4,
     "mamba_chunk_size": 16,
 }
+MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
 GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 64}
 # transformers' model type: (models that use it, what its configuration needs to be tiny).
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -117,7 +120,60 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "LFM 2 (convolutions and attention)",
         {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     ),
+    "gemma3n_text": (
+        "Gemma 3n, text (shared keys and values)",
+        {
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": 64,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 320,
+            "laurel_rank": 4,
+        },
+    ),
     "gpt2": ("GPT-2", {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512}),
+}
+
+
+# Models that also see: (models, the text tower's configuration, the vision tower's, more).
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+SEEING: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "qwen2_5_vl": (
+        "Qwen 2.5 VL",
+        MROPE,
+        {"depth": 4, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32},
+        {},
+    ),
+    "qwen3_vl": (
+        "Qwen 3 VL",
+        MROPE,
+        {
+            "depth": 4,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "deepstack_visual_indexes": [1],
+        },
+        {},
+    ),
+    "qwen3_5": (
+        "Qwen 3.5, with its vision tower",
+        LINEAR,
+        {"depth": 4, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32},
+        {},
+    ),
+    "gemma3": ("Gemma 3, with its vision tower", GEMMA, {}, {"mm_tokens_per_image": 4}),
+    "llava": ("Llava 1.5", {"model_type": "llama"}, {"model_type": "clip_vision_model"}, {}),
+    "mistral3": ("Mistral Small 3.1", {"model_type": "mistral"}, {"model_type": "pixtral"}, {}),
+    "smolvlm": ("SmolVLM", {"model_type": "llama"}, {}, {}),
+    "mllama": ("Llama 3.2 Vision", {"cross_attention_layers": [2]}, {}, {}),
 }
 
 
@@ -147,7 +203,10 @@ def sections(new_prompt_sets: Callable[[int, int], dict[str, str]]) -> dict[str,
 
 
 def save_tiny(name: str, tokenizer: Any, folder: Path) -> torch.nn.Module:
-    """A model of four layers with random weights, saved with the tokenizer."""
+    """A model of four layers with random weights, saved with the tokenizer.
+
+    A vision tower has as many, so that its list of blocks could be taken for the text's.
+    """
     ids = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
@@ -165,8 +224,15 @@ def save_tiny(name: str, tokenizer: Any, folder: Path) -> torch.nn.Module:
     }
     values = {"vocab_size": len(tokenizer), **ids, **({} if name == "gpt2" else sizes)}
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[name](**{**values, **ARCHITECTURES[name][1]})
-    model = AutoModelForCausalLM.from_config(config).float()
+    if name in SEEING:
+        _, text, vision, more = SEEING[name]
+        config = CONFIG_MAPPING[name](
+            text_config={**values, **text}, vision_config={**VISION, **vision}, **more
+        )
+        model = AutoModelForImageTextToText.from_config(config).float()
+    else:
+        config = CONFIG_MAPPING[name](**{**values, **ARCHITECTURES[name][1]})
+        model = AutoModelForCausalLM.from_config(config).float()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
@@ -175,7 +241,7 @@ def save_tiny(name: str, tokenizer: Any, folder: Path) -> torch.nn.Module:
 ran: dict[str, str] = {}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *SEEING])
 def test_the_whole_job_runs(name, tokenizer, sections, tmp_path):
     """Direction, tokens, training, evaluation, report; the adapter changes the model."""
     if name not in CONFIG_MAPPING:
@@ -188,14 +254,39 @@ def test_the_whole_job_runs(name, tokenizer, sections, tmp_path):
     assert all(entry["status"] == "done" for entry in stages.values())
     entries = json.loads((tmp_path / "run" / "eval" / "aligned.json").read_text())["benchmarks"]
     assert entries["divergence"]["value"] > 0
+    if name in SEEING:
+        only_the_text_tower_has_changed(model, run, tmp_path / "merged")
     ran[name] = type(model).__name__
+
+
+def only_the_text_tower_has_changed(model: Any, run: Any, folder: Path) -> None:
+    """The merged weights load with the class that they had; those of the vision tower are equal."""
+    assert all("text_model" in n or "language_model" in n for n in adapted(run.path))
+    export(run.path, "merged", folder)
+    merged = AutoModelForImageTextToText.from_pretrained(folder)
+    assert type(merged) is type(model)
+    tower = text_tower_name(model)
+    own = {n for n, _ in model.named_parameters() if n.startswith(tower)}
+    assert 0 < len(own) < len(list(model.named_parameters()))
+    changed = {
+        name
+        for name, parameter in merged.named_parameters()
+        if not torch.equal(parameter, model.get_parameter(name))
+    }
+    assert changed and changed <= own
+
+
+def adapted(run: Path) -> list[str]:
+    """Names of the weights in a run's adapter."""
+    return list(load_file(run / "adapter" / "adapter_model.safetensors"))
 
 
 def test_the_table_in_the_docs_is_what_ran():
     """docs/models.md names each architecture that went through, by its class."""
-    if len(ran) < len(ARCHITECTURES):
+    if len(ran) < len(ARCHITECTURES) + len(SEEING):
         pytest.skip("not all architectures were run")
-    rows = [f"| {ARCHITECTURES[name][0]} | `{name}` | `{kind}` |" for name, kind in ran.items()]
+    models = {name: entry[0] for name, entry in [*ARCHITECTURES.items(), *SEEING.items()]}
+    rows = [f"| {models[name]} | `{name}` | `{kind}` |" for name, kind in ran.items()]
     table = "\n".join(["| models | type | class |", "|---|---|---|", *rows])
     text = DOCS.read_text("utf-8")
     start, end = (text.index(f"<!-- {mark} of the table -->") for mark in ("start", "end"))

@@ -33,6 +33,10 @@ class ModelSettings(Section):
         "auto", description="type of the weights; auto measures which one is fast here"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none",
+        description="hold the base's linear layers in fewer bits, by bitsandbytes; for adapters",
+    )
     device_map: Literal["auto"] | None = Field(
         None, description="auto: one model over all devices of one process, for those too large"
     )

@@ -55,6 +55,7 @@ def model_facts(model: ChatModel) -> dict[str, Any]:
         model.model, chat, Teacher(Direction(torch.randn(width), model.layers // 2))
     )
     facts["steering works"] = f"yes: a random direction changes a logit by {change:.2f}"
+    facts["weights as loaded"] = _gigabytes(model.model.get_memory_footprint())
     facts["weights in float32"] = _gigabytes(4 * parameters)
     facts["weights in bfloat16"] = _gigabytes(2 * parameters)
     # Weights, gradients and two moments in float32, and the frozen teacher.

@@ -10,8 +10,9 @@ from safesteer import ranks
 from safesteer.config import Settings
 from safesteer.distill.plan import completions_per_process
 from safesteer.errors import InputError
-from safesteer.models.load import fingerprint
+from safesteer.models.load import fingerprint, locate
 from safesteer.models.place import check_device_map
+from safesteer.models.quantize import check_quantization
 from safesteer.runs import RunDirectory
 from safesteer.runs.manifest import changed_keys
 
@@ -22,7 +23,7 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
     Raises InputError for settings that several processes cannot work with, and where processes
     were given different settings or folders; see `RunDirectory.open` for the rest.
     """
-    processes = ranks.count()
+    processes, layout = ranks.count(), ranks.layout()
     completions_per_process(settings.train, processes)
     check_device_map(settings.model)
     if settings.model.device_map is not None and settings.train.method == "full":
@@ -38,6 +39,13 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
     opened: list[RunDirectory] = []
 
     def open_alone() -> dict[str, Any]:
+        full = settings.train.method == "full"
+        bits = check_quantization(settings.model, *locate(settings.model), full=full)
+        if bits != "none" and layout != "whole":
+            raise InputError(
+                f"{settings.model.id} in {bits} cannot be spread over processes; start copies of"
+                " it (ddp), or a single process"
+            )
         model = fingerprint(settings.model)
         opened.append(RunDirectory.open(path, settings=settings, model=model, fresh=fresh))
         return given

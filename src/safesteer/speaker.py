@@ -19,6 +19,7 @@ from safesteer.evaluate.answers import Cache, generate, identity, weights_digest
 from safesteer.models.chat import Message
 from safesteer.models.generate import Progress
 from safesteer.models.load import ChatModel, load_model
+from safesteer.models.quantize import quantization_of
 from safesteer.reporter import Reporter
 from safesteer.targets import Target
 from safesteer.teacher import Teacher
@@ -105,6 +106,8 @@ class Speaker:
             "attention": getattr(base.config, "_attn_implementation", None),
             "template": [str(chat.tokenizer.chat_template), chat.template_kwargs],
         }
+        if (bits := quantization_of(base)) is not None:
+            parts["quantization"] = bits
         if direction is not None:
             vector = weights_digest([("direction", direction.vector)])
             parts["steering"] = [vector, direction.layer, direction.coefficient]

@@ -25,6 +25,7 @@ SETTINGS = {
     "--seed": "seed",
     "--revision": "model.revision",
     "--dtype": "model.dtype",
+    "--quantization": "model.quantization",
     "--device": "model.device",
     "--chat-template": "model.chat_template",
     "--trust-remote-code": "model.trust_remote_code",
@@ -54,7 +55,15 @@ FILES = {"--chat-template", "--harmful", "--harmless", "--borderline"}
 FOLDERS = {"--data-dir"}
 LISTS = {"--benchmarks", "--judges", "--report-to"}
 # What `load_model` and `load_prompts` need, for the commands that do no more than that.
-MODEL = ("--seed", "--revision", "--dtype", "--device", "--chat-template", "--trust-remote-code")
+MODEL = (
+    "--seed",
+    "--revision",
+    "--dtype",
+    "--quantization",
+    "--device",
+    "--chat-template",
+    "--trust-remote-code",
+)
 PANEL = "Settings (defaults; a recipe may have others)"
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]

@@ -11,8 +11,8 @@ import torch
 
 from safesteer import ranks
 from safesteer.config import ModelSettings
-from safesteer.models.layers import is_sharded
-from safesteer.models.load import save_model
+from safesteer.models.layers import has_other_towers, is_sharded
+from safesteer.models.load import copy_processor_files, locate, save_model
 from safesteer.runs.directory import PARTIAL
 
 
@@ -37,15 +37,17 @@ def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings
         )
         config.revision = base.revision
     save_model(student, tokenizer, partial, weights)
+    if not hasattr(student, "peft_config") and has_other_towers(student):
+        copy_processor_files(locate(base)[1], partial)
     (partial / "README.md").unlink(missing_ok=True)
     os.replace(partial, target)
 
 
 def _gathered(student: Any) -> dict[str, torch.Tensor]:
-    """The trained weights of a student that is spread over processes; whole on the main one."""
+    """The adapter, or all weights, of a student spread over processes; whole on the main one."""
     weights = {}
     for name, parameter in student.named_parameters():
-        if not parameter.requires_grad:
+        if hasattr(student, "peft_config") and not parameter.requires_grad:
             continue
         if hasattr(parameter, "full_tensor"):  # FSDP 2
             whole = parameter.detach().full_tensor()

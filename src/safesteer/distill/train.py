@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.batches import attempt
 from safesteer.models.chat import Message
-from safesteer.models.layers import find_blocks
+from safesteer.models.layers import backbone, find_blocks, has_other_towers, text_tower_name
 from safesteer.models.load import ChatModel
 from safesteer.runs.files import read_json, write_json, write_text
 from safesteer.teacher import Teacher
@@ -129,7 +130,8 @@ def train(
     while True:
         student: Any = model.model
         if settings.method == "full":
-            student.requires_grad_(True)
+            for part in (backbone(student), student.get_output_embeddings()):  # not what sees
+                part.requires_grad_(True)
         else:
             steered = None if teacher.direction is None else teacher.direction.layer
             student = with_lora(student, settings, seed, steered)
@@ -250,17 +252,19 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
             f" train.lora.target_modules, such as [q_proj, v_proj], not '{lora.target_modules}'"
         )
     # State-space blocks hand this weight to a fused kernel, past any adapter around it.
-    fused = [
-        f"{name}.out_proj"
+    left_out = [
+        re.escape(f"{name}.out_proj")
         for name, module in model.named_modules()
         if hasattr(module, "conv1d") and hasattr(module, "out_proj")
     ]
+    if has_other_towers(model):  # what sees stays as it is
+        left_out.append(rf"(?!{re.escape(text_tower_name(model))}\.).*")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=fused or None,
+        exclude_modules="|".join(left_out) or None,
         layers_to_transform=list(range(first, layers)) if first else None,
         task_type="CAUSAL_LM",
     )
@@ -320,7 +324,7 @@ def _arguments(
         temperature=settings.temperature,
         gradient_checkpointing=settings.gradient_checkpointing,
         # bfloat16 weights need no autocast, and on the CPU its backward is slower than float32.
-        bf16=cuda and parameter.dtype == torch.float32,
+        bf16=cuda and student.dtype == torch.float32,
         use_cpu=not cuda,
         shuffle_dataset=False,
         dataloader_pin_memory=cuda,

@@ -97,6 +97,7 @@ class SafeSteerTrainer(DistillationTrainer):
             raise ValueError("max_completion_length is not set: rollouts need a cap")
         self.full_length = args.max_completion_length
         self.seconds: dict[str, float] = defaultdict(float)
+        trained = [(p, p.data) for p in model.parameters() if p.requires_grad]
         super().__init__(
             model=model,
             args=args,
@@ -104,6 +105,11 @@ class SafeSteerTrainer(DistillationTrainer):
             processing_class=chat.tokenizer,
             **kwargs,
         )
+        # TRL rounds the adapters of a quantised base to bfloat16, where the steps of a small
+        # learning rate are lost.
+        for parameter, data in trained:
+            if parameter.dtype != data.dtype:
+                parameter.data = data.to(parameter.device)
         if base_model is None and not hasattr(
             self.accelerator.unwrap_model(self.model), "disable_adapter"
         ):

@@ -34,7 +34,7 @@ def rows_that_fit(model: Any, tokens: int) -> int:
 def bytes_per_token(model: Any) -> int:
     """Memory of one token while generating: its keys and values, and the states on their way."""
     config = text_config(model)
-    size = next(model.parameters()).element_size()
+    size = model.dtype.itemsize
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     keys = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", 0) or heads)

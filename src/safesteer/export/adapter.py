@@ -10,6 +10,8 @@ import torch
 from safesteer.errors import InputError
 from safesteer.export.proof import Candidate
 from safesteer.export.source import Source
+from safesteer.models.load import auto_class
+from safesteer.models.quantize import loading_arguments, quantization_of, steady
 
 
 def write(source: Source, target: Path, dtype: torch.dtype) -> None:
@@ -30,10 +32,16 @@ def read(source: Source, target: Path) -> Candidate:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = AutoModelForCausalLM.from_pretrained(
+    trust = source.settings.trust_remote_code
+    auto = AutoModelForCausalLM if source.kind == "gguf" else auto_class(source.base, trust)
+    base = auto.from_pretrained(
         **source.base_arguments,
         dtype=torch.float32,
-        trust_remote_code=source.settings.trust_remote_code,
+        device_map={"": "cpu"},
+        trust_remote_code=trust,
+        **loading_arguments(source.settings.quantization, torch.float32),
     )
+    if quantization_of(base) is not None:
+        steady(base)
     model = PeftModel.from_pretrained(base, target).eval()
     return Candidate(lambda ids: model(ids).logits, AutoTokenizer.from_pretrained(target))

@@ -12,6 +12,7 @@ from pathlib import Path
 from safesteer.config import Settings
 from safesteer.errors import InputError
 from safesteer.models.load import BUILTIN, locate
+from safesteer.models.quantize import held_in
 from safesteer.report.words import short_name
 
 _LM_EVAL = "--tasks ifeval,gsm8k --apply_chat_template --batch_size auto"
@@ -27,11 +28,15 @@ def commands(run: Path, settings: Settings) -> str:
     full, adapter = (run / "model").is_dir(), (run / "adapter").is_dir()
     if not (full or adapter):
         raise InputError(f"{run} is not trained; run `safesteer train {run}` first")
-    name = f"{short_name(settings.model.id)}-safesteer".lower()
+    name = _name(settings)
     parts = [_vllm(run, settings, name, full), _ollama(run, name), _lm_eval(run, settings, full)]
     if settings.teacher.steering:
         parts.append(_teacher(run, settings))
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _name(settings: Settings) -> str:
+    return f"{short_name(settings.model.id)}-safesteer".lower()
 
 
 def _vllm(run: Path, settings: Settings, name: str, full: bool) -> list[str]:
@@ -41,7 +46,7 @@ def _vllm(run: Path, settings: Settings, name: str, full: bool) -> list[str]:
     if full:
         return [*lines, _line("vllm serve", run / "model", "--served-model-name", name)]
     lines += [*made, _line("vllm serve", merged, "--served-model-name", name)]
-    if _is_gguf(settings):
+    if _is_gguf(settings) or _is_rounded(settings):
         return lines
     rank = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))["r"]
     largest = next((r for r in _VLLM_RANKS if r >= rank), rank)
@@ -73,6 +78,8 @@ def _ollama(run: Path, name: str) -> list[str]:
 def _lm_eval(run: Path, settings: Settings, full: bool) -> list[str]:
     if full:
         arguments = {"pretrained": str(run / "model")}
+    elif _is_rounded(settings):
+        arguments = {"pretrained": f"{_name(settings)}-merged"}  # as made for vLLM
     else:
         adapter = str(run / "adapter")
         arguments = {**_base_arguments(settings), "peft": adapter, "tokenizer": adapter}
@@ -83,6 +90,13 @@ def _lm_eval(run: Path, settings: Settings, full: bool) -> list[str]:
 
 
 def _teacher(run: Path, settings: Settings) -> list[str]:
+    if _is_rounded(settings):
+        arguments = _model_arguments({"pretrained": "teacher"}, settings)
+        return [
+            "# lm-eval: the same of the safety teacher",
+            _line("safesteer export", run, "--format teacher --output", "teacher"),
+            _line("lm_eval --model hf --model_args", arguments, _LM_EVAL),
+        ]
     folder = "teacher-steered"
     own = {"tokenizer": folder, "steer_path": f"{folder}/steered.pt"}
     arguments = _model_arguments({**_base_arguments(settings), **own}, settings)
@@ -112,6 +126,14 @@ def _model_arguments(arguments: dict[str, str], settings: Settings) -> str:
 def _is_gguf(settings: Settings) -> bool:
     """Whether the base is a GGUF file, for which vLLM takes no adapter."""
     return settings.model.id == BUILTIN or settings.model.id.endswith(".gguf")
+
+
+def _is_rounded(settings: Settings) -> bool:
+    """Whether the run's base is held in 8 or 4 bits, which is merged into ordinary weights.
+
+    How a hub model is stored is not looked up: nothing is asked for here.
+    """
+    return held_in(settings.model, "folder", Path(settings.model.id)) != "none"
 
 
 def _line(*parts: object) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from safesteer.export.proof import Candidate
-from safesteer.export.source import Source
+from safesteer.export.source import Source, copy_processor
+from safesteer.models.load import auto_class
 
 SHARD = "5GB"
 
@@ -19,15 +20,18 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
     Sharded safetensors, configuration, generation configuration, tokenizer and chat template.
     """
     write_model(aligned_model(source), source.tokenizer, target, dtype)
+    copy_processor(source, target)
 
 
 def read(source: Source, target: Path) -> Candidate:
     """Load the folder with transformers alone."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        target, dtype=torch.float32, trust_remote_code=source.settings.trust_remote_code
-    ).eval()
+    trust = source.settings.trust_remote_code
+    model = auto_class(target, trust).from_pretrained(
+        target, dtype=torch.float32, trust_remote_code=trust
+    )
+    model.eval()
     return Candidate(lambda ids: model(ids).logits, AutoTokenizer.from_pretrained(target))
 
 

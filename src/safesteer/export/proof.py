@@ -76,6 +76,7 @@ def expect(source: Source) -> Expected:
     prompts = [chat.ids(teacher.messages(c) if teacher else c) for c in conversations]
     with speaker.speaking():
         found = [last_log_probs(lambda ids: speaker.runner(ids).logits, p) for p in prompts]
+    conversations = [tuple(chat.shaped(c)) for c in conversations]
     return Expected(conversations, prompts, found, chat.template_kwargs)
 
 

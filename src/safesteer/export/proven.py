@@ -39,16 +39,18 @@ class Format(NamedTuple):
         tool: what reads it back.
         write: makes the file or folder from a source, in a type.
         read: loads it again.
+        whole: whether layers in few bits have to be ordinary ones for it.
     """
 
     speaker: str
     tool: str
     write: Callable[[Source, Path, torch.dtype], None]
     read: Callable[[Source, Path], Candidate]
+    whole: bool = True
 
 
 FORMATS = {
-    "adapter": Format("aligned", "transformers and peft", adapter.write, adapter.read),
+    "adapter": Format("aligned", "transformers and peft", adapter.write, adapter.read, False),
     "merged": Format("aligned", "transformers", merged.write, merged.read),
     "gguf": Format("aligned", "transformers", gguf_file.write, gguf_file.read),
     "teacher": Format("teacher", "transformers", teacher.write, teacher.read),
@@ -103,7 +105,7 @@ def export(
     run = RunDirectory.load(run_path)
     check_name(name, dtype)
     check_output(output, name, force)
-    source = load_source(run, form.speaker, reporter)
+    source = load_source(run, form.speaker, reporter, whole=form.whole)
     stored = torch.float32
     if name in ROUNDED:
         stored = getattr(torch, dtype) if dtype else source.stored_dtype()

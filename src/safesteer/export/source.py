@@ -14,7 +14,8 @@ import torch
 
 from safesteer.config import ModelSettings
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.load import locate
+from safesteer.models.load import copy_processor_files, locate, quiet_libraries
+from safesteer.models.quantize import dequantized, held_in
 from safesteer.pipeline import Pipeline
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
@@ -65,6 +66,11 @@ class Source:
             }
         return {"pretrained_model_name_or_path": str(self.base)}
 
+    @property
+    def bits(self) -> str:
+        """none, or the bits that the run's base is held in: 8bit or 4bit."""
+        return held_in(self.settings, self.kind, self.base)
+
     def stored_dtype(self) -> torch.dtype:
         """The type that the weights are stored in; float16 for a base from a GGUF file.
 
@@ -82,8 +88,18 @@ class Source:
         return dtype
 
 
-def load_source(run: RunDirectory, name: str, reporter: Reporter | None = None) -> Source:
+def copy_processor(source: Source, target: Path) -> None:
+    """Put the files of the base's processor, which turns pictures into tokens, into an export."""
+    if source.kind == "folder":
+        copy_processor_files(source.base, target)
+
+
+def load_source(
+    run: RunDirectory, name: str, reporter: Reporter | None = None, *, whole: bool = True
+) -> Source:
     """The speaker `name` (aligned, teacher) of a run.
+
+    `whole` turns the layers of a base in 8 or 4 bits into ordinary ones of the same values.
 
     Float32, since rounding would otherwise hide what an export changes: merging an adapter into
     bfloat16 weights loses part of it. Takes four bytes of memory per parameter.
@@ -92,5 +108,8 @@ def load_source(run: RunDirectory, name: str, reporter: Reporter | None = None) 
     """
     model = run.settings.model.model_copy(update={"dtype": "float32", "device": "cpu"})
     run.settings = run.settings.model_copy(update={"model": model})
-    speaker = Pipeline(run, reporter).speaker(name)
-    return Source(run.path, model, speaker, *locate(model))
+    pipeline = Pipeline(run, reporter)
+    if whole:
+        with quiet_libraries():
+            pipeline.model.model = dequantized(pipeline.model.model)
+    return Source(run.path, model, pipeline.speaker(name), *locate(model))

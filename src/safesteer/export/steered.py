@@ -16,7 +16,7 @@ from safesteer.errors import InputError
 from safesteer.export.proof import Candidate
 from safesteer.export.source import Source
 from safesteer.export.teacher import tokenizer_with_context
-from safesteer.models.layers import backbone, find_blocks
+from safesteer.models.layers import backbone, find_blocks, has_other_towers
 
 FILE_NAME = "steered.pt"
 
@@ -33,6 +33,16 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
     if source.direction is None:
         raise InputError(
             "the teacher is not steered, it only reads a context; use --format teacher"
+        )
+    if has_other_towers(source.speaker.model.model):
+        raise InputError(
+            "lm-eval's class reads models of text alone, and this one also sees; use --format"
+            " teacher"
+        )
+    if source.bits != "none":
+        raise InputError(
+            f"the run's base is held in {source.bits}, which lm-eval's class cannot be told; use"
+            " --format teacher, which writes ordinary weights"
         )
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError(

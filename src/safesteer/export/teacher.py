@@ -26,7 +26,7 @@ from safesteer.export.proof import (
     largest_difference,
     last_log_probs,
 )
-from safesteer.export.source import Source
+from safesteer.export.source import Source, copy_processor
 from safesteer.models.chat import Message
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.teacher import Direction
@@ -45,6 +45,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
         model = folded(model, source.direction)
         _require_exact(model, expected)
     merged.write_model(model, tokenizer_with_context(source), target, dtype)
+    copy_processor(source, target)
 
 
 def read(source: Source, target: Path) -> Candidate:
@@ -83,6 +84,11 @@ def tokenizer_with_context(source: Source) -> Any:
     context = source.speaker.teacher.context if source.speaker.teacher else ()
     if not context:
         return tokenizer
+    if source.chat.reads_parts:
+        raise InputError(
+            "the chat template reads lists of parts, and the teacher's context is text; no format"
+            " writes such a teacher"
+        )
     if not isinstance(tokenizer.chat_template, str):
         raise InputError(
             "the tokenizer has several chat templates, and the teacher's context can be put before"

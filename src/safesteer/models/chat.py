@@ -65,8 +65,13 @@ class ChatRenderer:
         self._control = (
             re.compile("(?=(" + "|".join(map(re.escape, controls)) + "))") if controls else None
         )
+        # Templates of some vision-language models read a list of parts and leave out a plain text.
+        self._in_parts = False
         try:
-            self.text([{"role": "user", "content": _PROBE}])
+            probe = [{"role": "user", "content": _PROBE}]
+            if _PROBE not in self.text(probe):
+                self._in_parts = True
+                self._in_parts = _PROBE in self.text(probe)
         except Exception as error:  # a template is a program: it can fail in any way
             raise InputError(
                 "the chat template cannot render a single user turn"
@@ -77,12 +82,26 @@ class ChatRenderer:
         """The rendered conversation as text, ending where the answer begins."""
         return str(
             self.tokenizer.apply_chat_template(
-                list(messages),
+                self.shaped(messages),
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **self.template_kwargs,
             )
         )
+
+    def shaped(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template reads them: their content a text, or a list of one."""
+        if not self._in_parts:
+            return list(messages)
+        return [
+            {**message, "content": [{"type": "text", "text": message["content"]}]}
+            for message in messages
+        ]
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether the template wants the content of a message as a list."""
+        return self._in_parts
 
     def ids(self, messages: Sequence[Message], answer: str = "") -> list[int]:
         """Token ids of the conversation, ending where the answer begins or after `answer`."""

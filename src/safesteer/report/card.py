@@ -15,7 +15,7 @@ from safesteer.config import ModelSettings
 from safesteer.errors import InputError
 from safesteer.evaluate.stored import OWN_SETS, set_order
 from safesteer.models.load import BUILTIN, builtin_path, locate
-from safesteer.models.usage import loading_code
+from safesteer.models.usage import adapter_code, loading_code
 from safesteer.prompts import load_prompt_sets
 from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
@@ -240,11 +240,7 @@ def _loading(findings: Findings) -> list[str]:
     try:
         lines = loading_code(run, base)
     except Exception:  # the base is not at hand, so its place is not known either
-        lines = [
-            "from peft import PeftModel; from transformers import AutoModelForCausalLM",
-            f'base = AutoModelForCausalLM.from_pretrained("{base.id}")',
-            f'model = PeftModel.from_pretrained(base, "{run / "adapter"}")',
-        ]
+        lines = adapter_code("AutoModelForCausalLM", f'"{base.id}"', base, run / "adapter")
     lines = [line.replace(f"{run}{os.sep}", "") for line in lines]
     if base.id == BUILTIN and not findings.full:
         # Its file lies inside an installed package, wherever that is.
@@ -260,11 +256,11 @@ def _loading(findings: Findings) -> list[str]:
 
 
 def _vllm(findings: Findings, hub: str | None) -> str:
-    """The command that serves the result; empty for a GGUF base, which takes no adapter there."""
+    """The command that serves the result; empty for a base to which it fits no adapter as it is."""
     if findings.full:
         return "vllm serve model"
     base = findings.run.settings.model
-    if base.id.endswith(".gguf"):
+    if base.id.endswith(".gguf") or base.quantization != "none":
         return ""
     wanted = findings.run.settings.train.lora.rank
     rank = next((rank for rank in _RANKS if rank >= wanted), _RANKS[-1])

@@ -221,6 +221,10 @@ def _model(speaker: Speaker, rows: int, total: int, progress: Progress | None) -
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
+        def apply_chat_template(self, chat_history: Any, *others: Any, **named: Any) -> str:
+            shaped = speaker.model.chat.shaped(chat_history)
+            return str(super().apply_chat_template(shaped, *others, **named))
+
         def _model_call(self, inps: Any, *others: Any, **named: Any) -> Any:
             found = super()._model_call(inps, *others, **named)
             self._tell(len(inps))
@@ -241,6 +245,7 @@ def _model(speaker: Speaker, rows: int, total: int, progress: Progress | None) -
     inner = runner.get_base_model() if hasattr(runner, "get_base_model") else runner
     return Model(
         pretrained=inner,
+        backend="causal",
         tokenizer=speaker.model.tokenizer,
         batch_size=rows,
         chat_template_args=speaker.model.chat.template_kwargs,
