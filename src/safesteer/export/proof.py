@@ -60,12 +60,14 @@ class Expected(NamedTuple):
         prompts: the token ids that the run's model reads for each.
         log_probs: one [POSITIONS, V] float32 for each.
         template_kwargs: arguments of the chat template.
+        appended: what closes an empty thinking block behind the template's prompt.
     """
 
     conversations: list[tuple[Message, ...]]
     prompts: list[list[int]]
     log_probs: list[torch.Tensor]
     template_kwargs: dict[str, Any]
+    appended: str = ""
 
 
 def expect(source: Source) -> Expected:
@@ -76,7 +78,7 @@ def expect(source: Source) -> Expected:
     prompts = [chat.ids(teacher.messages(c) if teacher else c) for c in conversations]
     with speaker.speaking():
         found = [last_log_probs(lambda ids: speaker.runner(ids).logits, p) for p in prompts]
-    return Expected(conversations, prompts, found, chat.template_kwargs)
+    return Expected(conversations, prompts, found, chat.template_kwargs, chat.appended)
 
 
 def compare(expected: Expected, candidate: Candidate) -> float:
@@ -92,6 +94,7 @@ def compare(expected: Expected, candidate: Candidate) -> float:
             add_generation_prompt=True,
             **expected.template_kwargs,
         )
+        text += expected.appended
         if list(candidate.tokenizer(text, add_special_tokens=False)["input_ids"]) != prompt:
             raise _other_tokens("its tokenizer and chat template make", conversation)
         texts.append(text)

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class ChatModel:
     def layers(self) -> int:
         """Number of transformer blocks."""
         return len(find_blocks(self.model))
+
+    @property
+    def closed(self) -> ChatModel:
+        """The same model with prompts that end where the answer begins, also if it thinks first."""
+        return replace(self, chat=self.chat.closed)
 
     @property
     def identity(self) -> dict[str, str | None]:

@@ -28,6 +28,7 @@ from safesteer.report.words import (
     label,
     metric_words,
     short_name,
+    thinking_words,
     value_text,
 )
 
@@ -58,6 +59,7 @@ def render_card(findings: Findings) -> str:
             direction=findings.direction,
             tokens=findings.tokens,
             updates=len(findings.updates),
+            thinking=thinking_words(findings.run.manifest["model"].get("thinking")),
             prompts=_prompts(findings),
             own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in OWN_SETS),
             attacked=any(_is_attack(name) for name in findings.results.get("aligned", {})),
