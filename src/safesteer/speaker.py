@@ -81,8 +81,9 @@ class Speaker:
     ) -> list[Said]:
         """Thoughts and answer to each conversation, in their order; greedy at temperature 0.
 
-        `max_new_tokens` are for both. `prefills` are the beginnings of the answers, which the model goes on from. `batch_size`
-        None takes as many at once as fit. `cache` keeps greedy answers; make it with `identity`.
+        `max_new_tokens` are for both. `prefills` are the beginnings of the answers, which the model
+        goes on from, without thoughts. `batch_size` None takes as many at once as fit. `cache`
+        keeps greedy answers; make it with `identity`.
         """
         teacher = self.teacher or Teacher()
         begun = prefills or [""] * len(conversations)

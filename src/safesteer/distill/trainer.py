@@ -298,7 +298,7 @@ class SafeSteerTrainer(DistillationTrainer):
         )
         loss = completion_mean(per_position, lengths)
         self._log_masses(metrics, anchor)
-        return loss, metrics["entropy"].sum(), lengths.sum().clamp_min(1)
+        return loss, metrics["entropy"].sum(), lengths.sum()
 
     def _position_losses(self, student, hidden, teacher_hidden, anchor):  # type: ignore[no-untyped-def]
         """Loss [N] and metrics at every position: S where the teacher teaches, anchors as set."""

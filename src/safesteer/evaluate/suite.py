@@ -224,9 +224,7 @@ def _comparer(settings: Settings, cache_dir: Path | None) -> Comparer:
     return win_rate_judge(settings.evaluate, (models or [""])[0] or None, cache_dir)
 
 
-def _texts(
-    answers: dict[str, dict[str, list[Said]]], who: str, loaded: Loaded
-) -> list[str] | None:
+def _texts(answers: dict[str, dict[str, list[Said]]], who: str, loaded: Loaded) -> list[str] | None:
     return [said.answer for said in answers[who][loaded.name]] if who in answers else None
 
 

@@ -106,7 +106,8 @@ class ChatRenderer:
                 f" ({' '.join(str(error).split())})"
             ) from None
         if not as_is:
-            self.thinking = find_thinking(self._render, self.template_kwargs)
+            source = template + "".join(t.content for t in tokenizer.added_tokens_decoder.values())
+            self.thinking = find_thinking(self._render, self.template_kwargs, source)
         if self.thinking is not None:
             self.template_kwargs = self.thinking.template_kwargs
             self.appended = "" if self.thinking.on else self.thinking.close

@@ -6,7 +6,6 @@ name is needed (docs/thinking.md). Knows nothing of models and tokens.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,14 +56,17 @@ class Thinking:
         }
 
 
-def find_thinking(render: Render, template_kwargs: Mapping[str, Any]) -> Thinking | None:
+def find_thinking(
+    render: Render, template_kwargs: Mapping[str, Any], source: str
+) -> Thinking | None:
     """What the template says of thinking; None where it says nothing.
 
     A model that thinks is not let do so unless one of `SWITCHES` is true in `template_kwargs`.
+    `source`: the template's own text and the tokenizer's added tokens.
     """
     kwargs = dict(template_kwargs)
     shown = _USER in render([{"role": "user", "content": _USER}], True, **kwargs)
-    found = _block(render, kwargs) if shown else None
+    found = _block(render, kwargs, source) if shown else None
     if found is None:
         return None
     opening, closing = found
@@ -85,7 +87,7 @@ def find_thinking(render: Render, template_kwargs: Mapping[str, Any]) -> Thinkin
     return Thinking(opening, closing, on, kwargs, close, inside)
 
 
-def _block(render: Render, kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
+def _block(render: Render, kwargs: Mapping[str, Any], source: str) -> tuple[str, str] | None:
     """(opening, closing) of the thinking block, white space included; None if there is none."""
     thinks = {**kwargs, **dict.fromkeys(SWITCHES, True)}
     prompts = [_prompt(render, thinks), _prompt(render, kwargs)]
@@ -95,18 +97,20 @@ def _block(render: Render, kwargs: Mapping[str, Any]) -> tuple[str, str] | None:
         before, thought, rest = shown.partition(_THOUGHT)
         closing, answered, _ = rest.partition(_ANSWER)
         if thought and answered and closing.strip():
-            opening = before[len(os.path.commonprefix([before, prompts[0]])) :]
-            if not opening.strip():  # the prompt opens the block already: its last tag
+            opening = before.removeprefix(prompts[0])
+            if not opening.strip() or opening == before:  # opened by the prompt: the last tag
                 opening = before[max(before.rfind("<"), before.rfind("["), 0) :]
             return opening, closing
     off = _prompt(render, {**kwargs, SWITCHES[0]: False})
     for prompt, pattern in [(off, _EMPTY), *((prompt, _TAG) for prompt in prompts)]:
         tag = pattern.search(prompt)
+        if tag is None:
+            continue
+        name = tag[1] or tag[2]
+        one, two = (f"<{name}>", f"</{name}>") if tag[1] else (f"[{name}]", f"[/{name}]")
         # A tag that stands before answers without thoughts too is the answer's own.
-        if tag and (pattern is _EMPTY or prompt != _before_answer(render, kwargs)):
-            name = tag[1] or tag[2]
-            one, two = ("<{}>", "</{}>") if tag[1] else ("[{}]", "[/{}]")
-            return one.format(name) + "\n", "\n" + two.format(name) + "\n\n"
+        if two in source and (pattern is _EMPTY or prompt != _before_answer(render, kwargs)):
+            return one + "\n", "\n" + two + "\n\n"
     return None
 
 
