@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safesteer.config import Settings
 from safesteer.errors import InputError
@@ -19,8 +21,11 @@ _LM_EVAL = "--tasks ifeval,gsm8k --apply_chat_template --batch_size auto"
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def commands(run: Path, settings: Settings) -> str:
+def commands(run: Path, settings: Settings, thinking: Mapping[str, Any] | None = None) -> str:
     """Lines for a shell, each part under a comment that says what it is.
+
+    `thinking` is what the run's manifest says of the model's thinking block: the tools are given
+    the same arguments of the template.
 
     Raises InputError for a run that is not trained.
     """
@@ -28,7 +33,24 @@ def commands(run: Path, settings: Settings) -> str:
     if not (full or adapter):
         raise InputError(f"{run} is not trained; run `safesteer train {run}` first")
     name = f"{short_name(settings.model.id)}-safesteer".lower()
-    parts = [_vllm(run, settings, name, full), _ollama(run, name), _lm_eval(run, settings, full)]
+    if thinking is not None:
+        model = settings.model.model_copy(update={"template_kwargs": thinking["template_kwargs"]})
+        settings = settings.model_copy(update={"model": model})
+    parts = [
+        _vllm(run, settings, name, full),
+        _ollama(run, settings, name, thinking),
+        _lm_eval(run, settings, full),
+    ]
+    if thinking is not None and thinking["appended"]:
+        parts.insert(
+            0,
+            [
+                "# The run's answers follow an empty thinking block, which the chat template cannot"
+                " close by itself.",
+                f"# Append {thinking['appended']!r} to its prompts; without it the model thinks"
+                " first, which the run did not measure.",
+            ],
+        )
     if settings.teacher.steering:
         parts.append(_teacher(run, settings))
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
@@ -38,9 +60,11 @@ def _vllm(run: Path, settings: Settings, name: str, full: bool) -> list[str]:
     merged = f"{name}-merged"
     made = [_line("safesteer export", run, "--format merged --output", merged)]
     lines = ["# vLLM: an OpenAI-compatible server"]
+    kwargs = settings.model.template_kwargs
+    template = ["--default-chat-template-kwargs", json.dumps(kwargs)] if kwargs else []
     if full:
-        return [*lines, _line("vllm serve", run / "model", "--served-model-name", name)]
-    lines += [*made, _line("vllm serve", merged, "--served-model-name", name)]
+        return [*lines, _line("vllm serve", run / "model", "--served-model-name", name, *template)]
+    lines += [*made, _line("vllm serve", merged, "--served-model-name", name, *template)]
     if _is_gguf(settings):
         return lines
     rank = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))["r"]
@@ -55,18 +79,25 @@ def _vllm(run: Path, settings: Settings, name: str, full: bool) -> list[str]:
             settings.model.id,
             f"{revision} --enable-lora --max-lora-rank {largest} --lora-modules",
             f"{name}={adapter}",
+            *template,
         ),
     ]
 
 
-def _ollama(run: Path, name: str) -> list[str]:
+def _ollama(
+    run: Path, settings: Settings, name: str, thinking: Mapping[str, Any] | None
+) -> list[str]:
     file = f"{name}.gguf"
+    kwargs = settings.model.template_kwargs
+    server = "llama-server -m FILE --jinja"
+    server += f" --chat-template-kwargs '{json.dumps(kwargs)}'" if kwargs else ""
+    think = "" if thinking is None else f"--think={'true' if thinking['on'] else 'false'}"
     return [
-        "# Ollama (llama.cpp: `llama-server -m FILE --jinja`)",
+        f"# Ollama (llama.cpp: `{server}`)",
         _line("safesteer export", run, "--format gguf --output", file),
         _line("printf 'FROM ./%s\\nPARAMETER temperature 0\\n'", file, "> Modelfile"),
         _line("ollama create", name, "-f Modelfile"),
-        _line("ollama run", name),
+        _line("ollama run", name, think),
     ]
 
 
