@@ -155,9 +155,7 @@ def test_only_the_answer_is_judged(model_folder, new_prompt_sets, tmp_path, monk
     monkeypatch.setattr(
         speakers,
         "generate",
-        lambda *args, **kwargs: [
-            model.chat.answer_ids(written[i % 2]) for i in range(len(args[2]))
-        ],
+        lambda *args, **kwargs: [model.chat.answer_ids(text) for text in written],
     )
     sets = load_prompt_sets(settings.prompts, 0)
     suite = Suite.plan(["harmful"], settings, sets, tmp_path)

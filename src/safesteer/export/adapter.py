@@ -28,12 +28,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 def read(source: Source, target: Path) -> Candidate:
     """Load base and adapter with transformers and peft, as a user would."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    base = AutoModelForCausalLM.from_pretrained(
-        **source.base_arguments,
-        dtype=torch.float32,
-        trust_remote_code=source.settings.trust_remote_code,
-    )
-    model = PeftModel.from_pretrained(base, target).eval()
+    model = PeftModel.from_pretrained(source.load_base(), target).eval()
     return Candidate(lambda ids: model(ids).logits, AutoTokenizer.from_pretrained(target))

@@ -14,7 +14,7 @@ import torch
 
 from safesteer.config import ModelSettings
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.load import locate
+from safesteer.models.load import adapter_base, locate, merge_adapter
 from safesteer.pipeline import Pipeline
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
@@ -31,7 +31,8 @@ class Source:
         settings: how the run's base is named and loaded.
         speaker: the aligned model or the teacher; exports may change its weights.
         kind: "gguf" or "folder", what the base is read from.
-        base: that file or folder.
+        base: that file or folder; of a base that is an adapter, what its weights were merged into.
+        adapters: folders of the adapters that were merged into `base`, the first one first.
     """
 
     run: Path
@@ -39,6 +40,7 @@ class Source:
     speaker: Speaker
     kind: str
     base: Path
+    adapters: tuple[Path, ...] = ()
 
     @property
     def chat(self) -> ChatRenderer:
@@ -64,6 +66,19 @@ class Source:
                 "gguf_file": self.base.name,
             }
         return {"pretrained_model_name_or_path": str(self.base)}
+
+    def load_base(self) -> Any:
+        """The base in float32, with transformers and peft alone, as a user would load it."""
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            **self.base_arguments,
+            dtype=torch.float32,
+            trust_remote_code=self.settings.trust_remote_code,
+        )
+        for adapter in self.adapters:
+            model = merge_adapter(model, adapter)
+        return model
 
     def stored_dtype(self) -> torch.dtype:
         """The type that the weights are stored in; float16 for a base from a GGUF file.
@@ -93,4 +108,9 @@ def load_source(run: RunDirectory, name: str, reporter: Reporter | None = None) 
     model = run.settings.model.model_copy(update={"dtype": "float32", "device": "cpu"})
     run.settings = run.settings.model_copy(update={"model": model})
     speaker = Pipeline(run, reporter).speaker(name)
-    return Source(run.path, model, speaker, *locate(model))
+    kind, base = locate(model)
+    adapters: list[Path] = []
+    while kind == "folder" and (below := adapter_base(base)) is not None:
+        adapters.insert(0, base)
+        kind, base = locate(below)
+    return Source(run.path, model, speaker, kind, base, tuple(adapters))

@@ -54,6 +54,7 @@ def render_card(findings: Findings) -> str:
             base=hub or base.id,
             local=local,
             builtin=base.id == BUILTIN,
+            adapter_of=_shown(findings.run.manifest["model"].get("adapter_of")),
             revision=findings.run.manifest["model"].get("revision"),
             license=facts.get("license"),
             direction=findings.direction,
@@ -179,6 +180,11 @@ def _prompts(findings: Findings) -> list[list[Any]]:
     return rows
 
 
+def _shown(base: str | None) -> str:
+    """The base of an adapter without the folders of this machine."""
+    return os.path.basename(os.path.normpath(base)) if base and os.path.isabs(base) else base or ""
+
+
 def _source(source: str) -> str:
     """A prompt set without the folders of this machine."""
     if source == "builtin":
@@ -266,7 +272,7 @@ def _vllm(findings: Findings, hub: str | None) -> str:
     if findings.full:
         return "vllm serve model"
     base = findings.run.settings.model
-    if base.id.endswith(".gguf"):
+    if base.id.endswith(".gguf") or findings.run.manifest["model"].get("adapter_of"):
         return ""
     wanted = findings.run.settings.train.lora.rank
     rank = next((rank for rank in _RANKS if rank >= wanted), _RANKS[-1])
