@@ -16,6 +16,8 @@ _OFF = "{% if not enable_thinking | default(true) %}<think>\n\n</think>\n\n{% en
 
 # The template closes the block if told so; else the model opens it itself.
 SWITCHED = (_TURNS + _PROMPT).replace("BLOCK", _SHOWN).replace("END", _OFF)
+# The same, but thoughts are never shown.
+SILENT = (_TURNS + _PROMPT).replace("BLOCK", "").replace("END", _OFF)
 # The prompt always opens the block, and thoughts are never shown.
 OPENED = (
     (_TURNS + _PROMPT)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from thinking_templates import CHANNELS, OPENED, PLAIN, SWITCHED, make_thinking
+from conftest import make_model
+from thinking_templates import CHANNELS, OPENED, PLAIN, SILENT, SWITCHED, make_thinking
 
+from safesteer.evaluate.benchmarks import capability
+from safesteer.evaluate.judges.guard import renderer_for
 from safesteer.models.chat import ChatRenderer, Said
+from safesteer.models.load import ChatModel
+from safesteer.speaker import Speaker
 
 ON = {"enable_thinking": True}
 EMPTY = "<think>\n\n</think>\n\n"
@@ -25,6 +30,7 @@ def chat(new_chat_model):  # type: ignore[no-untyped-def]
     ("template", "off", "on"),
     [
         (SWITCHED, "\n" + EMPTY, "\n"),
+        (SILENT, "\n" + EMPTY, "\n"),
         (OPENED, "\n" + EMPTY, "\n<think>\n"),
         (PLAIN, "\n", "\n"),
         (CHANNELS, "<|channel|>final<|message|>", ""),
@@ -119,6 +125,18 @@ def test_a_model_with_its_thinking_off_that_thinks_all_the_same_is_split_too(cha
     closed = chat(OPENED)
     assert closed.said(closed.answer_ids("Hm.</think>Red.")) == Said("Red.", "Hm.")
     assert closed.said(closed.answer_ids("Red.")) == Said("Red.")
+
+
+@pytest.mark.parametrize("kwargs", [{}, ON])
+def test_other_users_of_the_template(chat, kwargs):
+    """lm-eval reads the run's prompts and drops thoughts; a guard's prompt is its template's."""
+    renderer = chat(OPENED, kwargs)
+    vocabulary = len(renderer.tokenizer)
+    model = ChatModel(make_model(renderer.tokenizer, vocab_size=vocabulary), renderer)
+    harness = capability._model(Speaker("base", model, model.model), 1, 1, None)
+    assert harness.apply_chat_template(PROMPT) == renderer.text(PROMPT)
+    assert harness.think_end_token == ("</think>" if kwargs else None)
+    assert renderer_for(renderer.tokenizer).text(PROMPT).endswith("<think>\n")
 
 
 def test_a_tag_before_every_answer_is_no_thinking(chat):
