@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -25,6 +26,9 @@ from transformers import (
 
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.load import ChatModel
+
+# Modules of helpers beside this file.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # Tiny products gain nothing from threads, and sums then do not depend on the number of cores.
 torch.set_num_threads(1)

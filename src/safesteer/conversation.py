@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from safesteer.models.chat import Message
 from safesteer.speaker import Speaker
 
+UNFINISHED = "(no answer: it did not end its thoughts; raise --max-new-tokens)"
+
 
 class Conversation:
     """Keeps what was said to and by each of the speakers."""
@@ -29,14 +31,14 @@ class Conversation:
         answers = {}
         for speaker, turns in zip(self._speakers, self._turns, strict=True):
             turns.append({"role": "user", "content": text})
-            (answer,) = speaker.answer(
+            (said,) = speaker.say(
                 [turns],
                 max_new_tokens=self._max_new_tokens,
                 temperature=self._temperature,
                 seed=self._seed + len(turns),
             )
-            turns.append({"role": "assistant", "content": answer})
-            answers[speaker.name] = answer
+            turns.append({"role": "assistant", "content": said.answer})
+            answers[speaker.name] = said.answer if said.finished else UNFINISHED
         return answers
 
     def reset(self) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import psutil
 import torch
 
+from safesteer.models.chat import ChatRenderer
 from safesteer.models.load import ChatModel, describe
 from safesteer.models.place import bfloat16_speedup, pick_device, pick_dtype
 from safesteer.models.refusal_tokens import refusal_first_tokens
+from safesteer.report.words import thinking_words
 from safesteer.runs.system import hardware, versions
 from safesteer.teacher import Direction, Teacher, check_teacher
 
@@ -48,6 +50,7 @@ def model_facts(model: ChatModel) -> dict[str, Any]:
     tokenizer, chat = model.tokenizer, model.chat
     after = chat.post_instruction_ids()
     facts["a rendered prompt"] = repr(chat.text([{"role": "user", "content": SAMPLE}]))
+    facts["thinking"] = _thinking(chat)
     facts["post-instruction tokens"] = f"{len(after)}: {_shown(tokenizer, after)}"
     facts["refusals begin with"] = _shown(tokenizer, refusal_first_tokens(chat))
     torch.manual_seed(0)
@@ -61,6 +64,14 @@ def model_facts(model: ChatModel) -> dict[str, Any]:
     # Weights, gradients and two moments in float32, and the frozen teacher.
     facts["full fine-tuning, at least"] = _gigabytes(20 * parameters)
     return facts
+
+
+def _thinking(chat: ChatRenderer) -> str:
+    """What the template says of thinking, and what is done about it."""
+    if chat.thinking is None:
+        return "the template has no thinking block"
+    tags = f"{chat.thinking.opening.strip()} ... {chat.thinking.closing.strip()}"
+    return f"{tags}: {thinking_words(chat.thinking.record)}"
 
 
 def _shown(tokenizer: Any, ids: list[int]) -> str:

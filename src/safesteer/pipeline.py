@@ -67,7 +67,15 @@ class Pipeline:
     def model(self) -> ChatModel:
         """The base model."""
         self.reporter.stage("model", f"loading {self.settings.model.id}")
-        return load_model(self.model_settings)
+        model = load_model(self.model_settings)
+        thinking = model.chat.thinking
+        record = {} if thinking is None else {"thinking": thinking.record}
+        known = self.run.manifest["model"]
+        if self.run.is_open and known.get("thinking") != record.get("thinking"):
+            known.pop("thinking", None)
+            known.update(record)
+            self.run.save_manifest()
+        return model
 
     @cached_property
     def model_settings(self) -> ModelSettings:

@@ -16,7 +16,7 @@ import torch
 
 from safesteer.errors import InputError
 from safesteer.evaluate.answers import Cache, generate, identity, weights_digest
-from safesteer.models.chat import Message
+from safesteer.models.chat import Message, Said
 from safesteer.models.generate import Progress
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.quantize import quantization_of
@@ -55,10 +55,36 @@ class Speaker:
         cache: Cache | None = None,
         progress: Progress | None = None,
     ) -> list[str]:
-        """An answer to each conversation, in their order; greedy at temperature 0.
+        """An answer to each conversation, in their order, without what was thought; see `say`."""
+        said = self.say(
+            conversations,
+            prefills=prefills,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            batch_size=batch_size,
+            seed=seed,
+            cache=cache,
+            progress=progress,
+        )
+        return [each.answer for each in said]
 
-        `prefills` are the beginnings of the answers, which the model goes on from. `batch_size`
-        None takes as many at once as fit. `cache` keeps greedy answers; make it with `identity`.
+    def say(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        prefills: Sequence[str] | None = None,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        batch_size: int | None = None,
+        seed: int = 0,
+        cache: Cache | None = None,
+        progress: Progress | None = None,
+    ) -> list[Said]:
+        """Thoughts and answer to each conversation, in their order; greedy at temperature 0.
+
+        `max_new_tokens` are for both. `prefills` are the beginnings of the answers, which the model
+        goes on from, without thoughts. `batch_size` None takes as many at once as fit. `cache`
+        keeps greedy answers; make it with `identity`.
         """
         teacher = self.teacher or Teacher()
         begun = prefills or [""] * len(conversations)
@@ -79,8 +105,9 @@ class Speaker:
                 progress=progress,
             )
         # Decoded together: on its own, some tokenizers drop the space before the first word.
+        chat = self.model.chat
         return [
-            self.model.chat.decode(self.model.chat.answer_ids(start) + ids if start else ids)
+            Said(chat.decode(chat.answer_ids(start) + ids)) if start else chat.said(ids)
             for start, ids in zip(begun, answers, strict=True)
         ]
 

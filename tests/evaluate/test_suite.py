@@ -25,6 +25,7 @@ from safesteer.evaluate.refusals import (
 from safesteer.evaluate.scores import Score
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import versus_base
+from safesteer.models.chat import Said
 from safesteer.prompts import Prompt, PromptSet
 from safesteer.recipe import load_settings
 from safesteer.speaker import Speaker
@@ -57,7 +58,7 @@ def prompt(number: int, text: str = "") -> Prompt:
 def rate(verdicts: dict[str, list[Verdict]], metric: str, **more: Any) -> Rate:
     count = len(next(iter(verdicts.values())))
     prompts = [prompt(n) for n in range(count)]
-    samples = make_samples(prompts, [p.text for p in prompts], ["Yes."] * count, verdicts)
+    samples = make_samples(prompts, [p.text for p in prompts], [Said("Yes.")] * count, verdicts)
     kind = "safety" if metric == "attack_success_rate" else "over_refusal"
     return Rate("x", kind, samples, metric, tuple(verdicts), **more)
 
@@ -120,7 +121,7 @@ def test_one_judge_with_all_verdicts_needs_no_more_keys():
 
 def test_rows_keep_their_fields_and_gain_verdicts():
     verdict = Verdict(unsafe=True, refused=False, score=0.123456, note="why")
-    (sample,) = make_samples([prompt(0, "Attack")], ["Goal"], ["Yes."], {"a": [verdict]})
+    (sample,) = make_samples([prompt(0, "Attack")], ["Goal"], [Said("Yes.")], {"a": [verdict]})
     row = sample.to_json()
     assert row["verdicts"] == {
         "a": {"unsafe": True, "refused": False, "score": 0.1235, "note": "why"}

@@ -75,7 +75,7 @@ def test_tokens_that_only_the_template_writes_are_control_tokens_too(new_chat_mo
     tokenizer = new_chat_model().tokenizer
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("\n\n", special=False)])
     tokenizer.chat_template += "<think>\n\n"
-    chat = ChatRenderer(tokenizer)
+    chat = ChatRenderer(tokenizer, as_is=True)
     think = tokenizer.convert_tokens_to_ids("<think>")
     assert chat.ids(messages([("user", "a <think> b")])).count(think) == 1
     # Added tokens for white space are ordinary text, as in Gemma.

@@ -55,7 +55,7 @@ def export(
     if form == "commands":
         from safesteer.export.commands import commands
 
-        lines = commands(found.path, found.settings)
+        lines = commands(found.path, found.settings, found.manifest["model"])
         if output is None:
             print(lines, end="")
         elif output.exists() and not force:

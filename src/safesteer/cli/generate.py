@@ -58,7 +58,7 @@ def generate(
         from safesteer.speaker import load_speakers
 
         (speaker,) = load_speakers(found, [name], reporter)
-        answers = speaker.answer(
+        answers = speaker.say(
             [row.messages for row in rows],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -66,7 +66,11 @@ def generate(
             seed=found.settings.seed,
             progress=lambda done, total: reporter.progress("answers", done, total),
         )
-        pairs = zip(rows, answers, strict=True)
-        write_jsonl(output, [{"prompt": row.text, "completion": answer} for row, answer in pairs])
+        lines = [
+            {"prompt": row.text, "completion": said.answer}
+            | ({"thinking": said.thinking} if said.thinking or not said.finished else {})
+            for row, said in zip(rows, answers, strict=True)
+        ]
+        write_jsonl(output, lines)
         reporter.finish()
         reporter.console.print(f"{len(rows)} answers in {output}", markup=False, soft_wrap=True)

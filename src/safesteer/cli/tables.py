@@ -57,7 +57,7 @@ def stage_result(stage: str, content: dict[str, Any]) -> list[RenderableType]:
     rates = "  ".join(
         f"{name} {entry['value']:.1%}"
         for name, entry in content["benchmarks"].items()
-        if name in RATES
+        if name in RATES and entry["value"] is not None
     )
     lines = [f"  {content['model']} refuses: {rates}"] if rates else []
     lines += [
@@ -75,6 +75,8 @@ def update_line(metrics: dict[str, Any]) -> str:
         parts.append(f"refused {metrics['refusal_rate']:.0%}")
     if metrics.get("anchor_refusal_rate") is not None:
         parts.append(f"anchors refused {metrics['anchor_refusal_rate']:.0%}")
+    if metrics.get("unfinished"):
+        parts.append(f"no answer {metrics['unfinished']:.0%}")
     if metrics.get("mass_student") is not None:
         parts.append(f"mass {metrics['mass_student']:.2f} of {metrics['mass_teacher']:.2f}")
     return "  ".join(parts)

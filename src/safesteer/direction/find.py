@@ -84,12 +84,15 @@ def extract_direction(
 ) -> DirectionResult:
     """Find the refusal direction of a model (paper, section 3.1).
 
+    A model that thinks is asked for its answers straight away, after an empty thinking block.
+
     When no candidate qualifies, the best one is returned with ``qualified`` False and a note.
 
     Raises SafeSteerError when there is no candidate at all, which only happens if the activations
     of the model do not differ between the two sides.
     """
     settings = settings or DirectionSettings()
+    model = model.closed
     step = on_step or (lambda what, done, total: None)
     notes: list[str] = []
     candidates: list[Candidate] = []

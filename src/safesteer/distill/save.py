@@ -12,7 +12,7 @@ import torch
 from safesteer import ranks
 from safesteer.config import ModelSettings
 from safesteer.models.layers import has_other_towers, is_sharded
-from safesteer.models.load import copy_processor_files, locate, save_model
+from safesteer.models.load import base_name, copy_processor_files, locate, save_model
 from safesteer.runs.directory import PARTIAL
 
 
@@ -31,10 +31,7 @@ def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings
         # PEFT holds a set here, whose order differs from process to process.
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
-        # An absolute path: the adapter may be loaded from any folder.
-        config.base_model_name_or_path = (
-            os.path.abspath(base.id) if os.path.exists(base.id) else base.id
-        )
+        config.base_model_name_or_path = base_name(base)
         config.revision = base.revision
     save_model(student, tokenizer, partial, weights)
     if not hasattr(student, "peft_config") and has_other_towers(student):

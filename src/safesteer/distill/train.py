@@ -384,6 +384,7 @@ class MetricsFile(TrainerCallback):
             "completion_length": logs.get("completion_length"),
             "refusal_rate": logs.get("refusal_rate"),
             "anchor_refusal_rate": logs.get("anchor_refusal_rate"),
+            **({"unfinished": logs["unfinished"]} if "unfinished" in logs else {}),
             "tokens_per_second": tokens / total if total > 0 else None,
             "seconds": {name: round(value, 3) for name, value in parts.items()},
         }

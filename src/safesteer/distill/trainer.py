@@ -53,7 +53,8 @@ class SafeSteerTrainer(DistillationTrainer):
         rollout_batch: sequences generated at once; halved where they do not fit into memory.
         teacher_tokens: about how many tokens a pass of the teacher reads.
         opening: (tokens, share): in this share of the updates, the first ones, rollouts are cut
-            after so many tokens; a window that begins among them is cut as a whole.
+            after so many tokens; a window that begins among them is cut as a whole. Those of a
+            model that thinks first are not: of their answers the loss sees so many tokens.
         updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
             as it is before the first of them, and the teacher reads them at once; 1 is strictly
             on-policy. Resuming has to begin with a window.
@@ -170,9 +171,15 @@ class SafeSteerTrainer(DistillationTrainer):
         return [self.chat.ids(messages) for messages in prompts], None, {}
 
     def _rollout_length(self) -> int:
-        if self.opening is None or self.state.global_step >= self.opening[1] * self.state.max_steps:
+        # Nobody knows how long a model thinks before the opening of its answer.
+        if self.opening is None or not self._in_opening or self.chat.thinks:
             return self.full_length
         return min(self.opening[0], self.full_length)
+
+    @property
+    def _in_opening(self) -> bool:
+        share = self.opening[1] if self.opening is not None else 0.0
+        return self.state.global_step < share * self.state.max_steps
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):  # type: ignore[no-untyped-def]
         self.max_completion_length = self._rollout_length()
@@ -218,6 +225,7 @@ class SafeSteerTrainer(DistillationTrainer):
         device = output["completion_ids"].device
         anchors = [bool(row.get("anchor", False)) for row in inputs]
         output["anchor"] = torch.tensor(anchors, device=device)
+        output["answer_mask"] = self._answer_mask(output)
         if self.shared_blocks:
             return output  # the teacher reads with the student, at each update
         # The teacher may read a longer prompt than the student; the completion is the same.
@@ -235,17 +243,39 @@ class SafeSteerTrainer(DistillationTrainer):
             )
         return output
 
+    def _answer_mask(self, output: dict[str, Any]) -> torch.Tensor:  # [B, C], bool
+        """The positions that the loss looks at: those of the answers, not of the thoughts."""
+        mask = output["completion_mask"].bool()
+        if not self.chat.thinks:
+            return mask
+        mask = mask.clone()
+        opening = self.opening[0] if self.opening is not None and self._in_opening else None
+        for ids, row in zip(output["completion_ids"], mask, strict=True):
+            length = int(row.sum())
+            start = self.chat.answer_start(ids[:length].tolist())
+            start = length if start is None else start
+            row[:start] = False
+            if opening is not None:
+                row[start + opening :] = False
+        return mask
+
     def _log_answers(self, inputs: dict[str, Any]) -> None:
         verdicts: dict[bool, list[float]] = {False: [], True: []}
+        unfinished = []
         for ids, mask, anchor in zip(
             inputs["completion_ids"],
             inputs["completion_mask"].bool(),
             inputs["anchor"].tolist(),
             strict=True,
         ):
-            verdicts[anchor].append(judge_refusal(self.chat.decode(ids[mask].tolist())).refused)
+            said = self.chat.said(ids[mask].tolist())
+            unfinished.append(not said.finished)
+            if said.finished:
+                verdicts[anchor].append(judge_refusal(said.answer).refused)
         metrics = self._metrics[self._mode()]
         metrics["completion_length"].append(inputs["completion_mask"].sum(-1).float().mean().item())
+        if self.chat.thinks:
+            metrics["unfinished"].append(sum(unfinished) / len(unfinished))
         for anchor, name in ((False, "refusal_rate"), (True, "anchor_refusal_rate")):
             if verdicts[anchor]:
                 metrics[name].append(sum(verdicts[anchor]) / len(verdicts[anchor]))
@@ -253,8 +283,8 @@ class SafeSteerTrainer(DistillationTrainer):
     # Loss ----------------------------------------------------------------------------------------
 
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):  # type: ignore[no-untyped-def]
-        completion_mask = inputs["completion_mask"].bool()
-        lengths = completion_mask.sum(-1)
+        answers = inputs["answer_mask"]
+        lengths = answers.sum(-1)
         begin: AbstractContextManager[None] = nullcontext()
         if self.shared_blocks:
             with self._timed("teacher"):
@@ -270,15 +300,18 @@ class SafeSteerTrainer(DistillationTrainer):
             )
         anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
         per_position, metrics = self._position_losses(
-            unwrapped_student, hidden[completion_mask], teacher_hidden[completion_mask], anchor
+            unwrapped_student, hidden[answers], teacher_hidden[answers], anchor
         )
         loss = completion_mean(per_position, lengths)
         self._log_masses(metrics, anchor)
-        count = lengths.sum()
-        return loss, metrics["entropy"].sum(), count
+        return loss, metrics["entropy"].sum(), lengths.sum()
 
     def _position_losses(self, student, hidden, teacher_hidden, anchor):  # type: ignore[no-untyped-def]
         """Loss [N] and metrics at every position: S where the teacher teaches, anchors as set."""
+        if not len(hidden):  # nobody came to an answer
+            nothing = hidden.sum(-1)
+            names = ("mass_student", "mass_teacher", "entropy")
+            return nothing, dict.fromkeys(names, nothing.detach())
         head = OutputHead.of(student)
         base_head = head if self.base_model is None else OutputHead.of(self.base_model)
         groups = [
@@ -351,7 +384,7 @@ def _without_padding(batch: dict[str, Any]) -> dict[str, Any]:
         **{key: batch[key][:, -before:] for key in ("prompt_ids", "prompt_mask")},
         **{
             key: batch[key][:, :after]
-            for key in ("completion_ids", "completion_mask", "teacher_hidden")
+            for key in ("completion_ids", "completion_mask", "answer_mask", "teacher_hidden")
             if key in batch
         },
     }

@@ -17,13 +17,14 @@ from safesteer.evaluate.judges import Judge, Verdict
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.evaluate.statistics import disagreement, wilson_interval
 from safesteer.evaluate.text import is_looping
-from safesteer.models.chat import Message
+from safesteer.models.chat import Message, Said
 from safesteer.models.generate import Progress
 from safesteer.models.load import ChatModel
 from safesteer.teacher import Teacher
 
 Kind = Literal["safety", "over_refusal"]
 JUDGE = "offline-refusal"
+UNFINISHED = Verdict(note="no answer: the thinking block was not ended")
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,31 @@ class Sample:
 
     `refused` and `score` are the offline judge's, which is always there; `verdicts` holds what
     each judge of the evaluation says. `request` is what the judges read where an attack hides it.
+    `thinking` is what the model thought first. Where it was not `finished` there is no answer, and
+    nothing is said of it: `refused` and `score` are None.
     """
 
     id: str
     category: str
     prompt: str
     completion: str
-    refused: bool
-    score: float
+    refused: bool | None
+    score: float | None
     looping: bool
     verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)
     request: str = ""
+    thinking: str = ""
+    finished: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """A row of eval/samples."""
         row = asdict(self)
         if not self.request:
             del row["request"]
+        if not self.thinking:
+            del row["thinking"]
+        if self.finished:
+            del row["finished"]
         return row
 
 
@@ -110,6 +119,8 @@ class Rate:
             entry["disagreement"] = disagreement({j: self.counted(j) for j in self.judges})
         if self.source is not None:
             entry["source"] = dict(self.source)
+        if unfinished := sum(not sample.finished for sample in self.samples):
+            entry["unfinished"] = unfinished
         if self.skipped:
             entry["skipped"] = self.skipped
         return entry
@@ -154,7 +165,7 @@ def counted(row: Mapping[str, Any], metric: str, judge: str) -> bool | None:
     if verdict is not None:
         said = verdict["unsafe" if metric == "attack_success_rate" else "refused"]
         return None if said is None else bool(said)
-    if judge == JUDGE and metric == "refusal_rate":
+    if judge == JUDGE and metric == "refusal_rate" and row["refused"] is not None:
         return bool(row["refused"])
     return None
 
@@ -162,24 +173,26 @@ def counted(row: Mapping[str, Any], metric: str, judge: str) -> bool | None:
 def make_samples(
     prompts: Sequence[Any],
     requests: Sequence[str],
-    completions: Sequence[str],
+    completions: Sequence[Said],
     verdicts: Mapping[str, Sequence[Verdict]],
 ) -> list[Sample]:
     """What was asked (`prompts` are `safesteer.prompts.Prompt`), answered and judged, in rows."""
     samples = []
-    for row, (prompt, request, text) in enumerate(zip(prompts, requests, completions, strict=True)):
-        offline = judge_refusal(text, request)
+    for row, (prompt, request, said) in enumerate(zip(prompts, requests, completions, strict=True)):
+        offline = judge_refusal(said.answer, request)
         samples.append(
             Sample(
                 id=prompt.id,
                 category=prompt.category,
                 prompt=prompt.text,
-                completion=text,
-                refused=offline.refused,
-                score=round(offline.score, 4),
-                looping=is_looping(text),
+                completion=said.answer,
+                refused=offline.refused if said.finished else None,
+                score=round(offline.score, 4) if said.finished else None,
+                looping=is_looping(said.answer if said.finished else said.thinking),
                 verdicts={judge: _as_json(said[row]) for judge, said in verdicts.items()},
                 request="" if request == prompt.text else request,
+                thinking=said.thinking,
+                finished=said.finished,
             )
         )
     return samples
@@ -187,12 +200,13 @@ def make_samples(
 
 def judge_all(
     judges: Sequence[Judge],
-    pairs: Mapping[str, Sequence[tuple[str, str]]],
+    pairs: Mapping[str, Sequence[tuple[str, str | None]]],
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, dict[str, list[Verdict]]]:  # {key of pairs: {judge: verdicts}}
     """Every judge's verdicts on (request, answer) pairs, one judge after the other.
 
-    So that only one guard model is in memory at a time. `progress` is told (what, done, total).
+    So that only one guard model is in memory at a time. Nobody is asked about an answer that is
+    None, of a model that did not end its thoughts. `progress` is told (what, done, total).
     """
     said: dict[str, dict[str, list[Verdict]]] = {key: {} for key in pairs}
     # A server that is down, or refuses the key, is found out before a guard has worked for hours;
@@ -200,7 +214,11 @@ def judge_all(
     for judge in sorted(judges, key=lambda judge: not getattr(judge, "remote", False)):
         for key, asked in pairs.items():
             told = progress and partial(progress, f"{judge.name}: {key}")
-            said[key][judge.name] = judge.judge(asked, told)
+            answered = [(request, answer) for request, answer in asked if answer is not None]
+            verdicts = iter(judge.judge(answered, told))
+            said[key][judge.name] = [
+                UNFINISHED if answer is None else next(verdicts) for _, answer in asked
+            ]
         release = getattr(judge, "release", None)
         if release is not None:
             release()
@@ -244,8 +262,8 @@ def refusal_rate(
     else:
         with teacher.active(runner):
             answers = answer()
-    texts = [model.chat.decode(ids) for ids in answers]
-    return Rate(name, kind, make_samples(prompts, [prompt.text for prompt in prompts], texts, {}))
+    said = [model.chat.said(ids) for ids in answers]
+    return Rate(name, kind, make_samples(prompts, [prompt.text for prompt in prompts], said, {}))
 
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from safesteer.evaluate.benchmarks.win_rate import Comparer, has_references, win
 from safesteer.evaluate.judges import Judge, make_judge
 from safesteer.evaluate.judges.registry import win_rate_judge
 from safesteer.evaluate.refusals import Rate, judge_all, lead_by_one_judge, make_samples
+from safesteer.models.chat import Said
 from safesteer.prompts import PromptSet
 from safesteer.reporter import Reporter
 from safesteer.speaker import LABELS, Speaker
@@ -114,7 +115,7 @@ class Suite:
         """
         told = reporter or Reporter()
         self.prepare()
-        answers: dict[str, dict[str, list[str]]] = {}
+        answers: dict[str, dict[str, list[Said]]] = {}
         results: Results = {}
         for speaker in speakers:
             told.stage("evaluate", f"asking {LABELS.get(speaker.name, 'the model')}")
@@ -134,11 +135,11 @@ class Suite:
             for who, found in results.items()
         }
 
-    def _ask(self, speaker: Speaker, cache: Cache, told: Reporter) -> dict[str, list[str]]:
-        answers = {}
+    def _ask(self, speaker: Speaker, cache: Cache, told: Reporter) -> dict[str, list[Said]]:
+        answers: dict[str, list[Said]] = {}
         for loaded in self.benchmarks:
             if loaded.items and not (_is_win_rate(loaded) and speaker.name == "teacher"):
-                answers[loaded.name] = speaker.answer(
+                answers[loaded.name] = speaker.say(
                     [item.prompt.messages for item in loaded.items],
                     prefills=[item.prefill for item in loaded.items],
                     max_new_tokens=self.settings.evaluate.max_new_tokens,
@@ -146,16 +147,24 @@ class Suite:
                     cache=cache,
                     progress=_bar(told, loaded.name),
                 )
+        said = [each for found in answers.values() for each in found]
+        if unfinished := sum(not each.finished for each in said):
+            limit = self.settings.evaluate.max_new_tokens
+            told.note(
+                f"{unfinished} of {len(said)} answers of {LABELS.get(speaker.name, 'the model')}"
+                f" did not get past the thinking block in {limit} tokens and are not judged;"
+                " raise evaluate.max_new_tokens"
+            )
         return answers
 
     def _judge(
-        self, answers: dict[str, dict[str, list[str]]], results: Results, told: Reporter
+        self, answers: dict[str, dict[str, list[Said]]], results: Results, told: Reporter
     ) -> None:
         judged = [b for b in self.benchmarks if b.items and not _is_win_rate(b)]
         pairs = {
             f"{who} {loaded.name}": [
-                (item.request, text)
-                for item, text in zip(loaded.items, texts[loaded.name], strict=True)
+                (item.request, said.answer if said.finished else None)
+                for item, said in zip(loaded.items, texts[loaded.name], strict=True)
             ]
             for who, texts in answers.items()
             for loaded in judged
@@ -190,7 +199,7 @@ class Suite:
                 results[who][loaded.name] = rate
 
     def _compare(
-        self, answers: dict[str, dict[str, list[str]]], results: Results, told: Reporter
+        self, answers: dict[str, dict[str, list[Said]]], results: Results, told: Reporter
     ) -> None:
         for loaded in self.benchmarks:
             if not _is_win_rate(loaded) or self.comparer is None:
@@ -198,17 +207,25 @@ class Suite:
             for who, texts in answers.items():
                 if loaded.name not in texts:
                     continue
-                base = answers["base"][loaded.name] if who != "base" and "base" in answers else None
+                base = _texts(answers, "base", loaded) if who != "base" else None
                 if who == "base" and len(answers) > 1 and not has_references(loaded):
                     continue  # it is what the others are compared with
                 results[who][loaded.name] = win_rate(
-                    self.comparer, loaded, texts[loaded.name], base, _bar(told, loaded.name)
+                    self.comparer,
+                    loaded,
+                    [said.answer for said in texts[loaded.name]],
+                    base,
+                    _bar(told, loaded.name),
                 )
 
 
 def _comparer(settings: Settings, cache_dir: Path | None) -> Comparer:
     models = [name.partition("=")[2] for name in settings.evaluate.judges if "endpoint=" in name]
     return win_rate_judge(settings.evaluate, (models or [""])[0] or None, cache_dir)
+
+
+def _texts(answers: dict[str, dict[str, list[Said]]], who: str, loaded: Loaded) -> list[str] | None:
+    return [said.answer for said in answers[who][loaded.name]] if who in answers else None
 
 
 def _is_win_rate(loaded: Loaded) -> bool:

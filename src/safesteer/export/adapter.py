@@ -10,8 +10,6 @@ import torch
 from safesteer.errors import InputError
 from safesteer.export.proof import Candidate
 from safesteer.export.source import Source
-from safesteer.models.load import auto_class
-from safesteer.models.quantize import loading_arguments, quantization_of, steady
 
 
 def write(source: Source, target: Path, dtype: torch.dtype) -> None:
@@ -30,18 +28,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 def read(source: Source, target: Path) -> Candidate:
     """Load base and adapter with transformers and peft, as a user would."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    trust = source.settings.trust_remote_code
-    auto = AutoModelForCausalLM if source.kind == "gguf" else auto_class(source.base, trust)
-    base = auto.from_pretrained(
-        **source.base_arguments,
-        dtype=torch.float32,
-        device_map={"": "cpu"},
-        trust_remote_code=trust,
-        **loading_arguments(source.settings.quantization, torch.float32),
-    )
-    if quantization_of(base) is not None:
-        steady(base)
-    model = PeftModel.from_pretrained(base, target).eval()
+    model = PeftModel.from_pretrained(source.load_base(), target).eval()
     return Candidate(lambda ids: model(ids).logits, AutoTokenizer.from_pretrained(target))

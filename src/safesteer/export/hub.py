@@ -106,6 +106,7 @@ def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
     The weights lie at the top, where transformers and peft look for them. Without
     ``target.transcripts`` no answer of a model is among them.
     """
+    from safesteer.models.load import MERGED
     from safesteer.report.card import card_for_hub, hub_name
     from safesteer.report.write import CARD, PAGE
 
@@ -123,7 +124,8 @@ def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
     found |= {name: run.path / name for name in names if (run.path / name).is_file()}
 
     settings = run.settings
-    places = _places(settings.model_dump(mode="json"))
+    below = run.manifest["model"].get("adapter_of")
+    places = _places([settings.model_dump(mode="json"), below])
     contents: dict[str, str | bytes] = {}
     for name, path in found.items():
         if path.suffix in _TEXTS and "tokenizer" not in name:
@@ -135,7 +137,8 @@ def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
     base = hub_name(settings.model)
     if base and "adapter_config.json" in found:
         config = json.loads(found["adapter_config.json"].read_text("utf-8"))
-        config["base_model_name_or_path"] = base  # the built-in model has another name there
+        # The built-in model has another name there.
+        config["base_model_name_or_path"] = MERGED + base if below else base
         contents["adapter_config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     return contents
 

@@ -60,12 +60,14 @@ class Expected(NamedTuple):
         prompts: the token ids that the run's model reads for each.
         log_probs: one [POSITIONS, V] float32 for each.
         template_kwargs: arguments of the chat template.
+        appended: what closes an empty thinking block behind the template's prompt.
     """
 
     conversations: list[tuple[Message, ...]]
     prompts: list[list[int]]
     log_probs: list[torch.Tensor]
     template_kwargs: dict[str, Any]
+    appended: str = ""
 
 
 def expect(source: Source) -> Expected:
@@ -77,7 +79,7 @@ def expect(source: Source) -> Expected:
     with speaker.speaking():
         found = [last_log_probs(lambda ids: speaker.runner(ids).logits, p) for p in prompts]
     conversations = [tuple(chat.shaped(c)) for c in conversations]
-    return Expected(conversations, prompts, found, chat.template_kwargs)
+    return Expected(conversations, prompts, found, chat.template_kwargs, chat.appended)
 
 
 def compare(expected: Expected, candidate: Candidate) -> float:
@@ -93,6 +95,7 @@ def compare(expected: Expected, candidate: Candidate) -> float:
             add_generation_prompt=True,
             **expected.template_kwargs,
         )
+        text += expected.appended
         if list(candidate.tokenizer(text, add_special_tokens=False)["input_ids"]) != prompt:
             raise _other_tokens("its tokenizer and chat template make", conversation)
         texts.append(text)

@@ -14,8 +14,21 @@ import torch
 
 from safesteer.config import ModelSettings
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.load import copy_processor_files, locate, quiet_libraries
-from safesteer.models.quantize import dequantized, held_in
+from safesteer.models.load import (
+    adapter_base,
+    auto_class,
+    copy_processor_files,
+    locate,
+    merge_adapter,
+    quiet_libraries,
+)
+from safesteer.models.quantize import (
+    dequantized,
+    held_in,
+    loading_arguments,
+    quantization_of,
+    steady,
+)
 from safesteer.pipeline import Pipeline
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
@@ -32,7 +45,8 @@ class Source:
         settings: how the run's base is named and loaded.
         speaker: the aligned model or the teacher; exports may change its weights.
         kind: "gguf" or "folder", what the base is read from.
-        base: that file or folder.
+        base: that file or folder; of a base that is an adapter, what its weights were merged into.
+        adapters: folders of the adapters that were merged into `base`, the first one first.
     """
 
     run: Path
@@ -40,6 +54,7 @@ class Source:
     speaker: Speaker
     kind: str
     base: Path
+    adapters: tuple[Path, ...] = ()
 
     @property
     def chat(self) -> ChatRenderer:
@@ -70,6 +85,25 @@ class Source:
     def bits(self) -> str:
         """none, or the bits that the run's base is held in: 8bit or 4bit."""
         return held_in(self.settings, self.kind, self.base)
+
+    def load_base(self) -> Any:
+        """The base in float32, with transformers and peft alone, as a user would load it."""
+        from transformers import AutoModelForCausalLM
+
+        trust = self.settings.trust_remote_code
+        auto = AutoModelForCausalLM if self.kind == "gguf" else auto_class(self.base, trust)
+        model: Any = auto.from_pretrained(
+            **self.base_arguments,
+            dtype=torch.float32,
+            device_map={"": "cpu"},
+            trust_remote_code=trust,
+            **loading_arguments(self.settings.quantization, torch.float32),
+        )
+        if quantization_of(model) is not None:
+            steady(model)
+        for adapter in self.adapters:
+            model = merge_adapter(model, adapter)
+        return model
 
     def stored_dtype(self) -> torch.dtype:
         """The type that the weights are stored in; float16 for a base from a GGUF file.
@@ -112,4 +146,9 @@ def load_source(
     if whole:
         with quiet_libraries():
             pipeline.model.model = dequantized(pipeline.model.model)
-    return Source(run.path, model, pipeline.speaker(name), *locate(model))
+    kind, base = locate(model)
+    adapters: list[Path] = []
+    while kind == "folder" and (below := adapter_base(base)) is not None:
+        adapters.insert(0, base)
+        kind, base = locate(below)
+    return Source(run.path, model, pipeline.speaker(name), kind, base, tuple(adapters))

@@ -44,6 +44,11 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
             f"the run's base is held in {source.bits}, which lm-eval's class cannot be told; use"
             " --format teacher, which writes ordinary weights"
         )
+    if source.adapters:
+        raise InputError(
+            f"the base is an adapter ({source.adapters[-1]}), which lm-eval's `steered` does not"
+            " merge; use --format teacher"
+        )
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError(
             "--format steered is checked with lm-eval, which is not installed; run: pip install"

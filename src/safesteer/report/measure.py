@@ -286,7 +286,8 @@ def _last_states(
 
 def _prompts(speaker: Speaker, conversations: Sequence[Conversation]) -> list[list[int]]:
     read = speaker.teacher.messages if speaker.teacher else list
-    return [speaker.model.chat.ids(read(messages)) for messages in conversations]
+    # What is shown are answers: of a model that thinks, those after an empty thinking block.
+    return [speaker.model.chat.closed.ids(read(messages)) for messages in conversations]
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:

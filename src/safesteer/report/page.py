@@ -15,7 +15,7 @@ from safesteer.recipe import dump_settings
 from safesteer.report import direction_map, insides, results, template
 from safesteer.report.findings import Findings
 from safesteer.report.transcripts import transcripts
-from safesteer.report.words import duration, size
+from safesteer.report.words import duration, size, thinking_words
 
 _STATUS = {
     "running": "was begun and is not finished",
@@ -60,6 +60,8 @@ def _facts(findings: Findings) -> list[str]:
     if settings.train.updates is None or updates == settings.train.updates:
         facts[1] = f"{updates} updates"
     facts.append(f"seed {settings.seed}")
+    if thinking := thinking_words(findings.run.manifest["model"].get("thinking")):
+        facts.append(thinking)
     seconds = sum(cost.seconds for cost in findings.run.summary())
     facts.append(f"{duration(seconds)} in all")
     return facts

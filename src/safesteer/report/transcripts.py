@@ -45,12 +45,11 @@ def _transcript(
         row = answers.get(model)
         if row is None:
             continue
-        text = str(row.get("completion", ""))
-        cut = text[:ANSWER_CHARACTERS]
         columns.append(
             {
                 "model": model,
-                "text": cut + (" […]" if len(text) > len(cut) else ""),
+                "text": _cut(str(row.get("completion", ""))),
+                "thinking": _cut(str(row.get("thinking", ""))),
                 "tags": _tags(row),
             }
         )
@@ -62,8 +61,12 @@ def _transcript(
         "prompt": prompt,
         "columns": columns,
         "verdicts": verdicts,
-        "size": sum(len(column["text"]) for column in columns) + len(prompt) + 900,
+        "size": sum(len(c["text"]) + len(c["thinking"]) for c in columns) + len(prompt) + 900,
     }
+
+
+def _cut(text: str) -> str:
+    return text[:ANSWER_CHARACTERS] + (" […]" if len(text) > ANSWER_CHARACTERS else "")
 
 
 def _tags(row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -76,6 +79,8 @@ def _tags(row: dict[str, Any]) -> list[tuple[str, str]]:
         words = {1: "won", 0: "lost", 0.5: "a tie"} if "other" in row else {1: "right", 0: "wrong"}
         word = words.get(row["score"], f"score {row['score']:g}")
         tags.append(("answered" if row["score"] else "flag", word))
+    if not row.get("finished", True):
+        tags.append(("flag", "no answer"))
     if row.get("looping"):
         tags.append(("flag", "loops"))
     for judge, verdict in (row.get("verdicts") or {}).items():

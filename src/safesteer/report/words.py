@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 KINDS = ("safety", "over_refusal", "capability")
@@ -123,3 +124,20 @@ def visible(text: str) -> str:
 def short_name(model_id: str) -> str:
     """The last part of a hub id, folder or file."""
     return model_id.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+
+
+def thinking_words(record: Mapping[str, Any] | None) -> str:
+    """What was done about a model's thinking block; "" for a model without one.
+
+    `record` is `safesteer.models.thinking.Thinking.record`, as the manifest has it.
+    """
+    if record is None:
+        return ""
+    if record["on"]:
+        return "the model thinks before it answers, and only the answer is judged"
+    kwargs = ", ".join(f"{key}={value}" for key, value in record["template_kwargs"].items())
+    how = [f"template arguments: {kwargs}"] if kwargs else []
+    how += [f"appended to the prompt: {record['appended']!r}"] if record["appended"] else []
+    if not how:
+        return "the template does not ask for it, and nothing is done"
+    return f"thinking is off, after an empty block ({'; '.join(how)})"

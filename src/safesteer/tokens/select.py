@@ -94,9 +94,12 @@ def select_safety_tokens(
 ) -> SafetyTokens:
     """Find S on the teacher's own continuations of `prompts` (paper, section 3.2).
 
+    They are answers: a model that thinks continues after an empty thinking block.
+
     Raises SafeSteerError when fewer than one token passes the filters.
     """
     settings = settings or TokenSettings()
+    model = model.closed
     torch.manual_seed(seed)
     chat, device = model.chat, model.model.device
     samples = [list(messages) for messages in prompts for _ in range(settings.samples_per_prompt)]

@@ -221,9 +221,10 @@ def _model(speaker: Speaker, rows: int, total: int, progress: Progress | None) -
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
-        def apply_chat_template(self, chat_history: Any, *others: Any, **named: Any) -> str:
-            shaped = speaker.model.chat.shaped(chat_history)
-            return str(super().apply_chat_template(shaped, *others, **named))
+        def apply_chat_template(self, chat_history: Any, *given: Any, **named: Any) -> str:
+            text = str(super().apply_chat_template(chat.shaped(chat_history), *given, **named))
+            prompt = named.get("add_generation_prompt", given[0] if given else True)
+            return text + chat.appended if prompt else text
 
         def _model_call(self, inps: Any, *others: Any, **named: Any) -> Any:
             found = super()._model_call(inps, *others, **named)
@@ -240,7 +241,7 @@ def _model(speaker: Speaker, rows: int, total: int, progress: Progress | None) -
             if progress is not None:
                 progress(self.done, total)
 
-    runner = speaker.runner
+    runner, chat = speaker.runner, speaker.model.chat
     # An adapter acts in the modules of the base model; lm-eval knows that class.
     inner = runner.get_base_model() if hasattr(runner, "get_base_model") else runner
     return Model(
@@ -248,7 +249,8 @@ def _model(speaker: Speaker, rows: int, total: int, progress: Progress | None) -
         backend="causal",
         tokenizer=speaker.model.tokenizer,
         batch_size=rows,
-        chat_template_args=speaker.model.chat.template_kwargs,
+        chat_template_args=chat.template_kwargs,
+        think_end_token=chat.thinking.closing.strip() if chat.thinking and chat.thinks else None,
     )
 
 

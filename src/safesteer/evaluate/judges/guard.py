@@ -55,7 +55,7 @@ def renderer_for(tokenizer: Any) -> ChatRenderer:
     """
     for kind in (ChatRenderer, _PartsRenderer):
         try:
-            renderer = kind(tokenizer)
+            renderer = kind(tokenizer, as_is=True)
             shown = renderer.text(_PROBE)
         except Exception:  # a template is a program: it can fail in any way
             continue

@@ -1,0 +1,149 @@
+"""Thinking blocks: found in a template, closed for scoring, told apart from the answer."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import make_model
+from thinking_templates import CHANNELS, OPENED, PLAIN, SILENT, SWITCHED, make_thinking
+
+from safesteer.evaluate.benchmarks import capability
+from safesteer.evaluate.judges.guard import renderer_for
+from safesteer.models.chat import ChatRenderer, Said
+from safesteer.models.load import ChatModel
+from safesteer.speaker import Speaker
+
+ON = {"enable_thinking": True}
+EMPTY = "<think>\n\n</think>\n\n"
+HEADER = "<|im_start|>assistant"
+PROMPT = [{"role": "user", "content": "Name a colour."}]
+
+
+@pytest.fixture
+def chat(new_chat_model):  # type: ignore[no-untyped-def]
+    """Makes a renderer for a template."""
+    return lambda template, kwargs=None: ChatRenderer(
+        make_thinking(new_chat_model().tokenizer, template), kwargs
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "off", "on"),
+    [
+        (SWITCHED, "\n" + EMPTY, "\n"),
+        (SILENT, "\n" + EMPTY, "\n"),
+        (OPENED, "\n" + EMPTY, "\n<think>\n"),
+        (PLAIN, "\n", "\n"),
+        (CHANNELS, "<|channel|>final<|message|>", ""),
+    ],
+)
+def test_a_prompt_ends_in_an_empty_block_unless_thinking_is_asked_for(chat, template, off, on):
+    """By default and when switched off alike; with thinking, the closed twin still does."""
+    for kwargs in ({}, {"enable_thinking": False}):
+        assert chat(template, kwargs).text(PROMPT).endswith(HEADER + off)
+        assert chat(template, kwargs).closed.text(PROMPT).endswith(HEADER + off)
+    thinks = chat(template, ON)
+    assert thinks.text(PROMPT).endswith(HEADER + on)
+    assert thinks.closed.text(PROMPT).endswith(HEADER + off)
+    assert thinks.thinks == (template is not PLAIN) and not thinks.closed.thinks
+
+
+def test_the_templates_own_argument_is_used_where_it_has_one(chat):
+    assert chat(SWITCHED).template_kwargs == {"enable_thinking": False}
+    assert chat(SWITCHED).appended == ""
+    assert chat(OPENED).template_kwargs == {} and chat(OPENED).appended == "\n</think>\n\n"
+    assert chat(PLAIN).thinking is None and chat(PLAIN).template_kwargs == {}
+
+
+def test_a_block_is_closed_by_the_tokens_of_a_rendered_one(chat):
+    """Appended to the prompt it gives the ids that the same text in a template gives."""
+    opened = chat(OPENED)
+    assert opened.ids(PROMPT) == opened.answer_ids(opened.text(PROMPT))
+    assert opened.ids(PROMPT)[-len(opened.answer_ids(EMPTY)) :] == opened.answer_ids(EMPTY)
+
+
+def test_scoring_begins_where_the_answer_does(chat):
+    """Post-instruction tokens end in the closed block, also where the model may think."""
+    for kwargs in ({}, ON):
+        tail = chat(OPENED, kwargs).post_instruction_ids()
+        assert chat(OPENED).tokenizer.decode(tail).endswith(EMPTY)
+
+
+def test_a_given_answer_follows_a_closed_block(chat):
+    """What the model is said to have begun with is its answer and no thought."""
+    thinks = chat(SWITCHED, ON)
+    assert thinks.ids(PROMPT, "Sure") == thinks.closed.ids(PROMPT) + thinks.answer_ids("Sure")
+    assert thinks.ids(PROMPT) != thinks.closed.ids(PROMPT)
+
+
+def test_as_is_leaves_the_template_alone(chat):
+    renderer = ChatRenderer(chat(OPENED).tokenizer, as_is=True)
+    assert renderer.text(PROMPT).endswith("<think>\n") and not renderer.thinks
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "said"),
+    [
+        (SWITCHED, "<think>\nA few.\n</think>\n\nRed.", Said("Red.", "A few.")),
+        (SWITCHED, "<think>\nA few.", Said("", "A few.", finished=False)),
+        (SWITCHED, "Red.", Said("Red.")),
+        (SWITCHED, "<think></think>Red. </think>", Said("Red. </think>")),
+        (OPENED, "A few.\n</think>\n\nRed.", Said("Red.", "A few.")),
+        (OPENED, "A few.", Said("", "A few.", finished=False)),
+        (OPENED, "\n</think>\n\n", Said("")),
+        (PLAIN, "<think>A few.</think>Red.", Said("<think>A few.</think>Red.")),
+        (
+            CHANNELS,
+            "<|channel|>analysis<|message|>A few.<|end|><|im_start|>assistant"
+            "<|channel|>final<|message|>Red.",
+            Said("Red.", "A few."),
+        ),
+        (CHANNELS, "<|channel|>analysis<|message|>A", Said("", "A", finished=False)),
+    ],
+)
+def test_thoughts_are_told_apart_from_the_answer(chat, template, written, said):
+    """An answer has none of the thoughts, and what did not end is no answer."""
+    thinks = chat(template, ON)
+    ids = thinks.answer_ids(written)
+    assert thinks.said([*ids, thinks.tokenizer.eos_token_id]) == said
+    start = thinks.answer_start(ids)
+    assert (start is None) == (not said.finished)
+    if start:
+        assert thinks.decode(ids[start:]).strip() == said.answer
+
+
+def test_a_closing_tag_of_several_tokens_is_found(new_chat_model):
+    """Where the tag is no token of its own, the answer begins after the token that ends it."""
+    tokenizer = new_chat_model().tokenizer
+    tokenizer.chat_template = OPENED
+    thinks = ChatRenderer(tokenizer, ON)
+    ids = thinks.answer_ids("A few.\n</think>\n\nRed.")
+    assert len(thinks.answer_ids("</think>")) > 1
+    assert thinks.said(ids) == Said("Red.", "A few.")
+
+
+def test_a_model_with_its_thinking_off_that_thinks_all_the_same_is_split_too(chat):
+    closed = chat(OPENED)
+    assert closed.said(closed.answer_ids("Hm.</think>Red.")) == Said("Red.", "Hm.")
+    assert closed.said(closed.answer_ids("Red.")) == Said("Red.")
+
+
+@pytest.mark.parametrize("kwargs", [{}, ON])
+def test_other_users_of_the_template(chat, kwargs):
+    """lm-eval reads the run's prompts and drops thoughts; a guard's prompt is its template's."""
+    renderer = chat(OPENED, kwargs)
+    vocabulary = len(renderer.tokenizer)
+    model = ChatModel(make_model(renderer.tokenizer, vocab_size=vocabulary), renderer)
+    harness = capability._model(Speaker("base", model, model.model), 1, 1, None)
+    assert harness.apply_chat_template(PROMPT) == renderer.text(PROMPT)
+    assert harness.think_end_token == ("</think>" if kwargs else None)
+    assert renderer_for(renderer.tokenizer).text(PROMPT).endswith("<think>\n")
+
+
+def test_a_tag_before_every_answer_is_no_thinking(chat):
+    """A header that looks like a tag stands before answers without thoughts as well."""
+    template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    assert chat(template).thinking is None
+    assert chat(template).text(PROMPT).endswith("</user><assistant>")
