@@ -18,12 +18,19 @@ DirectionSource = Literal["auto", "harmful-harmless", "refuse-comply"]
 TeacherContext = Literal["none", "system-prompt", "demonstrations", "refusals"]
 AnchorSet = Literal["harmless", "borderline"]
 TokenMethod = Literal["vote", "mass"]
+Rollouts = Literal["transformers", "vllm"]
 
 
 class Section(BaseModel):
     """A section of the settings: unknown keys are errors, assignments are checked."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+def _holds_secret(address: str) -> bool:
+    # Settings are written into the run and its report; a key has its place in the environment.
+    secret = r"@|[?&][^=&]*(key|token|secret|sig|passw|auth)[^=&]*="
+    return re.search(secret, address, re.IGNORECASE) is not None
 
 
 class ModelSettings(Section):
@@ -161,6 +168,32 @@ class LoraSettings(Section):
     )
 
 
+class VllmSettings(Section):
+    """How vLLM writes the rollouts; read only when `train.rollouts` is vllm."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key by mistake
+
+    mode: Literal["colocate", "server"] = Field(
+        "colocate",
+        description="colocate: on the devices of the training; server: `vllm serve` on others",
+    )
+    server_url: str = Field(
+        "http://localhost:8000", pattern="^https?://", description="address of the server"
+    )
+    gpu_memory_utilization: float = Field(
+        0.3, gt=0, lt=1, description="share of a device's memory that a colocated vLLM takes"
+    )
+
+    @field_validator("server_url")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        if _holds_secret(value):
+            raise ValueError(
+                "the address holds a user, password or key, which would be written into the run"
+            )
+        return value
+
+
 class TrainSettings(Section):
     method: Literal["lora", "full"] = Field("lora", description="LoRA adapter or all weights")
     divergence: Divergence = Field("generalized", description="loss on the safety tokens")
@@ -211,6 +244,10 @@ class TrainSettings(Section):
         None, ge=1, description="completions per forward; a whole update if unset"
     )
     gradient_checkpointing: bool = False
+    rollouts: Rollouts = Field(
+        "transformers", description="what writes the rollouts; vllm is faster, and needs CUDA"
+    )
+    vllm: VllmSettings = Field(default_factory=VllmSettings)
     save_every: int = Field(10, ge=1, description="updates between checkpoints")
     lora: LoraSettings = Field(default_factory=LoraSettings)
 
@@ -237,9 +274,7 @@ class EndpointSettings(Section):
     @field_validator("base_url")
     @classmethod
     def _holds_no_secret(cls, value: str | None) -> str | None:
-        # Settings are written into the run and its report; a key has its place in the environment.
-        secret = r"@|[?&][^=&]*(key|token|secret|sig|passw|auth)[^=&]*="
-        if value and re.search(secret, value, re.IGNORECASE):
+        if value and _holds_secret(value):
             raise ValueError(
                 "the address holds a user, password or key, which would be written into the run;"
                 " give the key in the environment variable that evaluate.endpoint.api_key_env names"

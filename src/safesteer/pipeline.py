@@ -17,6 +17,7 @@ from typing import Any
 from safesteer import ranks
 from safesteer.config import ModelSettings, Settings
 from safesteer.direction.find import extract_direction
+from safesteer.distill.rollouts import check_model, check_rollouts
 from safesteer.distill.save import save_student
 from safesteer.distill.train import train
 from safesteer.errors import InputError
@@ -174,6 +175,9 @@ class Pipeline:
         # Where the weights lie does not change what they are.
         apart = ("id", "revision", "device_map")
         identity = {k: v for k, v in settings["model"].items() if k not in apart}
+        # Nor does who writes the rollouts: they are drawn from the same distribution.
+        for key in ("rollouts", "vllm"):
+            settings["train"].pop(key)
         if self.settings.model.chat_template is not None:
             identity["chat_template"] = sha256_file(self.settings.model.chat_template)
         if "teacher" in sections and self.settings.teacher.steering:
@@ -292,6 +296,7 @@ class Pipeline:
         stage = begun[0]
         if stage is None:
             self.run.reload()
+        self._check_rollouts()
         teacher, tokens = self.load_teacher(), self.load_tokens()
         settings = self.settings.train
         folder = self.run.path / "train"
@@ -338,6 +343,11 @@ class Pipeline:
             self._student = None
             self.__dict__.pop("model", None)
             ranks.part()
+
+    def _check_rollouts(self) -> None:
+        if self.settings.train.rollouts == "vllm":
+            check_rollouts(self.settings.train, pick_device(self.settings.model.device))
+            check_model(self.settings.model)
 
     def _train_settings(self) -> ModelSettings:
         """How a model is loaded to be trained: accelerate itself spreads it over devices."""
@@ -426,6 +436,8 @@ class Pipeline:
     def run_all(self, last: str = STAGES[-1]) -> None:
         """Every stage, in order, up to `last`; no direction for a teacher that does not steer."""
         stages = STAGES[: STAGES.index(last) + 1]
+        if "train" in stages and not self.run.output_hashes("train"):
+            self._check_rollouts()
         if "evaluate" in stages and ranks.is_main():
             with ranks.alone():
                 suite = self.suite  # a wrong name or file is said before hours of training

@@ -167,7 +167,7 @@ def _explain(error: ValidationError) -> str:
             [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")],
         )
     # An address may hold what must not be shown.
-    shown = key if path[-1] == "base_url" else f"{key} = {value!r}"
+    shown = key if path[-1] in ("base_url", "server_url") else f"{key} = {value!r}"
     return f"{shown}: {message}{hint}{more}"
 
 

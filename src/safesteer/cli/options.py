@@ -42,6 +42,7 @@ SETTINGS = {
     "--updates": "train.updates",
     "--learning-rate": "train.learning_rate",
     "--anchor-share": "train.anchor_share",
+    "--rollouts": "train.rollouts",
     "--limit": "evaluate.limit",
     "--max-new-tokens": "evaluate.max_new_tokens",
     "--benchmarks": "evaluate.benchmarks",

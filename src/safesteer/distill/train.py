@@ -29,6 +29,7 @@ from safesteer import ranks
 from safesteer.config import LoraSettings, TrainSettings
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
 from safesteer.distill.reading import TEACHER_TOKENS
+from safesteer.distill.rollouts import check_rollouts, release, vllm_arguments
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.adapters import compute_in_model_dtype
@@ -66,10 +67,12 @@ def train(
     What does not fit into memory is done again from the last checkpoint in smaller micro-batches,
     whose gradients add up to the same update.
 
-    Raises InputError for a plan that cannot be made, see `plan_rows`, and SafeSteerError where not
-    even one completion at a time fits.
+    Raises InputError for a plan that cannot be made, see `plan_rows`, and where vLLM is asked for
+    and cannot be used, see `check_rollouts`; SafeSteerError where not even one completion at a time
+    fits.
     """
     settings = settings or TrainSettings()
+    check_rollouts(settings, model.model.device)
     folder = Path(folder)
     too_long = settings.max_prompt_tokens
     short = [m for m in harmful if len(model.chat.ids(m)) <= too_long]
@@ -123,8 +126,12 @@ def train(
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         metrics.trainer = trainer
-        with _fast_attention(model.model):
-            trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            with _fast_attention(model.model):
+                trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            if trainer.use_vllm:
+                release(trainer.vllm_generation)
         return student
 
     while True:
@@ -341,6 +348,7 @@ def _arguments(
         log_level_replica="error",  # as quiet as the main process is told to be
         seed=seed,
         data_seed=seed,
+        **vllm_arguments(settings, student),
     )
     # One process uses one device, or those of model.device_map, however many there are.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -23,13 +23,15 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
+from safesteer.distill import rollouts
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.distill.reading import TEACHER_TOKENS, Reader
+from safesteer.errors import SafeSteerError
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.models.batches import attempt, halved
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.from_layer import from_layer
-from safesteer.models.generate import generate
+from safesteer.models.generate import end_of_turn_ids, generate
 from safesteer.models.head import OutputHead
 from safesteer.models.layers import is_sharded
 from safesteer.teacher import Teacher
@@ -99,13 +101,17 @@ class SafeSteerTrainer(DistillationTrainer):
         self.full_length = args.max_completion_length
         self.seconds: dict[str, float] = defaultdict(float)
         trained = [(p, p.data) for p in model.parameters() if p.requires_grad]
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=chat.tokenizer,
-            **kwargs,
-        )
+        with rollouts.starting(args):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=chat.tokenizer,
+                **kwargs,
+            )
+        if self.use_vllm:
+            student = self.accelerator.unwrap_model(self.model)
+            rollouts.adapt(self.vllm_generation, end_of_turn_ids(student, chat.tokenizer))
         # TRL rounds the adapters of a quantised base to bfloat16, where the steps of a small
         # learning rate are lost.
         for parameter, data in trained:
@@ -186,9 +192,15 @@ class SafeSteerTrainer(DistillationTrainer):
         with self._timed("rollout"):
             if self.use_vllm:
                 self.vllm_generation.max_completion_length = self.max_completion_length
-                return super()._generate_single_turn(
-                    prompt_ids, images, multimodal_fields, *args, **kwargs
-                )
+                try:  # TRL sends the weights first, once per window: its step has changed
+                    return super()._generate_single_turn(
+                        prompt_ids, images, multimodal_fields, *args, **kwargs
+                    )
+                except OSError as error:  # of the connection to a server
+                    raise SafeSteerError(
+                        f"the vLLM server went away ({type(error).__name__}); start it again, and"
+                        " the same command goes on at the last checkpoint"
+                    ) from error
             with unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,

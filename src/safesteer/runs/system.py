@@ -25,6 +25,7 @@ PACKAGES = (
     "peft",
     "accelerate",
     "datasets",
+    "vllm",
 )
 
 
