@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from safesteer.config import EndpointSettings
 from safesteer.prompts import load_prompts
 
 
@@ -142,3 +143,32 @@ def test_a_secret_in_an_address_is_neither_written_nor_shown(safesteer, address,
     assert outcome.code == 2
     assert "api_key_env" in outcome.error and "hush" not in outcome.error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-hush",
+        "sk_hush",
+        "hf_hush",
+        "AIzahush",
+        "hush0" * 8,  # letters and digits alone
+        "hush_" * 13,  # longer than any name
+        "1hush",
+        "hush hush",
+        "",
+    ],
+)
+def test_a_key_in_place_of_its_variable_is_neither_written_nor_shown(safesteer, key, tmp_path):
+    """`api_key_env` names a variable; what looks like a key is refused and not quoted."""
+    setting = f'evaluate.endpoint.api_key_env="{key}"'
+    outcome = safesteer("run", "-o", tmp_path / "run", "--set", setting)
+    assert outcome.code == 2
+    assert "evaluate.endpoint.api_key_env: expected the name" in outcome.error
+    assert "hush" not in outcome.error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "HF_TOKEN", "_key2", "JUDGE", "sky_key"])
+def test_names_of_variables_are_taken(name):
+    assert EndpointSettings(api_key_env=name).api_key_env == name
