@@ -22,8 +22,8 @@ from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 
 # Rows of a batch, prompts times copies. More rows read the weights less often, but padding grows
-# with the prompts in a batch. 48 is a choice between the two, no measured best; for GPUs, which short
-# prompts do not fill, it is an estimate.
+# with the prompts in a batch. 48 is a choice between the two, no measured best; for GPUs, which
+# short prompts do not fill, it is an estimate.
 _ROWS = {"cpu": 48}
 _ROWS_ELSEWHERE = 256
 # What entered the blocks is held for as many layers at once as fit here.
