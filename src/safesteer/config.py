@@ -271,6 +271,21 @@ class EndpointSettings(Section):
     retries: int = Field(4, ge=0, description="further tries of a request that failed")
     timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
 
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, value: str) -> str:
+        # A key in place of the variable's name would be written into the run and its report.
+        is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value)
+        is_key = re.match(r"(sk|hf|gsk|pk|ghp|xai|pplx)_|AIza", value) or re.fullmatch(
+            r"(?=.*[0-9])[A-Za-z0-9]{20,}", value
+        )
+        if not is_name or is_key:
+            raise ValueError(
+                "expected the name of an environment variable, such as OPENAI_API_KEY; a key itself"
+                " belongs into that variable, since settings are written into the run"
+            )
+        return value
+
     @field_validator("base_url")
     @classmethod
     def _holds_no_secret(cls, value: str | None) -> str | None:

@@ -166,8 +166,9 @@ def _explain(error: ValidationError) -> str:
             value,
             [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")],
         )
-    # An address may hold what must not be shown.
-    shown = key if path[-1] in ("base_url", "server_url") else f"{key} = {value!r}"
+    # An address may hold what must not be shown, and a key may stand where its variable belongs.
+    secret = ("base_url", "server_url", "api_key_env")
+    shown = key if path[-1] in secret else f"{key} = {value!r}"
     return f"{shown}: {message}{hint}{more}"
 
 

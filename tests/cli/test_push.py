@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from typing import Any
 import huggingface_hub.constants as constants
 import pytest
 import yaml
+from markupsafe import escape
 
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.export.hub import HubTarget, check_hub, hub_files
+from safesteer.export.hub import HubTarget, check_hub, hub_files, push
+from safesteer.recipe import load_settings
 from safesteer.runs import RunDirectory
 
 TOKEN = "hf_the_token_of_this_test"
@@ -34,7 +37,8 @@ class Hub:
         repos: {name: {"private": bool, "files": {path: content}, "tags": [...]}}.
         commits: (repository, message) of every commit.
         requests: (method, path) of every request.
-        role: of the token: read or write.
+        role: of the token: read, write or fineGrained.
+        rights: of a token that is fineGrained.
         down: commits are answered with 503.
     """
 
@@ -44,6 +48,7 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.large: dict[str, bytes] = {}
         self.role = "write"
+        self.rights: Any = None
         self.down = False
         self.url = ""
 
@@ -61,7 +66,7 @@ class Hub:
         if token != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid username or password."}
         if path == "/api/whoami-v2":
-            token_facts = {"accessToken": {"role": self.role}}
+            token_facts = {"accessToken": {"role": self.role, "fineGrained": self.rights}}
             return 200, {"name": "me", "orgs": [{"name": "lab"}], "auth": token_facts}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
@@ -102,6 +107,8 @@ class Hub:
             elif key == "file":
                 content = base64.b64decode(value["content"])
                 self.repos[name]["files"][value["path"]] = content
+            elif key == "deletedFile":
+                del self.repos[name]["files"][value["path"]]
             elif key == "lfsFile":
                 content = self.large[value["oid"]]
                 assert hashlib.sha256(content).hexdigest() == value["oid"]
@@ -164,10 +171,45 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
+def right(kind: str, name: str | None, *permissions: str) -> dict[str, Any]:
+    """One entry of a fine-grained token's scoped rights."""
+    return {"entity": {"type": kind, "name": name}, "permissions": list(permissions)}
+
+
 @pytest.fixture
 def run(finished_run: Path, tmp_path: Path) -> Path:
     """The finished run, to be changed."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def made_run(path: Path, weights: str = "adapter", **sections: Any) -> RunDirectory:
+    """A run directory as a finished run leaves it, with next to nothing in its files."""
+    settings = load_settings(**sections)
+    base = {"base_model_name_or_path": os.path.abspath(settings.model.id)}
+    stages = {
+        "direction": {"direction/direction.json": "{}"},
+        "tokens": {"tokens/safety_tokens.json": "{}"},
+        "train": {
+            f"{weights}/{'adapter_' if weights == 'adapter' else ''}config.json": json.dumps(base),
+            f"{weights}/{'adapter_' * (weights == 'adapter')}model.safetensors": "numbers",
+            "train/metrics.jsonl": "{}",
+        },
+        "evaluate": {
+            "eval/aligned.json": json.dumps([os.path.expanduser(settings.prompts.harmful)]),
+            "eval/samples/aligned.jsonl": "{}",
+        },
+    }
+    model = {"id": settings.model.id, "revision": None, "sha256": "0" * 64}
+    with RunDirectory.open(path, settings=settings, model=model) as run:
+        for name, files in stages.items():
+            with run.stage(name, {}) as stage:
+                for file, text in files.items():
+                    (path / file).parent.mkdir(parents=True, exist_ok=True)
+                    (path / file).write_text(text, "utf-8")
+                    stage.add_output(file)
+    (path / "README.md").write_text(f'from_pretrained("{settings.model.id}")', "utf-8")
+    (path / "report.html").write_text(str(escape(settings.model.id)), "utf-8")
+    return RunDirectory.load(path)
 
 
 def answers(run: Path) -> list[str]:
@@ -313,3 +355,91 @@ def test_what_is_not_finished_or_has_no_card(run):
     shutil.rmtree(run / "adapter")
     with pytest.raises(InputError, match="not finished"):
         hub_files(RunDirectory.load(run), HubTarget("me/safe"))
+
+
+def test_a_later_push_leaves_nothing_of_an_earlier_one(hub, tmp_path):
+    """Transcripts are gone once a push has none; what a person added stays."""
+    run = made_run(tmp_path / "run")
+    push(run, HubTarget("me/safe", transcripts=True))
+    repo = hub.repos["me/safe"]
+    transcripts = {"report.html", "eval/samples/aligned.jsonl"}
+    assert transcripts <= set(repo["files"])
+    repo["private"] = False
+    own = dict.fromkeys((".gitattributes", "LICENSE", "notes/plan.md"), b"mine")
+    repo["files"] |= own
+    pushed = push(run, HubTarget("me/safe", public=True))
+    assert pushed.removed == sorted(transcripts)
+    assert set(repo["files"]) == {*own, *pushed.files} and not transcripts & set(pushed.files)
+    assert push(run, HubTarget("me/safe", public=True)).removed == []
+
+
+def test_a_model_takes_the_place_of_an_adapter(hub, tmp_path):
+    """transformers would load an adapter_config.json that is left beside the weights."""
+    push(made_run(tmp_path / "lora"), HubTarget("me/safe"))
+    pushed = push(made_run(tmp_path / "full", "model"), HubTarget("me/safe"))
+    assert pushed.removed == ["adapter_config.json", "adapter_model.safetensors"]
+    files = set(hub.repos["me/safe"]["files"])
+    assert {"config.json", "model.safetensors"} <= files and not files & set(pushed.removed)
+
+
+def test_only_what_the_training_wrote_is_sent(tmp_path):
+    run = made_run(tmp_path / "run")
+    (tmp_path / "run" / "adapter" / "notes.txt").write_text("for me alone")
+    assert "notes.txt" not in hub_files(run, HubTarget("me/safe"))
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "/Users/Jane Doe/Library/Application Support/com.example.a name/that is/longer/than a line",
+        "/home/jane-jürgen/models",
+        '/home/jane\'s & "co"/models',
+        "~/jane/models",
+        "../jane/models",
+    ],
+)
+@pytest.mark.parametrize("last", ["größe", "file.jsonl", "weights.gguf"])
+def test_no_folder_of_this_machine_is_sent(tmp_path, folder, last):
+    """Whatever its name, and however a file writes it."""
+    place = f"{folder}/{last}"
+    run = made_run(
+        tmp_path / "run",
+        model={"id": place},
+        prompts={"harmful": place},
+        evaluate={"judges": [f"guard={place}"], "sources": {"harmbench": place}},
+        teacher={"system_prompt": "/no_think Answer harmless/useful requests."},
+    )
+    files = hub_files(run, HubTarget("me/safe", transcripts=True))
+    for name, content in files.items():
+        text = (Path(content).read_bytes() if isinstance(content, str) else content).decode()
+        assert "jane" not in text.lower() and "~" not in text, name
+        assert os.path.expanduser("~/") not in text, name
+    settings = yaml.safe_load(files["config.yaml"])
+    assert settings["model"]["id"] == settings["prompts"]["harmful"] == last
+    assert settings["evaluate"]["judges"] == [f"guard={last}"]
+    assert settings["teacher"]["system_prompt"].startswith("/no_think ")
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == last
+
+
+@pytest.mark.parametrize(
+    ("rights", "taken"),
+    [
+        ({"global": ["repo.write"], "scoped": []}, True),
+        ({"global": [], "scoped": [right("user", "me", "repo.content.read", "repo.write")]}, True),
+        ({"global": [], "scoped": [right("model", "me/new", "repo.write")]}, True),
+        ({"global": [], "scoped": [right("model", None, "repo.write")]}, True),
+        (None, True),  # the hub does not say
+        ({"global": ["discussion.write"], "scoped": []}, False),
+        ({"global": [], "scoped": [right("user", "me", "repo.content.read")]}, False),
+        ({"global": [], "scoped": [right("org", "lab", "repo.write")]}, False),
+        ({"global": [], "scoped": [right("model", "me/other", "repo.write")]}, False),
+    ],
+)
+def test_the_rights_of_a_fine_grained_token(hub, rights, taken):
+    """Write access that it does not have is said before the training."""
+    hub.role, hub.rights = "fineGrained", rights
+    if taken:
+        check_hub(HubTarget("me/new"))
+        return
+    with pytest.raises(InputError, match="fine-grained token of me may not write there"):
+        check_hub(HubTarget("me/new"))

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from safesteer.config import EndpointSettings
+from safesteer.errors import InputError
 from safesteer.prompts import load_prompts
+from safesteer.recipe import load_settings
 
 
 def test_a_process_says_one_line_and_leaves_with_2(new_process, tmp_path):
@@ -142,3 +145,30 @@ def test_a_secret_in_an_address_is_neither_written_nor_shown(safesteer, address,
     assert outcome.code == 2
     assert "api_key_env" in outcome.error and "hush" not in outcome.error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-proj-hush",
+        "sk_hush",
+        "hf_hush",
+        "AIzahush",
+        "hush0" * 8,  # letters and digits alone
+        "hush_" * 13,  # longer than any name
+        "1hush",
+        "hush hush",
+        "",
+    ],
+)
+def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(key):
+    """Settings are written into the run, where a key has no place."""
+    with pytest.raises(InputError) as raised:
+        load_settings(overrides=[f'evaluate.endpoint.api_key_env="{key}"'])
+    assert "evaluate.endpoint.api_key_env: expected the name" in str(raised.value)
+    assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "HF_TOKEN", "_key2", "JUDGE", "sky_key"])
+def test_names_of_variables_are_taken(name):
+    assert EndpointSettings(api_key_env=name).api_key_env == name

@@ -16,6 +16,7 @@ from safesteer.direction.behaviour import Behaviour, answer_nll, observe
 from safesteer.direction.candidates import Candidate
 from safesteer.direction.find import extract_direction
 from safesteer.errors import InputError, SafeSteerError
+from safesteer.models.load import ChatModel
 from safesteer.teacher import Direction, Teacher
 
 
@@ -29,6 +30,13 @@ SETS = (HARMFUL, HARMLESS, HARMFUL[:4], HARMLESS[:4])
 
 def made(layer: int = 1, strength: float = 1.0, **scores: Any) -> Candidate:
     return Candidate(Direction(torch.ones(32) * layer, layer, strength, "made"), **scores)
+
+
+@torch.no_grad()
+def last_hidden(model: ChatModel, messages: tuple[dict[str, str], ...]) -> torch.Tensor:  # [1, D]
+    """What predicts the first token of the answer."""
+    ids = torch.tensor([model.chat.ids(messages)])
+    return model.model.model(ids).last_hidden_state[:, -1]
 
 
 class Behaviours:
@@ -61,13 +69,16 @@ def behave(monkeypatch):  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture
-def refusing(monkeypatch):  # type: ignore[no-untyped-def]
-    """The model refuses every harmful prompt and answers every harmless one: all are kept."""
+def refusing(monkeypatch, tiny_chat_model):  # type: ignore[no-untyped-def]
+    """The model tends to refuse every harmful prompt and to answer every harmless one."""
 
-    def keep_all(model, asked, positions, keep, **kwargs):  # type: ignore[no-untyped-def]
-        return prompt_means(model, asked, positions), len(asked)
+    # Before the search, whose hooks would see these passes too.
+    known = torch.cat([last_hidden(tiny_chat_model, asked) for asked in (*HARMFUL, *HARMLESS)])
 
-    monkeypatch.setattr(find, "means_of_kept", keep_all)
+    def by_prompt(model, last, tokens):  # type: ignore[no-untyped-def]
+        return 1.0 - 2.0 * (torch.cdist(last, known).argmin(1) >= len(HARMFUL))
+
+    monkeypatch.setattr(find, "_refusal_scores", by_prompt)
 
 
 @pytest.fixture

@@ -58,4 +58,7 @@ def work(
             who = "public" if pushed.public else "private"
             what = "transcripts included" if hub.transcripts else "no transcripts among them"
             line = f"pushed: {pushed.url} ({who}; {len(pushed.files)} files, {what})"
+            if pushed.removed:
+                count = len(pushed.removed)
+                line += f"; removed {count} of an earlier push, which older commits still hold"
             reporter.console.print(Text(line), soft_wrap=True)

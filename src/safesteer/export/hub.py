@@ -13,14 +13,29 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
 from typing import Any
 
+import markupsafe
+
+from safesteer.config import Settings
 from safesteer.errors import InputError, SafeSteerError
+from safesteer.recipe import dump_settings
 from safesteer.runs import RunDirectory
+from safesteer.runs.directory import CONFIG_NAME
 
 OPTION = "--push-to-hub"
 _TEXTS = (".json", ".jsonl", ".yaml", ".md", ".html")  # the files in which paths may stand
+_WITH_PATHS = ("model", "prompts", "evaluate")  # the sections of the settings that name them
+# What a push may leave in a repository; `*` matches `/` too. A person's own files have other names.
+_OF_A_RUN = (
+    *("config.yaml", "report.html", "direction/*", "tokens/*", "eval/*"),
+    *("adapter_*", "model.safetensors*", "model-*.safetensors", "config.json"),
+    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template*"),
+    "additional_chat_templates/*",
+)
+_WRITE = {"repo.write", "repo.content.write"}  # rights of a fine-grained token
 
 
 @dataclass(frozen=True)
@@ -40,15 +55,26 @@ class HubTarget:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was sent: its address, the files' names there, and whether everybody may read it."""
+    """What was sent.
+
+    Attributes:
+        url: address of the repository.
+        files: names of the files there that are of this run.
+        removed: names of those that an earlier push left there and this one deleted.
+        public: whether everybody may read it.
+    """
 
     url: str
     files: list[str]
+    removed: list[str]
     public: bool
 
 
-def check_hub(target: HubTarget) -> None:
-    """Raise InputError or SafeSteerError unless `target` can be pushed to; changes nothing."""
+def check_hub(target: HubTarget) -> set[str]:
+    """The names of the files that are in the repository, none if it is yet to be made.
+
+    Raises InputError or SafeSteerError unless `target` can be pushed to; changes nothing.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -60,7 +86,7 @@ def check_hub(target: HubTarget) -> None:
         try:
             found = api.model_info(target.repo)
         except RepositoryNotFoundError:
-            return
+            return set()
     if found.private and target.public:
         raise InputError(
             f"{OPTION} {target.repo} is there and private; leave out --public, or make it public"
@@ -76,47 +102,57 @@ def check_hub(target: HubTarget) -> None:
             f"{OPTION} {target.repo} holds something that safesteer did not push; choose another"
             " name"
         )
+    return files
 
 
 def push(run: RunDirectory, target: HubTarget) -> Pushed:
     """Send a finished run in one commit; makes the repository if there is none.
 
-    Raises InputError for a run that is not finished, and what `check_hub` raises.
+    The same commit deletes what an earlier push left there and is not among the new files; what no
+    run writes stays. Raises InputError for a run that is not finished, and what `check_hub` raises.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # what is under way is said by the caller
     contents = hub_files(run, target)
-    check_hub(target)
+    left = sorted(name for name in check_hub(target) - contents.keys() if _is_of_a_run(name))
     with _explained(target.repo):
         api = HfApi()
         url = api.create_repo(target.repo, private=not target.public, exist_ok=True)
         api.create_commit(
             target.repo,
-            [CommitOperationAdd(name, content) for name, content in contents.items()],
+            [
+                *(CommitOperationAdd(name, content) for name, content in contents.items()),
+                *(CommitOperationDelete(name, is_folder=False) for name in left),
+            ],
             commit_message=_message(run),
         )
-    return Pushed(str(url), sorted(contents), target.public)
+    return Pushed(str(url), sorted(contents), left, target.public)
 
 
 def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
     """{name in the repository: content, or path of a large file}.
 
-    The weights lie at the top, where transformers and peft look for them. Without
-    ``target.transcripts`` no answer of a model is among them.
+    The weights lie at the top, where transformers and peft look for them; of the run's folders only
+    what its stages recorded as theirs is sent. Without ``target.transcripts`` no answer of a model
+    is among them.
     """
     from safesteer.models.load import MERGED
     from safesteer.report.card import card_for_hub, hub_name
     from safesteer.report.write import CARD, PAGE
 
-    weights = next((run.path / n for n in ("model", "adapter") if (run.path / n).is_dir()), None)
-    if weights is None or not run.output_hashes("train") or not run.output_hashes("evaluate"):
+    found = {
+        name.partition("/")[2]: run.path / name
+        for name in run.output_hashes("train")
+        if name.startswith(("model/", "adapter/"))
+    }
+    whole = found and all(path.is_file() for path in found.values())
+    if not whole or not run.output_hashes("evaluate"):
         raise InputError(f"{run.path} is not finished; `safesteer run {run.path}` first")
     if not (run.path / CARD).is_file():
         raise InputError(f"{run.path} has no {CARD}; `safesteer report {run.path}` makes it again")
-    found = {file.relative_to(weights).as_posix(): file for file in _files(weights)}
-    names = ["config.yaml", "eval/base.json", "eval/teacher.json", "eval/aligned.json"]
+    names = ["eval/base.json", "eval/teacher.json", "eval/aligned.json"]
     names += [name for stage in ("direction", "tokens") for name in run.output_hashes(stage)]
     if target.transcripts:
         names += [name for name in run.output_hashes("evaluate") if name not in names]
@@ -125,8 +161,17 @@ def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
 
     settings = run.settings
     below = run.manifest["model"].get("adapter_of")
-    places = _places([settings.model_dump(mode="json"), below])
-    contents: dict[str, str | bytes] = {}
+    values = settings.model_dump(mode="json")
+    places = _places([*(values[section] for section in _WITH_PATHS), below])
+    base_config = found.get("adapter_config.json") or found.get("config.json")
+    if base_config is not None:  # libraries write the base's folder with its whole path
+        config = json.loads(base_config.read_text("utf-8"))
+        places |= _places([config.get(k) for k in ("base_model_name_or_path", "_name_or_path")])
+    # YAML folds long text, so paths are cut before it is written.
+    cut = {**values, **{section: _cut(places, values[section]) for section in _WITH_PATHS}}
+    contents: dict[str, str | bytes] = {
+        CONFIG_NAME: dump_settings(Settings.model_validate(cut)).encode()
+    }
     for name, path in found.items():
         if path.suffix in _TEXTS and "tokenizer" not in name:
             contents[name] = _without(places, path.read_text("utf-8")).encode()
@@ -143,8 +188,9 @@ def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
     return contents
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+def _is_of_a_run(name: str) -> bool:
+    """Whether a push may have left a file of this name, as opposed to a person."""
+    return any(fnmatchcase(name, pattern) for pattern in _OF_A_RUN)
 
 
 def _message(run: RunDirectory) -> str:
@@ -184,12 +230,37 @@ def _check_account(repo: str, owner: str, account: dict[str, Any]) -> None:
             f"{OPTION} {repo}: the token of {user} may only read; make one that may write at"
             " https://huggingface.co/settings/tokens"
         )
+    if token.get("role") == "fineGrained" and not _may_write(repo, owner, token):
+        raise InputError(
+            f"{OPTION} {repo}: the fine-grained token of {user} may not write there; give it write"
+            f" access to the repositories of {owner} at https://huggingface.co/settings/tokens"
+        )
     own = [user, *(str(org.get("name")) for org in account.get("orgs", ()))]
     if owner.lower() not in (name.lower() for name in own):
         raise InputError(
             f"{OPTION} {repo}: '{owner}' is neither you ({user}) nor an organisation of yours; use"
             f" {user}/{repo.partition('/')[2]}"
         )
+
+
+def _may_write(repo: str, owner: str, token: dict[str, Any]) -> bool:
+    """Whether a fine-grained token names a right to write to `repo`; True where it cannot be told.
+
+    The hub lists rights that hold everywhere (``global``) and those of users, organisations and
+    single repositories (``scoped``), by name; it documents neither, so what is missing or has no
+    name is no reason to refuse.
+    """
+    rights = token.get("fineGrained")
+    if not isinstance(rights, dict) or not isinstance(rights.get("scoped"), list):
+        return True
+    if _WRITE & set(rights.get("global") or ()):
+        return True
+    allowed = [
+        (entry.get("entity") or {}).get("name")
+        for entry in rights["scoped"]
+        if _WRITE & set(entry.get("permissions") or ())
+    ]
+    return any(name is None or name.lower() in (owner.lower(), repo.lower()) for name in allowed)
 
 
 @contextmanager
@@ -238,18 +309,48 @@ def _explained(repo: str) -> Iterator[None]:
 
 
 def _places(values: Any) -> dict[str, str]:
-    """{absolute path: its last part} of every path in the settings; a GGUF file's folder too."""
+    """{path: its last part} of every path in the settings, in each way in which a file may name it.
+
+    A path is absolute or begins with `~`, `./` or `../`: `a/b` may as well be a name on the hub.
+    The folder of a GGUF file is one too.
+    """
     if isinstance(values, dict | list):
         inner = values.values() if isinstance(values, dict) else values
         return {path: name for value in inner for path, name in _places(value).items()}
-    path = str(values).rpartition("=")[2]  # judges are NAME=FOLDER
-    if not os.path.isabs(path):
+    given = str(values).rpartition("=")[2]  # judges are NAME=FOLDER
+    if not (os.path.isabs(given) or re.match(r"~[^/]*/|\.\.?/", given)):
         return {}
-    paths = [path] + ([os.path.dirname(path)] if path.endswith(".gguf") else [])
-    return {p: os.path.basename(os.path.normpath(p)) for p in paths if p.strip(os.sep)}
+    name = os.path.basename(os.path.normpath(given))
+    full = os.path.abspath(os.path.expanduser(given))
+    found = {path: name for path in (given, os.path.normpath(given), full, os.path.realpath(full))}
+    if given.endswith(".gguf"):
+        folders = [os.path.dirname(path) for path in found]
+        found |= {path: os.path.basename(path) for path in folders if len(path) > 1}
+    return {
+        written: short
+        for path, name in found.items()
+        if path.strip(os.sep) and name not in ("", ".", "..")
+        for written, short in zip(_spellings(path), _spellings(name), strict=True)
+    }
+
+
+def _spellings(path: str) -> list[str]:
+    """A path as text, JSON and HTML write it; libraries escape what is not ASCII in JSON."""
+    in_json = [json.dumps(path, ensure_ascii=ascii)[1:-1] for ascii in (True, False)]
+    return [*in_json, str(markupsafe.escape(path)), path]
+
+
+def _cut(places: dict[str, str], values: Any) -> Any:
+    """The same nested values with their texts cut."""
+    if isinstance(values, dict):
+        return {key: _cut(places, value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_cut(places, value) for value in values]
+    return _without(places, values) if isinstance(values, str) else values
 
 
 def _without(places: dict[str, str], text: str) -> str:
     for path in sorted(places, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", places[path], text)
+        name = places[path].replace("\\", r"\\")
+        text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w-])", name, text)
     return text

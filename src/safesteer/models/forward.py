@@ -120,10 +120,10 @@ def share_prefix(
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    for layer in cache_layers(cache):
+    for layer in cache.layers:
         # A vector for each row makes a batch of one into a whole batch; some layers borrow the
         # keys and values of others and hold none.
-        if layer.get_seq_length() and layer.keys.shape[0] == 1:
+        if isinstance(layer, DynamicLayer) and layer.keys is not None and len(layer.keys) == 1:
             layer.batch_repeat_interleave(batch)
     # Dropping the first P columns leaves the end of every row where it was; what stood before it
     # there (padding, or the row's own beginning) is masked.
@@ -170,7 +170,7 @@ def empty_cache(model: Any, width: int) -> DynamicCache | None:
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
         return None
     cache = DynamicCache(config=text_config(model))
-    for layer in cache_layers(cache):
+    for layer in cache.layers:
         if type(layer) is DynamicSlidingWindowLayer:
             # Padding stands between the beginning and the rest, so a window would move.
             if width >= layer.sliding_window:
@@ -178,8 +178,3 @@ def empty_cache(model: Any, width: int) -> DynamicCache | None:
         elif type(layer) is not DynamicLayer:
             return None
     return cache
-
-
-def cache_layers(cache: DynamicCache) -> list[Any]:
-    """The layers of a cache that `empty_cache` made: all of them have plain keys and values."""
-    return list(cache.layers)

@@ -1,8 +1,8 @@
 """The output matrix: hidden states to log-probabilities, without a [positions, vocabulary] tensor.
 
-One definition for every stage that needs log-probabilities. The log-sum-exp over the vocabulary is
-streamed over chunks of positions; the logits of the chosen tokens are read from their rows alone,
-in float32. Scale, bias and soft-capping of the logits are honoured.
+One definition for every stage that needs log-probabilities. The log-sum-exp runs over blocks of the
+vocabulary and of positions, each of a fixed size; the logits of the chosen tokens are read from
+their rows alone, in float32. Scale, bias and soft-capping of the logits are honoured.
 """
 
 from __future__ import annotations
@@ -93,11 +93,6 @@ class OutputHead:
         if self.softcap is not None:
             raw = self.softcap * torch.tanh(raw / self.softcap)
         return (raw / self.temperature if self.temperature != 1.0 else raw).to(device)
-
-    def chunks(self, positions: int) -> list[slice]:
-        """Slices of positions whose logits fit one chunk."""
-        step = max(1, _BLOCK_ELEMENTS // self.vocabulary)
-        return [slice(start, start + step) for start in range(0, positions, step)]
 
     def log_probs(
         self,

@@ -13,17 +13,17 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import takewhile
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.forward import cache_layers, empty_cache, is_worthwhile, positions
+from safesteer.models.forward import empty_cache, is_worthwhile, positions
 from safesteer.models.from_layer import entering, first_layers, from_layer
 from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 
-# Rows of a batch, prompts times copies. On 2 cores a prompt costs 14 % more in batches of 16 rows
-# than in batches of 32, and 8 % less in batches of 96 (docs/performance.md), but padding grows with
-# the prompts in a batch. For GPUs, which short prompts do not fill, it is an estimate.
+# Rows of a batch, prompts times copies. More rows read the weights less often, but padding grows
+# with the prompts in a batch. 48 is a choice between the two, no measured best; for GPUs, which
+# short prompts do not fill, it is an estimate.
 _ROWS = {"cpu": 48}
 _ROWS_ELSEWHERE = 256
 # What entered the blocks is held for as many layers at once as fit here.
@@ -150,7 +150,7 @@ def _repeated(cache: DynamicCache, times: int) -> DynamicCache:
     """A copy with every row `times` times; the cache itself stays as it is, for the next batch."""
     rows = copy.copy(cache)
     rows.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in cache_layers(rows):
-        if layer.get_seq_length():
+    for layer in rows.layers:
+        if isinstance(layer, DynamicLayer) and layer.get_seq_length():
             layer.batch_repeat_interleave(times)
     return rows

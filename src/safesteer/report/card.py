@@ -82,7 +82,8 @@ def _is_attack(name: str) -> bool:
 def is_local(base: ModelSettings) -> bool:
     """Whether the base has no name but its place on this machine."""
     return base.id != BUILTIN and (
-        os.path.exists(os.path.expanduser(base.id)) or os.path.isabs(base.id)
+        os.path.exists(os.path.expanduser(base.id))
+        or base.id.startswith((os.sep, "~", "./", "../"))  # no id on the hub does
     )
 
 
