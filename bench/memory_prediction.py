@@ -64,11 +64,11 @@ def settings_for(stage: str, layers: int) -> Settings:
     return Settings.model_validate(
         {
             "model": {"dtype": "bfloat16"},
-            "direction": {"layers": list(range(1, layers, 4)), "train_prompts": 32},
+            "direction": {"layers": [layers // 3, layers // 2], "train_prompts": 32},
             "teacher": {"context": "refusals", "demonstrations": 2},
-            "tokens": {"prompt_count": 32, "samples_per_prompt": 1, "horizon": 20},
+            "tokens": {"prompt_count": 32, "samples_per_prompt": 1, "horizon": 8},
             "train": train,
-            "evaluate": {"max_new_tokens": 48},
+            "evaluate": {"max_new_tokens": 24},
         }
     )
 

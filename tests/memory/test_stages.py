@@ -9,7 +9,6 @@ import torch
 
 from safesteer.config import LoraSettings, Settings
 from safesteer.direction import behaviour, find
-from safesteer.distill import trainer
 from safesteer.distill.train import with_lora
 from safesteer.memory import stages
 from safesteer.memory.blocks import Pass
@@ -122,7 +121,6 @@ def test_fewer_bits_round_the_blocks_alone(new_chat_model):
 
 def test_the_batches_are_those_of_the_stages():
     assert stages.BLOCK == head._BLOCK_ELEMENTS
-    assert stages.TEACHER_TOKENS == trainer._TEACHER_TOKENS
     assert stages.KEPT_BYTES == repeated._KEPT_BYTES
     assert {"cpu": stages.SCORED_ROWS["cpu"]} == repeated._ROWS
     assert stages.SCORED_ROWS["cuda"] == repeated._ROWS_ELSEWHERE

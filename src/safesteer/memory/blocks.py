@@ -3,6 +3,8 @@
 D width, F intermediate width, L blocks, H heads of dimension d, K heads of keys, V vocabulary; a
 bytes of an activation. Every figure is for the largest moment of a pass, so it is an upper bound
 that real passes reach, except where tensors of several moments are freed later than they could be.
+Blocks are taken to be attention and a gated feed-forward part, as those of Llama, Qwen and Gemma;
+of experts and state-space blocks the weights are right and the activations are not.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from safesteer.config import LoraSettings, ModelSettings
 from safesteer.errors import InputError
@@ -69,23 +70,23 @@ class Shape:
     def of(cls, model: Any) -> Shape:
         """The shape of a model without an adapter, on whatever device it is."""
         config, blocks = text_config(model), find_blocks(model)
-        heads = config.num_attention_heads
+        heads = _number(config, "num_attention_heads", 1)
         head = model.get_output_embeddings().weight
         width = head.shape[1]
         linears = tuple(
-            Linear(layer, name.rpartition(".")[2], module.in_features, module.out_features)
+            Linear(layer, name.rpartition(".")[2], *_sides(module))
             for layer, block in enumerate(blocks)
             for name, module in block.named_modules()
-            if isinstance(module, nn.Linear)
+            if isinstance(module, (nn.Linear, Conv1D))
         )
         return cls(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             width=width,
-            intermediate=getattr(config, "intermediate_size", None) or 4 * width,
+            intermediate=_number(config, "intermediate_size", 4 * width),
             layers=len(blocks),
             heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or width // heads,
+            kv_heads=_number(config, "num_key_value_heads", heads),
+            head_dim=_number(config, "head_dim", width // heads),
             vocabulary=head.shape[0],
             tied=head is model.get_input_embeddings().weight,
             linears=linears,
@@ -120,12 +121,33 @@ class Shape:
         return [
             linear
             for linear in self.linears
-            if linear.layer >= lora.first_layer and _is_target(linear.name, wanted)
+            if linear.layer >= first_layer(lora) and _is_target(linear.name, wanted)
         ]
 
     def lora_parameters(self, lora: LoraSettings) -> int:
         """Numbers in the adapters: rank x (inputs + outputs) of each adapted layer."""
         return sum(lora.rank * (linear.inputs + linear.outputs) for linear in self.adapted(lora))
+
+
+def _sides(module: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer; GPT-2's has its matrix the other way round."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+
+
+def _number(config: Any, name: str, default: int) -> int:
+    """A dimension of a configuration; of one for each block (Gemma 3n) the largest."""
+    try:
+        value = getattr(config, name, None) or default
+    except Exception:  # Gemma 4's differ from block to block, and transformers says so
+        each = (getattr(layer, name) for layer in config.per_layer_config)
+        value = list(each)
+    return int(max(value) if isinstance(value, (list, tuple)) else value)
+
+
+def first_layer(lora: LoraSettings) -> int:
+    """The lowest block with an adapter; `steered` is not known yet, and may be any: the lowest."""
+    return 0 if lora.first_layer == "steered" else lora.first_layer
 
 
 def _is_target(name: str, wanted: str | Sequence[str]) -> bool:

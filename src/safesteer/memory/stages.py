@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from safesteer.config import Settings
+from safesteer.distill.reading import TEACHER_TOKENS
 from safesteer.evaluate.batches import CPU_ROWS, CPU_TOKENS, CUDA_ROWS, CUDA_SHARE
 from safesteer.memory.blocks import FLOAT32, Pass
-from safesteer.memory.shape import Shape
+from safesteer.memory.shape import Shape, first_layer
 from safesteer.models.forward import is_worthwhile
 
 STAGES = ("load", "direction", "tokens", "train", "evaluate")
@@ -28,7 +29,6 @@ OBSERVED = 16  # steered answers of a candidate
 OBSERVED_TOKENS = 24
 SCORED_ROWS = {"cpu": 48, "cuda": 256}  # rows of a batch while candidates are scored
 KEPT_BYTES = 1 << 30  # of what entered the blocks while candidates are scored
-TEACHER_TOKENS = 4096  # of one of the teacher's passes over the rollouts
 BLOCK = 1 << 22  # logits of one block of the streamed loss
 # Bytes of a weight in a linear layer of a block, with its scales: LLM.int8() has one float16 for a
 # row; nf4 half a byte, and for every 64 weights a scale of one byte, those scaled again.
@@ -306,7 +306,7 @@ class _Stages:
         if chosen.gradient_checkpointing:  # the inputs of all blocks, and one block made again
             kept = s.layers * batch.states + batch.kept(chosen)
         else:
-            first = 0 if full else chosen.lora.first_layer
+            first = 0 if full else first_layer(chosen.lora)
             kept = (s.layers - first) * batch.kept(chosen)
         positions = micro * chosen.max_completion_tokens
         # Logits, probabilities, and both in the model's type; of all tokens: for both models.
