@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 
+from safesteer.config import Settings
+from safesteer.memory.cards import USABLE, Fit, fits, what_would_fit
+from safesteer.memory.lengths import assumed_lengths, run_lengths
+from safesteer.memory.shape import Shape, gguf_file, read_shape
+from safesteer.memory.stages import Peak, Placement, predict
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.load import ChatModel, describe
 from safesteer.models.place import bfloat16_speedup, pick_device, pick_dtype
@@ -18,6 +24,53 @@ from safesteer.runs.system import hardware, versions
 from safesteer.teacher import Direction, Teacher, check_teacher
 
 SAMPLE = "How do I pick a lock?"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run of a model would take.
+
+    Attributes:
+        place: the device and type of weights that `stages` is for.
+        stages: the predicted peak of each stage here, as the settings are.
+        fits: which card fits which way to train.
+        prompt_tokens: the longest prompt that was reckoned with.
+        advice: what to change where it does not fit here; empty where it does.
+    """
+
+    place: Placement
+    stages: dict[str, Peak]
+    fits: list[Fit]
+    prompt_tokens: int
+    advice: str
+
+
+def memory_needed(settings: Settings, model: ChatModel | None = None) -> Memory:
+    """The predicted memory of a run, from a loaded model or from its configuration alone.
+
+    Without a model prompts are taken to have 128 tokens.
+
+    Raises InputError when the configuration, or the settings' prompts, cannot be read.
+    """
+    device = pick_device(settings.model.device)
+    if model is None:
+        shape, lengths = read_shape(settings.model), assumed_lengths(settings)
+        size = pick_dtype(settings.model.dtype, device).itemsize
+    else:
+        shape, lengths = Shape.of(model.model), run_lengths(model.chat, settings)
+        size = model.model.dtype.itemsize
+    cuda = device.type == "cuda"
+    total = torch.cuda.get_device_properties(device).total_memory if cuda else None
+    file = gguf_file(settings.model)
+    place = Placement(device.type, size, card=total, gguf=file.stat().st_size if file else 0)
+    stages = predict(shape, settings, lengths, place)
+    room = USABLE * total if total else psutil.virtual_memory().available
+    # What is loaded already stands in the prediction too.
+    loaded = 0 if model is None or cuda else size * shape.parameters
+    advice = ""
+    if max(peak.bytes for peak in stages.values()) > room + loaded:
+        advice = what_would_fit(shape, settings, lengths, place, room + loaded)
+    return Memory(place, stages, fits(shape, settings, lengths), lengths.prompt, advice)
 
 
 def machine_facts() -> dict[str, Any]:
@@ -45,8 +98,8 @@ def model_facts(model: ChatModel) -> dict[str, Any]:
     Raises SafeSteerError when it has none.
     """
     facts = describe(model)
-    parameters, width = facts["parameters"], facts["width"]
-    facts["parameters"] = f"{parameters:,}"
+    width = facts["width"]
+    facts["parameters"] = f"{facts['parameters']:,}"
     tokenizer, chat = model.tokenizer, model.chat
     after = chat.post_instruction_ids()
     facts["a rendered prompt"] = repr(chat.text([{"role": "user", "content": SAMPLE}]))
@@ -59,10 +112,6 @@ def model_facts(model: ChatModel) -> dict[str, Any]:
     )
     facts["steering works"] = f"yes: a random direction changes a logit by {change:.2f}"
     facts["weights as loaded"] = _gigabytes(model.model.get_memory_footprint())
-    facts["weights in float32"] = _gigabytes(4 * parameters)
-    facts["weights in bfloat16"] = _gigabytes(2 * parameters)
-    # Weights, gradients and two moments in float32, and the frozen teacher.
-    facts["full fine-tuning, at least"] = _gigabytes(20 * parameters)
     return facts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -14,6 +14,10 @@ from safesteer.evaluate.benchmarks import Benchmark
 from safesteer.evaluate.benchmarks.sources import found_files
 from safesteer.report.words import duration, size
 from safesteer.runs import RunDirectory
+
+if TYPE_CHECKING:  # both import torch
+    from safesteer.doctor import Memory
+    from safesteer.memory.cards import Fit
 
 # Entry of eval/*.json -> what it is called, and which way is better.
 RATES = {
@@ -159,6 +163,31 @@ def facts(title: str, content: dict[str, Any]) -> Table:
     for name, value in content.items():
         made.add_row(name, Text(str(value)))
     return made
+
+
+def memory_table(needed: Memory) -> RenderableType:
+    """The predicted peak of every stage, and what the bytes are for."""
+    place = needed.place
+    shown = table("stage", "peak", "of which", title=f"memory of a run on {place.device}")
+    shown.columns[2].justify = "left"
+    for name, peak in needed.stages.items():
+        largest = sorted(peak.parts.items(), key=lambda part: -part[1])[:3]
+        parts = ", ".join(f"{part} {size(count)}" for part, count in largest)
+        shown.add_row(name, size(peak.bytes), Text(parts))
+    note = f"weights of {8 * place.size} bits, prompts of {needed.prompt_tokens} tokens at most"
+    return Group(shown, Text(f"{note}; beyond what Python and its libraries take", style="dim"))
+
+
+def card_table(fits: Sequence[Fit]) -> RenderableType:
+    """Which card fits which way to train: with which micro batch."""
+    cards = list(fits[0].micro_batches)
+    shown = table(
+        "way to train", "peak", *(f"{card} GB" for card in cards), title="cards, by micro batch"
+    )
+    for fit in fits:
+        cells = [str(fit.micro_batches[card] or "-") for card in cards]
+        shown.add_row(fit.option, size(fit.peak), *cells)
+    return Group(shown, Text("the largest train.micro_batch that fits; -: not even 1", style="dim"))
 
 
 def benchmark_table(benchmarks: Sequence[Benchmark], folder: Path | None) -> RenderableType:

@@ -1,0 +1,139 @@
+"""Which card fits the paper's four models at their recipes, and how long a run would take on paper.
+
+    python bench/cards.py
+
+Nothing is run and nothing is fetched: the dimensions below are those of the models' published
+config.json, the models are built without weights (`safesteer.memory`), and the times are operations
+divided by a stated share of a card's speed. Prompts are taken to have 128 tokens.
+"""
+
+from __future__ import annotations
+
+from transformers import AutoConfig
+
+from safesteer.config import Settings
+from safesteer.memory.cards import CARDS, OPTIONS, fits
+from safesteer.memory.lengths import assumed_lengths
+from safesteer.memory.shape import Shape
+from safesteer.memory.stages import Placement, predict
+from safesteer.recipe import load_settings
+
+# Recipe: model_type, width, intermediate width, blocks, heads, heads of keys, dimension of a head,
+# vocabulary, whether the output matrix is the embedding.
+MODELS = {
+    "llama-3-8b": ("llama", 4096, 14336, 32, 32, 8, 128, 128256, False),
+    "llama-3.2-3b": ("llama", 3072, 8192, 28, 24, 8, 128, 128256, True),
+    "qwen2.5-7b": ("qwen2", 3584, 18944, 28, 28, 4, 128, 152064, False),
+    "qwen3-4b": ("qwen3", 2560, 9728, 36, 32, 8, 128, 151936, True),
+}
+# GB: name, dense bfloat16 operations a second, bytes a second of its memory (data sheets).
+SPEEDS = {24: ("RTX 4090", 165e12, 1.01e12), 80: ("H100 SXM", 989e12, 3.35e12)}
+# Of those speeds, and what a step of generation waits for Python and kernels beside them, a block.
+# Assumptions, not measurements.
+PASS_SHARE, READ_SHARE, STEP_SECONDS = 0.35, 0.6, 0.8e-3
+# Tokens after the user's text in the template, which make candidates: Llama 3's has 5.
+POSITIONS = 5
+TEST_PROMPTS = 338
+HEADER = ("recipe", "way to train", "peak", *(f"{card} GB" for card in CARDS))
+
+
+def shape_of(recipe: str) -> Shape:
+    """The model's shape, from its published dimensions."""
+    kind, width, intermediate, layers, heads, keys, dimension, vocabulary, tied = MODELS[recipe]
+    config = AutoConfig.for_model(
+        kind,
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=keys,
+        head_dim=dimension,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+    )
+    return Shape.of_config(config)
+
+
+def operations(shape: Shape, settings: Settings, *, lora: bool) -> dict[str, tuple[float, int]]:
+    """{stage: (operations of its passes, steps of generation that are waited for one by one)}.
+
+    A pass of a token costs 2 operations a weight of the blocks. A backward pass costs as much again
+    for the gradients of the activations, and once more for those of the weights where all are
+    trained; with checkpointing the forward pass is made twice. The output matrix costs a product
+    for the student and one for the teacher of a completion's tokens, and one more for the gradient.
+    """
+    d, k, t, e = settings.direction, settings.tokens, settings.train, settings.evaluate
+    prompt = assumed_lengths(settings).prompt
+    token = 2 * shape.block_weights
+    head = 2 * shape.vocabulary * shape.width
+    candidates = POSITIONS * int(shape.layers * (1 - d.drop_last_layers))
+    # Additions run the blocks from their layer on, on average 60 % of them; all pass every test.
+    read = 2 * d.train_prompts + candidates * d.validation_prompts * (0.6 + 1 + 1)
+    continuations = k.prompt_count * k.samples_per_prompt
+    updates = t.updates or t.prompts // t.prompts_per_update
+    written = updates * t.completions_per_update * t.max_completion_tokens
+    trained = updates * t.completions_per_update * (prompt + t.max_completion_tokens)
+    # Rollout's prompts and tokens, the teacher, the student: forward twice, backward.
+    passes = 1 + 1 + 2 + (1 if lora else 2)
+    answers = 3 * TEST_PROMPTS
+    batches = 3 * -(-TEST_PROMPTS // 64)
+    return {
+        "direction": (read * prompt * token, 14 * 24),
+        "tokens": (
+            continuations * 3 * (prompt + k.horizon) * token,
+            k.horizon * continuations // 32,
+        ),
+        "train": (
+            passes * trained * token + 3 * written * head,
+            updates * t.max_completion_tokens * -(-t.completions_per_update // 64),
+        ),
+        "evaluate": (answers * (prompt + e.max_new_tokens) * token, batches * e.max_new_tokens),
+    }
+
+
+def seconds(shape: Shape, work: tuple[float, int], card: int, lora: bool) -> float:
+    """Time of a stage: passes at a share of the card's speed, steps at one of its memory's."""
+    _, speed, bandwidth = SPEEDS[card]
+    # Trained in float32, rollouts read weights of 4 bytes.
+    step = (2 if lora else 4) * shape.parameters / (READ_SHARE * bandwidth)
+    return work[0] / (PASS_SHARE * speed) + work[1] * max(step, STEP_SECONDS * shape.layers)
+
+
+def main() -> None:
+    """Print dimensions, cards, the arithmetic of one model, and times."""
+    shapes = {recipe: shape_of(recipe) for recipe in MODELS}
+    print(f"| {' | '.join(HEADER)} |")
+    print("|" + "---|" * len(HEADER))
+    for recipe, shape in shapes.items():
+        settings = load_settings(recipe)
+        for fit in fits(shape, settings, assumed_lengths(settings)):
+            cells = [str(fit.micro_batches[card] or "-") for card in CARDS]
+            peak = f"{fit.peak / 2**30:.1f} GiB"
+            print(f"| {recipe} | {fit.option} | {peak} | {' | '.join(cells)} |")
+    recipe = "llama-3.2-3b"
+    settings, shape = load_settings(recipe), shapes[recipe]
+    for option in (OPTIONS[1], OPTIONS[-1]):
+        changed, place = option.apply(settings, Placement("cuda", 2, card=80 * 2**30))
+        print(f"\n{recipe}, {option.name} ({shape.parameters:,} parameters)")
+        for stage, peak in predict(shape, changed, assumed_lengths(settings), place).items():
+            parts = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in peak.parts.items())
+            print(f"  {stage}: {peak.bytes / 2**30:.1f} GiB = {parts}")
+    stages = ("direction", "tokens", "train", "evaluate")
+    print(f"\n| recipe | card | way to train | {' | '.join(stages)} | all |")
+    print("|" + "---|" * (len(stages) + 4))
+    for recipe, shape in shapes.items():
+        settings = load_settings(recipe)
+        found = {fit.option: fit for fit in fits(shape, settings, assumed_lengths(settings))}
+        for card, (name, _, _) in SPEEDS.items():
+            for option in (OPTIONS[1].name, OPTIONS[-1].name):
+                if not found[option].micro_batches[card]:
+                    continue
+                lora = option.startswith("LoRA")
+                work = operations(shape, settings, lora=lora)
+                each = [seconds(shape, work[stage], card, lora) for stage in stages]
+                cells = " | ".join(f"{value / 60:.1f}" for value in (*each, sum(each)))
+                print(f"| {recipe} | {name}, {card} GB | {option} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()

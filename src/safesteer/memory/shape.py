@@ -1,0 +1,190 @@
+"""What the memory of a model depends on: its dimensions, read from a model or its config.json.
+
+From a configuration the model is built on torch's meta device, where tensors have shapes and no
+bytes: an 8B model takes as long as it takes to make its modules, and no weights are needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from safesteer.config import LoraSettings, ModelSettings
+from safesteer.errors import InputError
+from safesteer.models.layers import find_blocks, text_config
+from safesteer.models.load import BUILTIN, builtin_path, quiet_libraries
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer of a block: where it is and what it maps to what."""
+
+    layer: int
+    name: str  # the last part of its path: q_proj
+    inputs: int
+    outputs: int
+
+    @property
+    def weights(self) -> int:
+        """Numbers in its matrix."""
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dimensions of a causal language model.
+
+    Attributes:
+        parameters: all weights, a tied output matrix counted once.
+        width: D, of the residual stream.
+        intermediate: F, of the feed-forward part.
+        layers: L, the number of blocks.
+        heads: H, of the queries.
+        kv_heads: K, of the keys and values.
+        head_dim: d, of one head.
+        vocabulary: V, rows of the output matrix.
+        tied: whether the output matrix is the embedding.
+        linears: the linear layers inside the blocks.
+    """
+
+    parameters: int
+    width: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    linears: tuple[Linear, ...]
+
+    @classmethod
+    def of(cls, model: Any) -> Shape:
+        """The shape of a model without an adapter, on whatever device it is."""
+        config, blocks = text_config(model), find_blocks(model)
+        heads = _number(config, "num_attention_heads", 1)
+        head = model.get_output_embeddings().weight
+        width = head.shape[1]
+        linears = tuple(
+            Linear(layer, name.rpartition(".")[2], *_sides(module))
+            for layer, block in enumerate(blocks)
+            for name, module in block.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D))
+        )
+        return cls(
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            width=width,
+            intermediate=_number(config, "intermediate_size", 4 * width),
+            layers=len(blocks),
+            heads=heads,
+            kv_heads=_number(config, "num_key_value_heads", heads),
+            head_dim=_number(config, "head_dim", width // heads),
+            vocabulary=head.shape[0],
+            tied=head is model.get_input_embeddings().weight,
+            linears=linears,
+        )
+
+    @classmethod
+    def of_config(cls, config: Any) -> Shape:
+        """The shape of the model that a configuration describes, without its weights."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()
+        return cls.of(model)
+
+    @property
+    def queries(self) -> int:
+        """H x d, the width of the queries and of what attention gives."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """K x d, the width of the keys and of the values."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def block_weights(self) -> int:
+        """Numbers in the linear layers of the blocks: what quantisation makes smaller."""
+        return sum(linear.weights for linear in self.linears)
+
+    def adapted(self, lora: LoraSettings) -> list[Linear]:
+        """The linear layers that get an adapter, by the rules of `peft.LoraConfig`."""
+        wanted = lora.target_modules
+        return [
+            linear
+            for linear in self.linears
+            if linear.layer >= first_layer(lora) and _is_target(linear.name, wanted)
+        ]
+
+    def lora_parameters(self, lora: LoraSettings) -> int:
+        """Numbers in the adapters: rank x (inputs + outputs) of each adapted layer."""
+        return sum(lora.rank * (linear.inputs + linear.outputs) for linear in self.adapted(lora))
+
+
+def _sides(module: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer; GPT-2's has its matrix the other way round."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+
+
+def _number(config: Any, name: str, default: int) -> int:
+    """A dimension of a configuration; of one for each block (Gemma 3n) the largest."""
+    try:
+        value = getattr(config, name, None) or default
+    except Exception:  # Gemma 4's differ from block to block, and transformers says so
+        each = (getattr(layer, name) for layer in config.per_layer_config)
+        value = list(each)
+    return int(max(value) if isinstance(value, (list, tuple)) else value)
+
+
+def first_layer(lora: LoraSettings) -> int:
+    """The lowest block with an adapter; `steered` is not known yet, and may be any: the lowest."""
+    return 0 if lora.first_layer == "steered" else lora.first_layer
+
+
+def _is_target(name: str, wanted: str | Sequence[str]) -> bool:
+    if wanted == "all-linear":
+        return True
+    if isinstance(wanted, str):  # PEFT reads a string as a pattern of the whole path
+        return any(re.fullmatch(wanted, path) for path in (name, f"x.{name}"))
+    return name in {path.rpartition(".")[2] for path in wanted}
+
+
+def gguf_file(settings: ModelSettings) -> Path | None:
+    """The GGUF file that the settings name, the built-in model's included; None for all else."""
+    path = builtin_path() if settings.id == BUILTIN else Path(settings.id).expanduser()
+    return path if path.is_file() else None
+
+
+def read_shape(settings: ModelSettings) -> Shape:
+    """The shape of a model that is not loaded: of a hub model only config.json is fetched.
+
+    Raises InputError when there is no configuration that transformers can read.
+    """
+    file = gguf_file(settings)
+    where: dict[str, Any] = {} if file is None else {"gguf_file": file.name}
+    name = settings.id if file is None else str(file.parent)
+    try:
+        with quiet_libraries():
+            config = AutoConfig.from_pretrained(
+                name,
+                revision=settings.revision,
+                trust_remote_code=settings.trust_remote_code,
+                **where,
+            )
+            return Shape.of_config(config)
+    except InputError:
+        raise
+    except Exception as error:  # the hub, a damaged file, an unknown kind: each has its own class
+        raise InputError(
+            f"cannot read the configuration of {settings.id} ({type(error).__name__});"
+            " give a hub id, or a folder that has a config.json"
+        ) from None

@@ -1,0 +1,134 @@
+"""The prediction against tensors that exist: weights, adapters, moments, what autograd keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from safesteer.config import LoraSettings, Settings
+from safesteer.direction import behaviour, find
+from safesteer.distill.train import with_lora
+from safesteer.memory import stages
+from safesteer.memory.blocks import Pass
+from safesteer.memory.shape import Shape
+from safesteer.memory.stages import Lengths, Placement, predict, weight_bytes
+from safesteer.models import head, repeated
+
+LENGTHS = Lengths(prompt=40, taught=60)
+CPU = Placement("cpu", 4)
+
+
+def settings(**train: object) -> Settings:
+    return Settings.model_validate({"train": {"micro_batch": 8, **train}})
+
+
+def peak(shape: Shape, chosen: Settings, place: Placement = CPU, stage: str = "train") -> float:
+    return predict(shape, chosen, LENGTHS, place)[stage].bytes
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_those_of_the_model(new_chat_model, tied):
+    model = new_chat_model(tie_word_embeddings=tied).model
+    shape = Shape.of(model)
+    assert shape.tied is tied
+    assert weight_bytes(shape, CPU) == sum(p.nbytes for p in model.parameters())
+
+
+def test_a_configuration_alone_gives_the_same_shape(new_chat_model):
+    model = new_chat_model(num_key_value_heads=1).model
+    assert Shape.of_config(model.config) == Shape.of(model)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoraSettings(),
+        LoraSettings(rank=3, target_modules=["q_proj", "down_proj"], first_layer=2),
+        LoraSettings(target_modules=r".*\.(up|gate)_proj"),
+    ],
+)
+def test_adapters_are_those_that_peft_makes(new_chat_model, lora):
+    model = new_chat_model().model
+    shape = Shape.of(model)
+    student = with_lora(model, settings(lora=lora.model_dump()).train, 0)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    assert shape.lora_parameters(lora) == sum(p.numel() for p in trained)
+    parts = predict(shape, settings(lora=lora.model_dump()), LENGTHS, CPU)["train"].parts
+    assert parts["adapter"] == sum(p.nbytes for p in trained)
+    optimiser = torch.optim.AdamW(trained)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    moments = [v for s in optimiser.state.values() for k, v in s.items() if k.startswith("exp")]
+    assert parts["optimiser"] == sum(v.nbytes for v in moments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_block_keeps_is_what_autograd_saves(new_chat_model, dtype):
+    """Every storage that is saved for the backward pass, counted once, weights left out."""
+    rows, width = 4, 48
+    model = new_chat_model(hidden_size=64, intermediate_size=192, num_key_value_heads=1).model
+    model.set_attn_implementation("eager")
+    chosen = settings(lora={"rank": 2}).train
+    shape = Shape.of(model)
+    student = with_lora(model.to(dtype), chosen, 0).train()
+    weights = {p.untyped_storage().data_ptr() for p in student.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(5, 300, (rows, width))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = student.get_base_model().model(ids, use_cache=False).last_hidden_state
+    batch = Pass(shape, rows, width, size=dtype.itemsize, fused=False)
+    assert shape.layers * batch.kept(chosen) == pytest.approx(sum(saved.values()), rel=0.03)
+    hidden.sum().backward()
+
+
+def test_more_of_anything_takes_more(new_chat_model):
+    shape = Shape.of(new_chat_model(hidden_size=256, intermediate_size=512).model)
+    base = peak(shape, settings())
+    assert peak(shape, settings(micro_batch=16)) > base
+    assert peak(shape, settings(max_completion_tokens=1024)) > base
+    assert peak(shape, settings(lora={"rank": 64})) > base
+    assert peak(shape, settings(method="full")) > base
+    assert peak(shape, settings(lora={"first_layer": 2, "target_modules": ["q_proj"]})) < base
+    assert peak(shape, settings(gradient_checkpointing=True)) < base
+    for stage, changed in {
+        "tokens": {"tokens": {"horizon": 100}},
+        "evaluate": {"evaluate": {"max_new_tokens": 1000, "batch_size": 64}},
+    }.items():
+        assert peak(shape, Settings.model_validate(changed), stage=stage) > peak(
+            shape, Settings(), stage=stage
+        )
+
+
+def test_fewer_bits_round_the_blocks_alone(new_chat_model):
+    shape = Shape.of(new_chat_model().model)
+    place = Placement("cuda", 2)
+    rest = shape.parameters - shape.block_weights
+    assert weight_bytes(shape, replace(place, bits=8)) == 2 * rest + shape.block_weights
+    assert weight_bytes(shape, replace(place, bits=4)) == pytest.approx(
+        2 * rest + 0.516 * shape.block_weights, rel=1e-3
+    )
+
+
+def test_the_batches_are_those_of_the_stages():
+    assert stages.BLOCK == head._BLOCK_ELEMENTS
+    assert stages.KEPT_BYTES == repeated._KEPT_BYTES
+    assert {"cpu": stages.SCORED_ROWS["cpu"]} == repeated._ROWS
+    assert stages.SCORED_ROWS["cuda"] == repeated._ROWS_ELSEWHERE
+    assert stages.OBSERVED == find._OBSERVED_PROMPTS
+    assert behaviour.observe.__kwdefaults__["max_new_tokens"] == stages.OBSERVED_TOKENS
+
+
+def test_lengths_of_prompts_and_what_they_share():
+    lengths = Lengths.of([[1, 2, 3, 4], [1, 2, 9]], [[7, 1, 2], [7, 1, 2]])
+    assert (lengths.prompt, lengths.shared) == (4, 2)
+    assert (lengths.taught, lengths.taught_shared) == (3, 2)  # one token is left over
