@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny import make_model, make_tokenizer
 
 from safesteer.config import ModelSettings
 from safesteer.errors import InputError

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_model, make_tokenizer
 from thinking_templates import OPENED, SWITCHED, make_thinking
+from tiny import make_model, make_tokenizer
 from transformers import GenerationMixin
 
 from safesteer import speaker as speakers

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import make_model
 from thinking_templates import CHANNELS, OPENED, PLAIN, SILENT, SWITCHED, make_thinking
+from tiny import make_model
 
 from safesteer.evaluate.benchmarks import capability
 from safesteer.evaluate.judges.guard import renderer_for
