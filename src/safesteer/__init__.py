@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from safesteer.distill.trainer import SafeSteerTrainer
     from safesteer.evaluate.drift import measure_drift
     from safesteer.evaluate.refusals import refusal_rate
+    from safesteer.job import align
     from safesteer.models.load import load_model
-    from safesteer.pipeline import align
     from safesteer.prompts import load_prompt_set, load_prompts
     from safesteer.recipe import load_settings
     from safesteer.teacher import Direction, Teacher
@@ -52,7 +52,7 @@ _PLACES = {
     "SafeSteerTrainer": "safesteer.distill.trainer",
     "Settings": "safesteer.config",
     "Teacher": "safesteer.teacher",
-    "align": "safesteer.pipeline",
+    "align": "safesteer.job",
     "extract_direction": "safesteer.direction.find",
     "load_model": "safesteer.models.load",
     "load_prompt_set": "safesteer.prompts",

@@ -9,6 +9,7 @@ the main one does all stages; the others train with it.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,6 @@ from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.chat import Message
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.place import pick_device, pick_dtype
-from safesteer.opening import open_run
 from safesteer.prompts import Prompt, PromptSet, load_prompt_sets
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory, StageRecord
@@ -41,7 +41,6 @@ from safesteer.runs.files import (
     write_json,
 )
 from safesteer.speaker import Speaker
-from safesteer.targets import find_target
 from safesteer.teacher import Direction, Teacher, check_teacher, make_teacher
 from safesteer.tokens.select import select_safety_tokens
 
@@ -271,71 +270,24 @@ class Pipeline:
 
         All processes do this together.
         """
-        sets = self.prompts
-        begun: list[StageRecord | None] = [None]
-
-        def begin() -> bool:
-            stage = self._begin(
-                "train",
-                self._inputs(
-                    "train",
-                    "teacher",
-                    prompts={name: sets[name].sha256 for name in sets},
-                    tokens=self.run.output_hashes("tokens"),
-                ),
-            )
-            if stage is None:
-                return False
-            if not stage.resumes:
-                shutil.rmtree(self.run.path / "train", ignore_errors=True)
-            begun[0] = stage
-            return bool(self.model_settings)  # the type of the weights is measured once, for all
-
-        if not ranks.on_main(begin):
+        begun: list[StageRecord] = []  # of the main process, which alone keeps the record
+        if not ranks.on_main(lambda: self._begin_training(begun)):
             return
-        stage = begun[0]
+        stage = begun[0] if begun else None
         if stage is None:
             self.run.reload()
         self._check_rollouts()
-        teacher, tokens = self.load_teacher(), self.load_tokens()
-        settings = self.settings.train
-        folder = self.run.path / "train"
         with stage or nullcontext(), ranks.together():
-            full = settings.method == "full"
-            model = self._model_to_train()
-            student_model = (
-                load_model(self._train_settings(), for_full_training=True) if full else model
-            )
-            ranks.meet()  # loading takes longer for some than a process group would wait
-            self.reporter.stage("train", "distilling the teacher on the safety tokens")
-            anchors = [m for name in settings.anchors for m in _messages(sets[name].train)]
-
-            def on_update(metrics: dict[str, Any], total: int) -> None:
-                self.reporter.update(metrics, total)
-                if stage is not None and metrics["update"] % settings.save_every == 0:
-                    stage.save_progress()
-
-            student = train(
-                student_model,
-                teacher,
-                tokens,
-                _messages(sets["harmful"].train),
-                anchors,
-                settings,
-                folder=folder,
-                seed=self.settings.seed,
-                frozen=model.model if full else None,
-                report_to=self.settings.report_to,
-                on_update=on_update,
-            )
+            student, tokenizer = self._distil(stage.save_progress if stage else lambda: None)
+            full = self.settings.train.method == "full"
             target = self.run.path / ("model" if full else "adapter")
             if stage is not None:
                 for name in ("adapter", "model"):
                     shutil.rmtree(self.run.path / name, ignore_errors=True)
-            save_student(student, model.tokenizer, target, self.settings.model)
+            save_student(student, tokenizer, target, self.settings.model)
             if stage is not None:
                 stage.add_output(target)
-                stage.add_output(folder / "metrics.jsonl")
+                stage.add_output(self.run.path / "train" / "metrics.jsonl")
         # All weights trained: read back as they will be used, in the settings' type.
         self._student = None if full else student
         if ranks.count() > 1:
@@ -343,6 +295,54 @@ class Pipeline:
             self._student = None
             self.__dict__.pop("model", None)
             ranks.part()
+
+    def _begin_training(self, begun: list[StageRecord]) -> bool:
+        """Put the stage's record into `begun`; False when it does not have to run."""
+        stage = self._begin(
+            "train",
+            self._inputs(
+                "train",
+                "teacher",
+                prompts={name: found.sha256 for name, found in self.prompts.items()},
+                tokens=self.run.output_hashes("tokens"),
+            ),
+        )
+        if stage is None:
+            return False
+        if not stage.resumes:
+            shutil.rmtree(self.run.path / "train", ignore_errors=True)
+        begun.append(stage)
+        return bool(self.model_settings)  # the type of the weights is measured once, for all
+
+    def _distil(self, save_progress: Callable[[], None]) -> tuple[Any, Any]:
+        """The trained student and its tokenizer; what every process does alike."""
+        settings, sets = self.settings.train, self.prompts
+        teacher, tokens = self.load_teacher(), self.load_tokens()
+        model = self._model_to_train()
+        full = settings.method == "full"
+        student = load_model(self._train_settings(), for_full_training=True) if full else model
+        ranks.meet()  # loading takes longer for some than a process group would wait
+        self.reporter.stage("train", "distilling the teacher on the safety tokens")
+
+        def on_update(metrics: dict[str, Any], total: int) -> None:
+            self.reporter.update(metrics, total)
+            if metrics["update"] % settings.save_every == 0:
+                save_progress()
+
+        trained = train(
+            student,
+            teacher,
+            tokens,
+            _messages(sets["harmful"].train),
+            [m for name in settings.anchors for m in _messages(sets[name].train)],
+            settings,
+            folder=self.run.path / "train",
+            seed=self.settings.seed,
+            frozen=model.model if full else None,
+            report_to=self.settings.report_to,
+            on_update=on_update,
+        )
+        return trained, model.tokenizer
 
     def _check_rollouts(self) -> None:
         if self.settings.train.rollouts == "vllm":
@@ -455,26 +455,3 @@ class Pipeline:
 
 def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:
     return [prompt.messages for prompt in prompts]
-
-
-def align(
-    model: str = "smollm2-135m",
-    output_dir: str | Path = "safesteer-run",
-    *,
-    config: str | Path | None = None,
-    fresh: bool = False,
-    reporter: Reporter | None = None,
-    **sections: Any,
-) -> RunDirectory:
-    """The whole job from Python: what ``safesteer run MODEL`` does.
-
-    `config` is a recipe's name or a YAML file; without one, the recipe that names the model, or
-    the recipe `default`. `sections` are settings as dictionaries, for
-    example ``train={"updates": 10}``. Returns the finished run directory, closed.
-
-    Raises InputError for wrong input and SafeSteerError when the work fails.
-    """
-    settings = find_target(model, config=config, sections=sections, output_dir=output_dir).settings
-    with open_run(output_dir, settings, fresh=fresh) as run:
-        Pipeline(run, reporter).run_all()
-    return run
