@@ -90,14 +90,15 @@ class Pass:
         full = train.method == "full"
         top = [x for x in (s.linears if full else s.adapted(lora)) if x.layer == s.layers - 1]
         read = {_READS_WITH.get(linear.name, linear.name): linear.inputs for linear in top}
-        numbers = 3 * s.queries + 3 * s.intermediate + sum(read.values())
+        numbers = s.queries + 3 * s.intermediate + sum(read.values())
         if self.fused:
             numbers += s.queries
         if not full:
             numbers += lora.rank * len(top)
         norms = FLOAT32 * 2 * s.width * (2 if full else 1)
         scores = 0 if self.fused else self._score_bytes * s.heads * self.width
-        return self.tokens * (self.size * numbers + norms + scores)
+        repeated = 2 * s.queries * self.size * self.rows * self.width  # also of what is shared
+        return self.tokens * (self.size * numbers + norms + scores) + repeated
 
     @property
     def backward(self) -> int:

@@ -1,8 +1,8 @@
 """The peak of memory of each stage, predicted: a model's shape and the settings, nothing is run.
 
 Each stage is the largest of its steps, and a step is a sum of named parts, so that a table can say
-what the bytes are for. What the interpreter and the libraries take is not in it, nor what an
-allocator loses between tensors; docs/performance.md has both measured.
+what the bytes are for. What the interpreter and the libraries take is not in it: it is measured in
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ OBSERVED_TOKENS = 24
 SCORED_ROWS = {"cpu": 48, "cuda": 256}  # rows of a batch while candidates are scored
 KEPT_BYTES = 1 << 30  # of what entered the blocks while candidates are scored
 BLOCK = 1 << 22  # logits of one block of the streamed loss
+# What glibc's malloc holds beside what is in use while a backward pass is made, of tensors up to 32
+# MiB, which are not mapped one by one: what is kept lies between what is freed. Measured by
+# mallinfo2 (docs/performance.md). GPUs: the share of a card that `cards.USABLE` leaves.
+MALLOC_HOLDS = 0.5
 # Bytes of a weight in a linear layer of a block, with its scales: LLM.int8() has one float16 for a
 # row; nf4 half a byte, and for every 64 weights a scale of one byte, those scaled again.
 BYTES_OF_BITS = {8: 1.0, 4: 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -314,12 +318,14 @@ class _Stages:
             chosen.anchor_share > 0 and chosen.anchor_tokens == "all"
         )
         block = min(BLOCK, positions * s.vocabulary)
-        parts = {
+        parts: dict[str, float] = {
             "kept for the backward pass": kept,
             "one pass": max(batch.backward, batch.cache if batch.shared else 0),
             "hidden states": 4 * positions * s.width * size,
             "logits": block * FLOAT32 * (8 if whole else 5),
         }
+        if cpu:
+            parts["held by malloc"] = MALLOC_HOLDS * sum(parts.values())
         if not full:
             adapters = s.lora_parameters(chosen.lora)
             # The factors in the model's type are kept as well.
