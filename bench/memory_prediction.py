@@ -77,7 +77,8 @@ def make_models(folder: Path, names: list[str]) -> dict[str, str]:
     """{name: folder or id} of these models; those with random weights are written here."""
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from safesteer.models.load import builtin_path, quiet_libraries
+    from safesteer.models.load import quiet_libraries
+    from safesteer.models.locate import builtin_path
 
     path = builtin_path()
     found = {"135M": BUILTIN}

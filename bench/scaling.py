@@ -31,7 +31,8 @@ from safesteer.direction.activations import prompt_means
 from safesteer.distill.train import train
 from safesteer.evaluate.answers import generate
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.load import ChatModel, builtin_path, quiet_libraries
+from safesteer.models.load import ChatModel, quiet_libraries
+from safesteer.models.locate import builtin_path
 from safesteer.prompts import load_prompt_set
 from safesteer.teacher import Direction, Teacher
 from safesteer.tokens.select import select_safety_tokens

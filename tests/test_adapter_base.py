@@ -17,7 +17,8 @@ from safesteer.config import ModelSettings
 from safesteer.errors import InputError
 from safesteer.export.commands import commands
 from safesteer.export.proven import export
-from safesteer.models.load import fingerprint, load_model
+from safesteer.models.load import load_model
+from safesteer.models.locate import fingerprint
 from safesteer.models.usage import loading_code
 from safesteer.pipeline import Pipeline
 from safesteer.recipe import load_settings

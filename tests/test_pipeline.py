@@ -22,7 +22,8 @@ from safesteer.errors import InputError
 from safesteer.evaluate.stored import read_results
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.generate import generate
-from safesteer.models.load import fingerprint, load_model
+from safesteer.models.load import load_model
+from safesteer.models.locate import fingerprint
 from safesteer.pipeline import Pipeline
 from safesteer.prompts import load_prompt_set
 from safesteer.reporter import Reporter

@@ -15,7 +15,8 @@ from safesteer import speaker as speakers
 from safesteer.cli.main import app
 from safesteer.evaluate.stored import read_results
 from safesteer.evaluate.suite import Suite
-from safesteer.models.load import fingerprint, load_model
+from safesteer.models.load import load_model
+from safesteer.models.locate import fingerprint
 from safesteer.pipeline import Pipeline
 from safesteer.prompts import load_prompt_sets
 from safesteer.recipe import load_settings

@@ -12,7 +12,7 @@ from safesteer.evaluate.answers import user_cache
 from safesteer.evaluate.stored import read_results, read_samples
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
-from safesteer.models.load import fingerprint
+from safesteer.models.locate import fingerprint
 from safesteer.pipeline import Pipeline
 from safesteer.prompts import load_prompt_sets
 from safesteer.reporter import Reporter

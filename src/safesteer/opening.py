@@ -10,7 +10,7 @@ from safesteer import ranks
 from safesteer.config import Settings
 from safesteer.distill.plan import completions_per_process
 from safesteer.errors import InputError
-from safesteer.models.load import fingerprint, locate
+from safesteer.models.locate import fingerprint, locate
 from safesteer.models.place import check_device_map
 from safesteer.models.quantize import check_quantization
 from safesteer.runs import RunDirectory

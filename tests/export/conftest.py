@@ -10,7 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from safesteer.models.load import ChatModel, fingerprint, load_model, save_model
+from safesteer.models.load import ChatModel, load_model, save_model
+from safesteer.models.locate import fingerprint
 from safesteer.recipe import load_settings
 from safesteer.runs import RunDirectory, save_tensors, write_json
 

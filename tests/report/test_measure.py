@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from safesteer.models.load import fingerprint
+from safesteer.models.locate import fingerprint
 from safesteer.pipeline import Pipeline
 from safesteer.recipe import load_settings
 from safesteer.report import measure as measuring

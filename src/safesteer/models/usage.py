@@ -41,7 +41,8 @@ def _imports(auto: str, base: ModelSettings) -> str:
 
 def _base_code(base: ModelSettings) -> tuple[str, list[str]]:
     """The class of the base and lines that load it; an adapter is merged, as for the training."""
-    from safesteer.models.load import adapter_base, auto_class, locate
+    from safesteer.models.load import auto_class
+    from safesteer.models.locate import adapter_base, locate
 
     kind, path = locate(base)
     below = None if kind == "gguf" else adapter_base(path)

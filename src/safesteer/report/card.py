@@ -14,7 +14,7 @@ import yaml
 from safesteer.config import ModelSettings
 from safesteer.errors import InputError
 from safesteer.evaluate.stored import OWN_SETS, set_order
-from safesteer.models.load import BUILTIN, builtin_path, locate
+from safesteer.models.locate import BUILTIN, builtin_path, locate
 from safesteer.models.usage import adapter_code, loading_code
 from safesteer.prompts import load_prompt_sets
 from safesteer.report.findings import Findings

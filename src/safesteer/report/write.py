@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safesteer.errors import InputError
-from safesteer.models.load import fingerprint
+from safesteer.models.locate import fingerprint
 from safesteer.pipeline import Pipeline
 from safesteer.report.card import render_card
 from safesteer.report.findings import MEASUREMENTS, read_findings
