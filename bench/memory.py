@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 
 import psutil
@@ -18,6 +20,7 @@ class PeakMemory:
     """
 
     bytes = 0
+    unused = 0  # of them, free chunks that glibc's malloc held; 0 with another C library
 
     def __enter__(self) -> PeakMemory:
         if torch.cuda.is_available():
@@ -46,5 +49,24 @@ class PeakMemory:
 
     def _sample(self) -> None:
         while not self._done.is_set():
-            self._largest = max(self._largest, self._process.memory_info().rss)
+            now = self._process.memory_info().rss
+            if now > self._largest:
+                self._largest, self.unused = now, _held_by_malloc()
             time.sleep(0.002)
+
+
+class _Mallinfo(ctypes.Structure):
+    """``struct mallinfo2`` of glibc 2.33 and later; fordblks: bytes in free chunks."""
+
+    _fields_ = [(f"other{place}", ctypes.c_size_t) for place in range(8)] + [
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    ]
+
+
+def _held_by_malloc() -> int:
+    with suppress(OSError, AttributeError):
+        mallinfo = ctypes.CDLL(None).mallinfo2
+        mallinfo.restype = _Mallinfo
+        return int(mallinfo().fordblks)
+    return 0

@@ -140,7 +140,7 @@ def measure(model_id: str, stage: str, answer: Any) -> None:
         {
             "measured": peak.bytes,
             "predicted": predicted.bytes,
-            "parts": predicted.parts,
+            "parts": {**predicted.parts, "measured: unused, in malloc": peak.unused},
             "parameters": parameters,
         }
     )
