@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,6 +180,21 @@ def test_the_batch_size_depends_on_the_length(tiny_chat_model):
     assert rows_that_fit(model, 100 * CPU_TOKENS) == 1
     # 2 (keys, values) x 4 layers x 2 heads x 16 numbers, and 12 vectors of 32, in float32.
     assert bytes_per_token(model) == 4 * (2 * 4 * 2 * 16 + 12 * 32)
+
+
+def test_weights_of_most_of_a_card_leave_room_for_more_than_one_answer(monkeypatch):
+    """Sixteen of 24 GB are weights: half of the other eight is for answers."""
+    size = SimpleNamespace(total_memory=24e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
+    weight = SimpleNamespace(
+        device=torch.device("cuda"), nbytes=16_000_000_000, element_size=lambda: 2
+    )
+    config = SimpleNamespace(
+        num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=32, hidden_size=4096
+    )
+    model = SimpleNamespace(parameters=lambda: iter([weight]), config=config, dtype=torch.bfloat16)
+    token = 2 * (2 * 32 * 8 * 128 + 12 * 4096)
+    assert rows_that_fit(model, 200) == int(4e9 / (200 * token)) > 50
 
 
 def test_a_digest_sees_every_number_type_and_name():

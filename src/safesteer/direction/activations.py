@@ -99,7 +99,7 @@ def _sums(
 
     def collect(layer: int):  # type: ignore[no-untyped-def]
         def keep(hidden: torch.Tensor) -> torch.Tensor:
-            last[layer] = hidden[:, -tail:]
+            last[layer] = hidden[:, -tail:].clone()  # a view would hold all of every block's input
             return hidden
 
         return keep

@@ -16,7 +16,7 @@ from safesteer.models.layers import text_config
 CPU_TOKENS = 8192
 CPU_ROWS = 64
 CUDA_ROWS = 256
-# Of a device's memory; the rest is for the weights of a judge and for what libraries hold.
+# Of the memory that the weights leave; the rest is for a judge and for what libraries hold.
 CUDA_SHARE = 0.5
 
 
@@ -27,7 +27,7 @@ def rows_that_fit(model: Any, tokens: int) -> int:
         return max(1, min(CPU_ROWS, CPU_TOKENS // max(1, tokens)))
     total = torch.cuda.get_device_properties(device).total_memory
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    room = CUDA_SHARE * total - weights
+    room = CUDA_SHARE * (total - weights)
     return max(1, min(CUDA_ROWS, int(room / (max(1, tokens) * bytes_per_token(model)))))
 
 

@@ -170,7 +170,7 @@ class _Stages:
             return CUDA_ROWS
         s = self.shape
         token = self.place.size * (2 * s.layers * s.keys + 12 * s.width)
-        room = CUDA_SHARE * self.place.card - weight_bytes(s, self.place)
+        room = CUDA_SHARE * (self.place.card - weight_bytes(s, self.place))
         return max(1, min(CUDA_ROWS, int(room / (tokens * token))))
 
     # The stages ----------------------------------------------------------------------------------
