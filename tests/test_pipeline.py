@@ -36,7 +36,7 @@ KILLED = """
 import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-from safesteer import pipeline
+from safesteer import job
 from safesteer.distill import train
 from safesteer.tokens import select
 
@@ -79,7 +79,7 @@ for moment in moments:
     child = os.fork()
     if child == 0:
         globals()[moment]()
-        pipeline.align(model, output_dir, **json.loads(sections))
+        job.align(model, output_dir, **json.loads(sections))
         os._exit(0)
     print(moment, os.waitpid(child, 0)[1], flush=True)
 """

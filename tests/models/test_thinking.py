@@ -127,16 +127,19 @@ def test_a_model_with_its_thinking_off_that_thinks_all_the_same_is_split_too(cha
     assert closed.said(closed.answer_ids("Red.")) == Said("Red.")
 
 
+def test_a_guards_prompt_is_its_templates(chat):
+    assert renderer_for(chat(OPENED).tokenizer).text(PROMPT).endswith("<think>\n")
+
+
 @pytest.mark.parametrize("kwargs", [{}, ON])
-def test_other_users_of_the_template(chat, kwargs):
-    """lm-eval reads the run's prompts and drops thoughts; a guard's prompt is its template's."""
+def test_lm_eval_reads_the_prompts_of_the_run_and_drops_thoughts(chat, kwargs):
+    pytest.importorskip("lm_eval")
     renderer = chat(OPENED, kwargs)
     vocabulary = len(renderer.tokenizer)
     model = ChatModel(make_model(renderer.tokenizer, vocab_size=vocabulary), renderer)
     harness = capability._model(Speaker("base", model, model.model), 1, 1, None)
     assert harness.apply_chat_template(PROMPT) == renderer.text(PROMPT)
     assert harness.think_end_token == ("</think>" if kwargs else None)
-    assert renderer_for(renderer.tokenizer).text(PROMPT).endswith("<think>\n")
 
 
 def test_a_tag_before_every_answer_is_no_thinking(chat):
