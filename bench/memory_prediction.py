@@ -219,7 +219,7 @@ def train(model: Any, settings: Settings, prompts: list[Any]) -> None:
 
 def evaluate(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """Answers of base and teacher, and drift of an adapter without training."""
-    from safesteer.distill.train import with_lora
+    from safesteer.distill.lora import with_lora
     from safesteer.evaluate.drift import measure_drift
     from safesteer.speaker import Speaker
     from safesteer.teacher import Teacher
@@ -227,7 +227,7 @@ def evaluate(model: Any, settings: Settings, prompts: list[Any]) -> None:
     new = settings.evaluate.max_new_tokens
     student = with_lora(model.model, settings.train, 0).eval()
     for teacher in (Teacher(), teacher_for(model, settings)):
-        Speaker("base", model, student, teacher).answer(prompts, max_new_tokens=new)
+        Speaker("base", model, student, teacher).say(prompts, max_new_tokens=new)
     measure_drift(model, student, prompts[:32], max_new_tokens=new)
 
 

@@ -33,8 +33,9 @@ from datasets import Dataset
 from safesteer.cli.silence import silence_libraries
 from safesteer.config import Settings
 from safesteer.direction.find import extract_direction
+from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import plan_rows
-from safesteer.distill.train import train, with_lora
+from safesteer.distill.train import train
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite

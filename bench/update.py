@@ -32,7 +32,8 @@ from memory import PeakMemory
 from safesteer.cli.silence import silence_libraries
 from safesteer.config import TrainSettings
 from safesteer.distill import trainer
-from safesteer.distill.train import train, with_lora
+from safesteer.distill.lora import with_lora
+from safesteer.distill.train import train
 from safesteer.models.chat import pad_left
 from safesteer.models.forward import positions
 from safesteer.models.layers import find_blocks

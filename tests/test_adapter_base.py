@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import make_model, make_tokenizer
+from tiny import JOB_OF_SECONDS, make_model, make_tokenizer
 
 from safesteer.config import ModelSettings
 from safesteer.errors import InputError
@@ -52,17 +52,7 @@ def run(adapter, new_prompt_sets, tmp_path_factory):  # type: ignore[no-untyped-
     settings = load_settings(
         model={"id": str(adapter), "dtype": "float32", "device": "cpu"},
         prompts=new_prompt_sets(6, 3),
-        direction={"source": "refuse-comply", "layers": [1, 2], "coefficients": [1.0]},
-        tokens={"count": 20, "samples_per_prompt": 2, "horizon": 4, "prompt_count": 3},
-        train={
-            "updates": 2,
-            "prompts_per_update": 2,
-            "samples_per_prompt": 2,
-            "max_completion_tokens": 6,
-            "learning_rate": 1e-2,
-            "lora": {"rank": 2},
-        },
-        evaluate={"max_new_tokens": 5, "limit": 2, "drift_prompts": 2},
+        **JOB_OF_SECONDS,
     )
     folder = tmp_path_factory.mktemp("run") / "run"
     model = fingerprint(settings.model)

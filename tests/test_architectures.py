@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import JOB_OF_SECONDS
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import safesteer
@@ -180,26 +181,7 @@ SEEING: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = 
 @pytest.fixture(scope="module")
 def sections(new_prompt_sets: Callable[[int, int], dict[str, str]]) -> dict[str, dict[str, Any]]:
     """Settings of a job of seconds."""
-    return {
-        "prompts": new_prompt_sets(4, 2),
-        "direction": {
-            "source": "refuse-comply",
-            "layers": [1],
-            "coefficients": [1.0],
-            "finalists": 1,
-        },
-        "tokens": {"count": 20, "samples_per_prompt": 2, "horizon": 3, "prompt_count": 2},
-        "train": {
-            "updates": 2,
-            "prompts_per_update": 2,
-            "samples_per_prompt": 1,
-            "anchor_share": 0.5,
-            "max_completion_tokens": 4,
-            "learning_rate": 1e-2,
-            "lora": {"rank": 4},
-        },
-        "evaluate": {"max_new_tokens": 3, "limit": 2, "drift_prompts": 2},
-    }
+    return {"prompts": new_prompt_sets(4, 2), **JOB_OF_SECONDS}
 
 
 def save_tiny(name: str, tokenizer: Any, folder: Path) -> torch.nn.Module:

@@ -15,6 +15,10 @@ def conversations(user):  # type: ignore[no-untyped-def]
     return [user(text) for text in TEXTS]
 
 
+def answers(speaker, asked, **named):  # type: ignore[no-untyped-def]
+    return [said.answer for said in speaker.say(asked, max_new_tokens=4, **named)]
+
+
 def with_lora(model, value: float = 0.3):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     student = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).eval()
@@ -27,8 +31,8 @@ def with_lora(model, value: float = 0.3):  # type: ignore[no-untyped-def]
 def test_a_begun_answer_is_gone_on_from(tiny_chat_model, user):
     """The model reads the beginning as its own words, and the answer has it."""
     speaker = Speaker("model", tiny_chat_model, tiny_chat_model.model)
-    plain = speaker.answer(conversations(user), max_new_tokens=4)
-    begun = speaker.answer(conversations(user), prefills=["Sure, here is", ""], max_new_tokens=4)
+    plain = answers(speaker, conversations(user))
+    begun = answers(speaker, conversations(user), prefills=["Sure, here is", ""])
     assert begun[0].startswith("Sure, here is") and begun[0] != plain[0]
     assert begun[1] == plain[1]
     ids = tiny_chat_model.chat.ids(user("Hi"), "Sure, here is")

@@ -39,6 +39,27 @@ TINY = {
     "max_position_embeddings": 512,
 }
 
+# Settings of a whole job, every stage of it as small as it can be.
+JOB_OF_SECONDS: dict[str, dict[str, Any]] = {
+    "direction": {
+        "source": "refuse-comply",
+        "layers": [1],
+        "coefficients": [1.0],
+        "finalists": 1,
+    },
+    "tokens": {"count": 20, "samples_per_prompt": 2, "horizon": 3, "prompt_count": 2},
+    "train": {
+        "updates": 2,
+        "prompts_per_update": 2,
+        "samples_per_prompt": 1,
+        "anchor_share": 0.5,
+        "max_completion_tokens": 4,
+        "learning_rate": 1e-2,
+        "lora": {"rank": 4},
+    },
+    "evaluate": {"max_new_tokens": 3, "limit": 2, "drift_prompts": 2},
+}
+
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of about 330 tokens with the control tokens of ChatML."""

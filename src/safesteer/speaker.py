@@ -43,31 +43,6 @@ class Speaker:
     runner: Any
     teacher: Teacher | None = None
 
-    def answer(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        *,
-        prefills: Sequence[str] | None = None,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        batch_size: int | None = None,
-        seed: int = 0,
-        cache: Cache | None = None,
-        progress: Progress | None = None,
-    ) -> list[str]:
-        """An answer to each conversation, in their order, without what was thought; see `say`."""
-        said = self.say(
-            conversations,
-            prefills=prefills,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            batch_size=batch_size,
-            seed=seed,
-            cache=cache,
-            progress=progress,
-        )
-        return [each.answer for each in said]
-
     def say(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -176,12 +151,12 @@ def load_speakers(
     """
     reporter = reporter or Reporter()
     if target.is_run:
-        from safesteer.pipeline import Pipeline
+        from safesteer.contents import RunContents
         from safesteer.runs import RunDirectory
 
         run = RunDirectory.load(target.path)
         run.settings = target.settings
-        pipeline = Pipeline(run, reporter)
+        pipeline = RunContents(run, reporter)
         # The aligned one first: its adapter changes the modules that the others run on.
         order = sorted(names, key=lambda name: name != "aligned")
         speakers = {name: pipeline.speaker(name) for name in order}

@@ -25,8 +25,9 @@ from trl.trainer import distillation_trainer
 from safesteer.cli.main import main
 from safesteer.config import ModelSettings, TrainSettings
 from safesteer.distill import rollouts
+from safesteer.distill.lora import with_lora
 from safesteer.distill.rollouts import check_model, merged_weights
-from safesteer.distill.train import train, with_lora
+from safesteer.distill.train import train
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.load import load_model
 from safesteer.teacher import Direction, Teacher

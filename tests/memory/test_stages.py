@@ -9,7 +9,7 @@ import torch
 
 from safesteer.config import LoraSettings, Settings
 from safesteer.direction import behaviour, find
-from safesteer.distill.train import with_lora
+from safesteer.distill.lora import with_lora
 from safesteer.memory import stages
 from safesteer.memory.blocks import Pass
 from safesteer.memory.shape import Shape

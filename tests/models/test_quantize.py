@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from tiny import JOB_OF_SECONDS
 from transformers import GptOssConfig, GptOssForCausalLM
 
 import safesteer
 from safesteer import ranks
 from safesteer.config import ModelSettings, TrainSettings
-from safesteer.distill.train import with_lora
+from safesteer.distill.lora import with_lora
 from safesteer.errors import InputError
 from safesteer.export.commands import commands
 from safesteer.export.proven import export
@@ -193,22 +194,7 @@ def test_the_whole_job_and_its_exports(load, bits, folder, new_prompt_sets, tmp_
         tmp_path / "run",
         config=config,
         prompts=new_prompt_sets(4, 2),
-        direction={
-            "source": "refuse-comply",
-            "layers": [1],
-            "coefficients": [1.0],
-            "finalists": 1,
-        },
-        tokens={"count": 20, "samples_per_prompt": 2, "horizon": 3, "prompt_count": 2},
-        train={
-            "updates": 2,
-            "prompts_per_update": 2,
-            "samples_per_prompt": 1,
-            "max_completion_tokens": 4,
-            "learning_rate": 1e-2,
-            "lora": {"rank": 4},
-        },
-        evaluate={"max_new_tokens": 3, "limit": 2, "drift_prompts": 2},
+        **JOB_OF_SECONDS,
     )
     assert all(entry["status"] == "done" for entry in run.manifest["stages"].values())
     assert run.settings.model.quantization == bits

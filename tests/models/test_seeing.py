@@ -10,7 +10,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from safesteer.config import ModelSettings, TrainSettings
-from safesteer.distill.train import with_lora
+from safesteer.distill.lora import with_lora
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate

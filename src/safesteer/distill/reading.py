@@ -116,6 +116,8 @@ class Reader:
         inside = {id(p): index for index, block in enumerate(blocks) for p in block.parameters()}
         first = min(inside.get(id(p), 0) for p in student.parameters() if p.requires_grad)
         layer = min(first, self.teacher.direction.layer)
+        if layer == 0:
+            return 0
         tried = [[{"role": "user", "content": text}] for text in ("Hello.", "How are you?")]
         ids, mask = pad_left(
             [self.chat.ids(messages) for messages in tried],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,23 +18,21 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
 from transformers import TrainerCallback
-from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import DistillationConfig
 
 from safesteer import ranks
-from safesteer.config import LoraSettings, TrainSettings
+from safesteer.config import TrainSettings
+from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
 from safesteer.distill.reading import TEACHER_TOKENS
 from safesteer.distill.rollouts import check_rollouts, release, vllm_arguments
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.batches import attempt
 from safesteer.models.chat import Message
-from safesteer.models.layers import backbone, find_blocks, has_other_towers, text_tower_name
+from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 from safesteer.runs.files import read_json, write_json, write_text
 from safesteer.teacher import Teacher
@@ -235,74 +232,6 @@ def _fast_attention(model: Any) -> Iterator[None]:
     finally:
         if fused:
             model.set_attn_implementation("sdpa")
-
-
-def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | None = None) -> Any:
-    """A PEFT model around `model`, with fresh adapters as the settings say.
-
-    `steered` is the layer at which the teacher is steered, if it is.
-
-    Raises InputError for layers and modules that do not go together.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    lora = settings.lora
-    layers = len(find_blocks(model))
-    first = _first_layer(lora, layers, steered)
-    targets = lora.target_modules
-    if first and targets == "all-linear":  # which PEFT does not take together with layers
-        targets = _linear_names(model)
-    if first and isinstance(targets, str):
-        raise InputError(
-            f"train.lora.first_layer = {lora.first_layer} needs all-linear or a list as"
-            f" train.lora.target_modules, such as [q_proj, v_proj], not '{lora.target_modules}'"
-        )
-    # State-space blocks hand this weight to a fused kernel, past any adapter around it.
-    left_out = [
-        re.escape(f"{name}.out_proj")
-        for name, module in model.named_modules()
-        if hasattr(module, "conv1d") and hasattr(module, "out_proj")
-    ]
-    if has_other_towers(model):  # what sees stays as it is
-        left_out.append(rf"(?!{re.escape(text_tower_name(model))}\.).*")
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        exclude_modules="|".join(left_out) or None,
-        layers_to_transform=list(range(first, layers)) if first else None,
-        task_type="CAUSAL_LM",
-    )
-    return compute_in_model_dtype(get_peft_model(model, config))
-
-
-def _first_layer(lora: LoraSettings, layers: int, steered: int | None) -> int:
-    """The first block that gets an adapter, of so many."""
-    if lora.first_layer == "steered":
-        if steered is None:
-            raise InputError(
-                "train.lora.first_layer is 'steered', but the teacher is not steered at any layer;"
-                " give a number"
-            )
-        return steered
-    if lora.first_layer >= layers:
-        raise InputError(
-            f"train.lora.first_layer = {lora.first_layer}: the model has layers 0..{layers - 1}"
-        )
-    return lora.first_layer
-
-
-def _linear_names(model: Any) -> list[str]:
-    """The names that linear layers have inside the blocks, such as q_proj."""
-    names = {
-        name.rpartition(".")[2]
-        for block in find_blocks(model)
-        for name, module in block.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    }
-    return sorted(names)
 
 
 def _arguments(

@@ -24,19 +24,40 @@ def rows_that_fit(model: Any, tokens: int) -> int:
     """How many sequences of `tokens`, prompt and answer together, to generate at once."""
     device = next(model.parameters()).device
     if device.type != "cuda":
-        return max(1, min(CPU_ROWS, CPU_TOKENS // max(1, tokens)))
+        return rows_on_cpu(tokens)
     total = torch.cuda.get_device_properties(device).total_memory
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    room = CUDA_SHARE * (total - weights)
-    return max(1, min(CUDA_ROWS, int(room / (max(1, tokens) * bytes_per_token(model)))))
+    return rows_on_card(total, weights, tokens, bytes_per_token(model))
+
+
+def rows_on_cpu(tokens: int) -> int:
+    """How many sequences of `tokens` a CPU is given at once."""
+    return max(1, min(CPU_ROWS, CPU_TOKENS // max(1, tokens)))
+
+
+def rows_on_card(card: float, weights: float, tokens: int, token: int) -> int:
+    """How many sequences of `tokens` a card is given at once.
+
+    `card`, `weights`: bytes of its memory and of the model; `token`: see `token_bytes`.
+    """
+    room = CUDA_SHARE * (card - weights)
+    return max(1, min(CUDA_ROWS, int(room / (max(1, tokens) * token))))
+
+
+def token_bytes(size: int, layers: int, keys: int, width: int) -> int:
+    """Memory of one token while generating: its keys and values, and the states on their way.
+
+    `size`: bytes of a number; `keys`: width of a layer's keys, all heads together.
+    """
+    # About a dozen vectors of the model's width live at once in a block.
+    return size * (2 * layers * keys + 12 * width)
 
 
 def bytes_per_token(model: Any) -> int:
-    """Memory of one token while generating: its keys and values, and the states on their way."""
+    """`token_bytes` of a model."""
     config = text_config(model)
     size = model.dtype.itemsize
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", 0) or heads)
-    # About a dozen vectors of the model's width live at once in a block.
-    return size * (keys * width + 12 * config.hidden_size)
+    keys = width * (getattr(config, "num_key_value_heads", 0) or heads)
+    return token_bytes(size, config.num_hidden_layers, keys, config.hidden_size)

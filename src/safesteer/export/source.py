@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from safesteer.config import ModelSettings
+from safesteer.contents import RunContents
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.load import auto_class, copy_processor_files, merge_adapter, quiet_libraries
 from safesteer.models.locate import adapter_base, locate
@@ -23,7 +24,6 @@ from safesteer.models.quantize import (
     quantization_of,
     steady,
 )
-from safesteer.pipeline import Pipeline
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
 from safesteer.speaker import Speaker
@@ -136,7 +136,7 @@ def load_source(
     """
     model = run.settings.model.model_copy(update={"dtype": "float32", "device": "cpu"})
     run.settings = run.settings.model_copy(update={"model": model})
-    pipeline = Pipeline(run, reporter)
+    pipeline = RunContents(run, reporter)
     if whole:
         with quiet_libraries():
             pipeline.model.model = dequantized(pipeline.model.model)

@@ -15,7 +15,7 @@ import torch
 
 from safesteer.config import Settings
 from safesteer.distill.reading import TEACHER_TOKENS
-from safesteer.evaluate.batches import CPU_ROWS, CPU_TOKENS, CUDA_ROWS, CUDA_SHARE
+from safesteer.evaluate.batches import CUDA_ROWS, rows_on_card, rows_on_cpu, token_bytes
 from safesteer.memory.blocks import FLOAT32, Pass
 from safesteer.memory.shape import Shape, first_layer
 from safesteer.models.forward import is_worthwhile
@@ -165,13 +165,12 @@ class _Stages:
         if self.settings.evaluate.batch_size:
             return self.settings.evaluate.batch_size
         if self.place.device == "cpu":
-            return max(1, min(CPU_ROWS, CPU_TOKENS // tokens))
+            return rows_on_cpu(tokens)
         if self.place.card is None:
             return CUDA_ROWS
         s = self.shape
-        token = self.place.size * (2 * s.layers * s.keys + 12 * s.width)
-        room = CUDA_SHARE * (self.place.card - weight_bytes(s, self.place))
-        return max(1, min(CUDA_ROWS, int(room / (tokens * token))))
+        token = token_bytes(self.place.size, s.layers, s.keys, s.width)
+        return rows_on_card(self.place.card, weight_bytes(s, self.place), tokens, token)
 
     # The stages ----------------------------------------------------------------------------------
 
