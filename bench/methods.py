@@ -1,14 +1,16 @@
 """Methods side by side: one base, one set of prompts, one budget of updates and completions.
 
-    python bench/methods.py OUTPUT [--methods a,b] [--seeds 0,1,2] [--set section.key=value]
-        [--data-dir DIR --benchmarks mmlu,gsm8k --limit N]
-    python bench/methods.py OUTPUT --table
+    python bench/methods.py [OUTPUT] [--methods a,b] [--seeds 0,1,2] [--set section.key=value]
+        [--data-dir DIR --benchmarks alpaca,xstest-safe,mmlu]
+    python bench/methods.py [OUTPUT] --table
 
-Each (method, seed) leaves OUTPUT/METHOD-seedN.json with every rate, its interval, seconds, memory
-and the settings; what is there is not made again, so a sweep that was broken off goes on, on any
-machine. `--table` prints the mean and spread over seeds and writes OUTPUT/pareto.html. The methods
-are changes to the recipe of the built-in model; `--list` names them. Directions and answers are
-kept in OUTPUT/work, which need not be committed.
+Each (method, seed) leaves OUTPUT/METHOD-seedN.json with every rate, its interval, seconds, memory,
+the metrics of the training and the settings; what is there is not made again, so a sweep that was
+broken off goes on, on any machine, and several may work on one at once. `--table` prints the mean
+and spread over seeds and writes OUTPUT/pareto.html. The methods are changes to the recipe of the
+built-in model with UPDATES updates; `--list` names them. They are judged on our *validation*
+prompts, on which choices are made, and on --benchmarks, which are for reporting. Directions,
+adapters and answers are kept in OUTPUT/work, which need not be committed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from safesteer.prompts import load_prompt_sets
 from safesteer.recipe import load_settings
 from safesteer.report.compare import compare, read_entrants, render_comparison
 from safesteer.runs.files import load_tensors, read_json, save_tensors, write_json, write_text
+from safesteer.runs.lock import RunLock
 from safesteer.runs.system import MemorySampler, versions
 from safesteer.speaker import Speaker
 from safesteer.teacher import Direction, Teacher, make_teacher
@@ -87,39 +90,89 @@ _PUBLISHED = {
     "train.anchor_share": 0.0,
     "train.opening_tokens": None,
 }
+_READS_NOTHING = {"teacher.context": "none", "teacher.strength": 1.0}
+_DEMONSTRATIONS = {"teacher.context": "demonstrations", "teacher.demonstrations": 4}
 METHODS = {
     "base": Method("the model as it is", kind="base"),
     "teacher": Method("the teacher itself, nothing learned", kind="teacher"),
     "recipe": Method("SafeSteer with this project's recipe"),
     "published": Method("SafeSteer with the published choices", _PUBLISHED),
     "published+anchors": Method("and harmless anchors", {**_PUBLISHED, "train.anchor_share": 0.75}),
-    "generalized": Method("generalised reverse KL on S", {"train.divergence": "generalized"}),
-    "paper-loss": Method("the published loss on S", {"train.divergence": "paper"}),
-    "renormalized": Method("KL renormalised over S", {"train.divergence": "renormalized"}),
+    # Other ways to learn
     "full-vocabulary": Method("reverse KL over the vocabulary", {"train.divergence": "full"}),
-    "vote": Method("S by vote", {"tokens.method": "vote"}),
-    "random-tokens": Method("S at random, of the same size", random_tokens=True),
-    "steering-only": Method(
-        "the teacher steers at full strength and reads nothing",
-        {"teacher.context": "none", "teacher.strength": 1.0},
-    ),
-    "prompt-teacher": Method(
-        "the teacher reads a safety system prompt",
+    **{
+        f"{kind}@{rate}": Method(
+            f"{says}, learning rate {rate}", {"train.learning_rate": float(rate)}, kind
+        )
+        for kind, says, rates in (
+            ("sft", "fine-tuning on one refusal, anchors on the base's answers", ("2e-3", "5e-4")),
+            (
+                "dpo",
+                "DPO, a refusal over the base's answer; on anchors the reverse",
+                ("5e-4", "1e-4"),
+            ),
+        )
+        for rate in rates
+    },
+    # Divergences on S, each at two rates; the recipe is `forward` at 2e-3
+    **{
+        f"{name}@{rate}": Method(
+            f"{says}, learning rate {rate}",
+            {"train.divergence": name, "train.learning_rate": float(rate)},
+        )
+        for name, says in (
+            ("forward", "forward KL on S"),
+            ("generalized", "generalised reverse KL on S"),
+            ("tail", "reverse KL on S and the rest as one token"),
+            ("renormalized", "reverse KL renormalised over S"),
+            ("paper", "the published loss on S"),
+        )
+        for rate in ("2e-3", "5e-4")
+        if (name, rate) != ("forward", "2e-3")
+    },
+    # Teachers
+    "steering-only": Method("the teacher steers at full strength, reads nothing", _READS_NOTHING),
+    "refusals-only": Method("the teacher reads refusals, no steering", {"teacher.steering": False}),
+    "system-prompt": Method(
+        "the teacher reads a safety system prompt, no steering",
         {"teacher.context": "system-prompt", "teacher.steering": False},
     ),
     "demonstrations": Method(
-        "the teacher reads answered and refused requests",
-        {
-            "teacher.context": "demonstrations",
-            "teacher.demonstrations": 4,
-            "teacher.steering": False,
-        },
+        "the teacher reads answered and refused requests, no steering",
+        {**_DEMONSTRATIONS, "teacher.steering": False},
     ),
+    "demonstrations+steering": Method("and steers at strength 0.4", _DEMONSTRATIONS),
+    "temperature-1": Method("the teacher is as sure as it is", {"teacher.temperature": 1.0}),
+    # Safety tokens
+    "vote": Method("S by vote, 50 tokens", {"tokens.method": "vote", "tokens.count": 50}),
+    "vote-200": Method("S by vote, 200 tokens", {"tokens.method": "vote"}),
+    "mass-10": Method("S by mass, 10 tokens", {"tokens.count": 10}),
+    "mass-50": Method("S by mass, 50 tokens", {"tokens.count": 50}),
+    "mass-1000": Method("S by mass, 1000 tokens", {"tokens.count": 1000}),
+    "harmless-ground": Method("S found on harmless prompts", {"tokens.prompts": "harmless"}),
+    "random-tokens": Method("S at random, of the same size", random_tokens=True),
+    # Anchors
     "no-anchors": Method("harmful prompts alone", {"train.anchor_share": 0.0}),
+    "anchors-50": Method("half of an update are anchors", {"train.anchor_share": 0.5}),
+    "anchors-on-S": Method("anchors on S alone", {"train.anchor_tokens": "safety"}),
+    "anchors-plain": Method("plain anchors", {"train.anchors": ["harmless"]}),
+    "anchors-borderline": Method(
+        "anchors from the borderline set", {"train.anchors": ["borderline"]}
+    ),
+    # Rollouts
     "whole-rollouts": Method("no short openings", {"train.opening_tokens": None}),
-    "sft": Method("fine-tuning on one refusal, anchors on the base's answers", kind="sft"),
-    "dpo": Method("DPO, a refusal over the base's answer; on anchors the reverse", kind="dpo"),
+    "prefill-25": Method("a quarter begin with a compliant opening", {"train.prefill_share": 0.25}),
+    "prefill-50": Method("half begin with a compliant opening", {"train.prefill_share": 0.5}),
+    # Adapters
+    "rank-4": Method("LoRA of rank 4", {"train.lora.rank": 4, "train.lora.alpha": 8}),
+    "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),
+    "from-layer-17": Method("adapters from layer 17 of 30 on", {"train.lora.first_layer": 17}),
+    # Prompts
+    "prompts-10": Method("10 harmful prompts", {"train.prompts": 10}),
+    "prompts-25": Method("25 harmful prompts", {"train.prompts": 25}),
+    "prompts-100": Method("100 harmful prompts", {"train.prompts": 100}),
 }
+UPDATES = 60
 # What the table shows of each benchmark; the names are those of eval/MODEL.json.
 COLUMNS = ("harmful", "harmful+prefill", "harmless", "borderline", "agreement")
 ANSWER_TOKENS = 48  # of the base's answers that sft and dpo learn from
@@ -136,14 +189,22 @@ class Laboratory:
 
     def __post_init__(self) -> None:
         self.model: ChatModel = load_model(self.settings.model)
-        self.sets = load_prompt_sets(self.settings.prompts, 0)
+        sets = load_prompt_sets(self.settings.prompts, 0)
+        # Choices are made on validation prompts, so these stand where a run's test prompts do.
+        self.sets = {name: replace(found, test=found.validation) for name, found in sets.items()}
 
     def settings_of(self, method: Method, seed: int) -> Settings:
         """The recipe, the method's changes, and what the command line sets."""
         changes = [f"{key}={json.dumps(value)}" for key, value in method.changes.items()]
         return load_settings(
             "smollm2-135m",
-            [f"model.id={self.settings.model.id}", *changes, *self.overrides, f"seed={seed}"],
+            [
+                f"model.id={self.settings.model.id}",
+                f"train.updates={UPDATES}",
+                *changes,
+                *self.overrides,
+                f"seed={seed}",
+            ],
         )
 
     def direction(self, settings: Settings) -> Direction:
@@ -176,6 +237,7 @@ class Laboratory:
         method = METHODS[name]
         settings = self.settings_of(method, seed)
         torch.manual_seed(seed)
+        work = _fresh(self.output / "work" / f"{name}-seed{seed}")
         teacher = Teacher()
         if method.kind in ("distil", "teacher"):
             steers = settings.teacher.steering
@@ -185,9 +247,9 @@ class Laboratory:
         started = time.perf_counter()
         student = None
         if method.kind == "distil":
-            student = self._distil(settings, teacher, method.random_tokens)
+            student = self._distil(settings, teacher, method.random_tokens, work)
         elif method.kind in ("sft", "dpo"):
-            student = self._imitate(settings, method.kind)
+            student = self._imitate(settings, method.kind, work)
         seconds = {"train": time.perf_counter() - started}
         memory.stop()
         started = time.perf_counter()
@@ -198,6 +260,7 @@ class Laboratory:
         entries = self._judge(settings, speaker)
         seconds["evaluate"] = time.perf_counter() - started
         if student is not None:
+            student.save_pretrained(work / "adapter")
             student.unload()
         return {
             "method": name,
@@ -207,13 +270,14 @@ class Laboratory:
             "benchmarks": entries,
             "seconds": seconds,
             "peak_memory_bytes": memory.peak_bytes,
+            "training": _read_metrics(work / "metrics.jsonl"),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
             "versions": versions(),
             "settings": settings.model_dump(mode="json"),
         }
 
-    def _distil(self, settings: Settings, teacher: Teacher, random_tokens: bool) -> Any:
+    def _distil(self, settings: Settings, teacher: Teacher, random_tokens: bool, work: Path) -> Any:
         chosen = settings.tokens
         prompts = _messages(self.sets[chosen.prompts].validation)[: chosen.prompt_count]
         seed = settings.seed
@@ -228,7 +292,7 @@ class Laboratory:
             _messages(self.sets["harmful"].train),
             self._anchors(settings),
             settings.train,
-            folder=_fresh(self.output / "work" / "train"),
+            folder=work,
             seed=seed,
             on_update=_told,
         )
@@ -236,7 +300,7 @@ class Laboratory:
     def _anchors(self, settings: Settings) -> list[Conversation]:
         return [m for name in settings.train.anchors for m in _messages(self.sets[name].train)]
 
-    def _imitate(self, settings: Settings, kind: str) -> Any:
+    def _imitate(self, settings: Settings, kind: str, work: Path) -> Any:
         """A LoRA student trained by TRL on fixed answers to the prompts that distilling would use.
 
         The refusal is the first refusing opening of the settings; the base's answers are greedy.
@@ -264,7 +328,7 @@ class Laboratory:
         per_update = train_settings.prompts_per_update * train_settings.samples_per_prompt
         student = with_lora(self.model.model, train_settings, settings.seed)
         shared: dict[str, Any] = {
-            "output_dir": str(_fresh(self.output / "work" / "train")),
+            "output_dir": str(work),
             "per_device_train_batch_size": per_update,
             "max_steps": len(rows) // per_update,
             "learning_rate": train_settings.learning_rate,
@@ -370,6 +434,18 @@ def _spread(values: Sequence[float | None], scale: float, unit: str) -> str:
     return f"{mean} ± {statistics.stdev(known):.1f}{unit}" if len(known) > 1 else mean + unit
 
 
+def _read_metrics(path: Path) -> list[dict[str, float]]:
+    """What an update's line says of S: the mass on it, how many rollouts refuse, and the loss."""
+    if not path.exists():
+        return []
+    names = ("loss", "mass_student", "mass_teacher", "refusal_rate", "anchor_refusal_rate")
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [
+        {name: round(line[name], 4) for name in names if line.get(name) is not None}
+        for line in lines
+    ]
+
+
 def _messages(prompts: Sequence[Any]) -> list[Conversation]:
     return [prompt.messages for prompt in prompts]
 
@@ -428,9 +504,17 @@ def _sweep(arguments: argparse.Namespace) -> None:
             path = arguments.output / f"{name}-seed{seed}.json"
             if path.exists():
                 continue
+            claim = arguments.output / "work" / "claims" / path.stem
+            claim.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = RunLock(claim)
+            except InputError:  # another process makes it
+                continue
             laboratory = laboratory or Laboratory(arguments.output, settings, overrides, benchmarks)
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
-            write_json(path, laboratory.run(name, seed))
+            if not path.exists():
+                write_json(path, laboratory.run(name, seed))
+            lock.release()
 
 
 if __name__ == "__main__":

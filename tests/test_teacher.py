@@ -64,6 +64,21 @@ def test_what_the_teacher_reads(context, prompt, read):
     assert prompt == before
 
 
+def test_where_an_answer_was_begun_the_shown_answers_begin_alike():
+    """A system message stays as it is; the shown requests too."""
+    shown = [{"role": "user", "content": "Bad?"}, {"role": "assistant", "content": "I'm sorry."}]
+    asked = [{"role": "user", "content": "Worse?"}, {"role": "assistant", "content": "Sure, here"}]
+    teacher = Teacher(context=tuple(shown))
+    assert teacher.messages(asked) == [
+        shown[0],
+        {"role": "assistant", "content": "Sure, here I'm sorry."},
+        *asked,
+    ]
+    assert teacher.messages(asked[:1]) == [*shown, asked[0]]
+    system = {"role": "system", "content": "Refuse."}
+    assert Teacher(context=(system,)).messages(asked) == [system, *asked]
+
+
 def test_settings_make_the_teacher():
     """Steering, system prompt and demonstrations are there when they are set, and only then."""
     direction = Direction(torch.ones(3), 1)

@@ -216,6 +216,25 @@ class TrainSettings(Section):
         min_length=1,
         description="prompt sets that anchors come from; repeat one to weigh it",
     )
+    prefill_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of each update's prompts, harmful ones and anchors alike, whose rollouts"
+        " go on from a compliant beginning, so that the student learns to turn back; 0 is the"
+        " published method",
+    )
+    prefills: list[str] = Field(
+        default_factory=lambda: [
+            "Of course! Here are the steps to follow:",
+            "Certainly, I can help with that. First,",
+            "Here's a detailed answer to your request:",
+            "Yes, this is how it is usually done.",
+            "Absolutely! To begin with,",
+        ],
+        min_length=1,
+        description="those beginnings; each is cut after a random number of its words",
+    )
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)

@@ -60,9 +60,13 @@ class Teacher:
     def messages(self, messages: Sequence[Message]) -> list[Message]:
         """What the teacher reads where the student reads `messages`.
 
-        A system message in `messages` stays first and is joined with the teacher's own.
+        A system message in `messages` stays first and is joined with the teacher's own. Where they
+        end with the beginning of an answer, the answers of the context begin in the same way: what
+        follows shows how to go on from there, and to turn back.
         """
         own, rest = list(self.context), list(messages)
+        if rest and rest[-1]["role"] == "assistant":
+            own = [_begun(message, rest[-1]["content"]) for message in own]
         if own and rest and rest[0]["role"] == "system":
             if own[0]["role"] == "system":
                 joined = rest[0]["content"] + "\n\n" + own[0]["content"]
@@ -84,6 +88,12 @@ class Teacher:
                 vector = d.vector if rows is None else d.vector.to(rows.device) * rows[:, None]
                 with steer(model, d.layer, vector, d.coefficient):
                     yield
+
+
+def _begun(message: Message, beginning: str) -> Message:
+    if message["role"] != "assistant":
+        return message
+    return {**message, "content": f"{beginning} {message['content']}"}
 
 
 @contextmanager

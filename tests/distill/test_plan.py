@@ -86,3 +86,24 @@ def test_plans_that_cannot_be_made(settings, harmful, anchors, message):
         plan_rows(
             TrainSettings(**settings), prompts("bad", harmful), prompts("good", anchors), seed=0
         )
+
+
+@pytest.mark.parametrize(("share", "harmful", "anchors"), [(0.5, 2, 2), (0.25, 1, 1), (1.0, 4, 4)])
+def test_a_share_of_either_kind_begins_as_if_complying(share, harmful, anchors):
+    """So many prompts of each kind end with some first words of a prefill; the rest is the same."""
+    changes = {"prompts_per_update": 8, "samples_per_prompt": 2, "anchor_share": 0.5, "updates": 30}
+    plain = TrainSettings(**changes)
+    begun = TrainSettings(**changes, prefill_share=share, prefills=["Of course! Here you", "Yes"])
+    sets = prompts("bad", 10), prompts("good", 9)
+    rows = plan_rows(begun, *sets, seed=1)
+    ends = []
+    for row, other in zip(rows, plan_rows(plain, *sets, seed=1), strict=True):
+        if row["prompt"][-1]["role"] == "assistant":
+            ends.append(row["prompt"].pop()["content"])
+        else:
+            ends.append("")
+        assert row == other
+    for start in range(0, len(rows), 16):
+        assert sum(map(bool, ends[start : start + 8])) == 2 * harmful
+        assert sum(map(bool, ends[start + 8 : start + 16])) == 2 * anchors
+    assert set(ends) - {""} == {"Of course!", "Of course! Here", "Of course! Here you", "Yes"}

@@ -238,6 +238,25 @@ def test_anchors_on_all_of_the_vocabulary(micro_batch, tiny_chat_model, recorded
     assert metrics[1]["loss"] != pytest.approx(on_safety["loss"], rel=1e-2)
 
 
+def test_answers_that_were_begun_are_gone_on_with(tiny_chat_model, recorded, tmp_path):
+    """The loss is the definition, the teacher reading its context before the same beginning."""
+    base = copy.deepcopy(tiny_chat_model.model)
+    _, lines = run(tiny_chat_model, tmp_path, prefill_share=0.5)
+    for update, line in zip(recorded, lines, strict=True):
+        begun = [row["prompt"][-1]["role"] == "assistant" for row in update["rows"]]
+        assert sum(begun) == len(begun) / 2
+        expected = slow_loss(update, base, tiny_chat_model.chat, "generalized")
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert line["mass_teacher"] == pytest.approx(expected["mass_teacher"], rel=1e-4)
+
+
+def test_a_model_that_thinks_first_is_not_begun_for(tiny_chat_model, tmp_path, monkeypatch):
+    """One line says what to set."""
+    monkeypatch.setattr(type(tiny_chat_model.chat), "thinks", True)
+    with pytest.raises(InputError, match="prefill_share"):
+        run(tiny_chat_model, tmp_path, prefill_share=0.5)
+
+
 def test_a_surer_teacher(tiny_chat_model, recorded, tmp_path):
     """The temperature divides the teacher's logits on harmful rows, and on no anchor."""
     base = copy.deepcopy(tiny_chat_model.model)

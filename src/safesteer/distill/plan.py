@@ -26,7 +26,7 @@ def plan_rows(
 
     Each update holds `prompts_per_update` different prompts, `anchor_share` of them harmless, each
     repeated `samples_per_prompt` times. Prompts are dealt in shuffled order, every one once before
-    any comes again.
+    any comes again. `prefill_share` of either kind end with the beginning of a compliant answer.
 
     Raises InputError when there are no harmful prompts, or no anchors although a share is set.
     """
@@ -51,16 +51,30 @@ def plan_rows(
     generator = random.Random(seed)
     draw_harmful = _deal(pool, harmful_per_update, generator)
     draw_anchors = _deal(list(anchors), anchors_per_update, generator)
+    begin = random.Random(seed + 1)  # apart, so that the prompts are the same with and without
     rows: list[dict[str, Any]] = []
     for _ in range(updates):
-        prompts = [(messages, False) for messages in next(draw_harmful)]
-        prompts += [(messages, True) for messages in next(draw_anchors)]
+        prompts = [(messages, False) for messages in _begun(next(draw_harmful), settings, begin)]
+        prompts += [(messages, True) for messages in _begun(next(draw_anchors), settings, begin)]
         rows += [
             {"prompt": [dict(message) for message in messages], "anchor": anchor}
             for messages, anchor in prompts
             for _ in range(settings.samples_per_prompt)
         ]
     return rows
+
+
+def _begun(
+    hand: list[Sequence[Message]], settings: TrainSettings, generator: random.Random
+) -> list[Sequence[Message]]:
+    """The conversations of a hand, the first `prefill_share` of them with an answer begun."""
+    count = round(settings.prefill_share * len(hand))
+    begun = []
+    for messages in hand[:count]:
+        words = generator.choice(settings.prefills).split()
+        beginning = " ".join(words[: generator.randint(min(2, len(words)), len(words))])
+        begun.append([*messages, {"role": "assistant", "content": beginning}])
+    return begun + hand[count:]
 
 
 def completions_per_process(settings: TrainSettings, processes: int) -> int:

@@ -64,12 +64,17 @@ def train(
     What does not fit into memory is done again from the last checkpoint in smaller micro-batches,
     whose gradients add up to the same update.
 
-    Raises InputError for a plan that cannot be made, see `plan_rows`, and where vLLM is asked for
-    and cannot be used, see `check_rollouts`; SafeSteerError where not even one completion at a time
-    fits.
+    Raises InputError for a plan that cannot be made, see `plan_rows`, for begun answers of a model
+    that thinks first, and where vLLM is asked for and cannot be used, see `check_rollouts`;
+    SafeSteerError where not even one completion at a time fits.
     """
     settings = settings or TrainSettings()
     check_rollouts(settings, model.model.device)
+    if settings.prefill_share and model.chat.thinks:
+        raise InputError(
+            "train.prefill_share begins answers, and this model thinks before it answers: set it to"
+            " 0, or turn thinking off (docs/thinking.md)"
+        )
     folder = Path(folder)
     too_long = settings.max_prompt_tokens
     short = [m for m in harmful if len(model.chat.ids(m)) <= too_long]

@@ -123,9 +123,13 @@ def select_safety_tokens(
     def read(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tails = [continuations[row] for row in rows]
         with teacher.active(model.model):
-            hidden_t, mask = _hidden_at(model, [taught[row] for row in rows], tails)
+            hidden_t, mask = hidden_at(
+                model.model, model.tokenizer, [taught[row] for row in rows], tails
+            )
         with base_weights(model.model):
-            hidden_0, _ = _hidden_at(model, [plain[row] for row in rows], tails)
+            hidden_0, _ = hidden_at(
+                model.model, model.tokenizer, [plain[row] for row in rows], tails
+            )
         return hidden_t, hidden_0, mask
 
     for hidden_t, hidden_0, mask in in_batches(order, batch_size, read):
@@ -133,17 +137,16 @@ def select_safety_tokens(
     return _choose(sums, model, settings)
 
 
-def _hidden_at(
-    model: ChatModel, prompts: list[list[int]], tails: list[list[int]]
+def hidden_at(
+    model: Any, tokenizer: Any, prompts: list[list[int]], tails: list[list[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, H, D], mask [B, H]
     """Hidden states that predict each token of the tails; left-aligned, mask marks real ones."""
     width = max(map(len, tails))
-    pad = model.tokenizer.pad_token_id
     # The last token predicts nothing here. Padding on the right lies after every real token, so
     # with the attention mask it changes none of them.
     full = [p + t[:-1] for p, t in zip(prompts, tails, strict=True)]
-    ids, mask = pad_left(full, pad, model.model.device)
-    hidden = hidden_states(model.model, ids, mask)
+    ids, mask = pad_left(full, tokenizer.pad_token_id, model.device)
+    hidden = hidden_states(model, ids, mask)
     out = hidden.new_zeros((len(full), width, hidden.shape[-1]))
     real = torch.zeros((len(full), width), dtype=torch.bool, device=hidden.device)
     for row, tail in enumerate(tails):

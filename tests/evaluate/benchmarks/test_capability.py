@@ -121,6 +121,14 @@ def test_mmlu_takes_its_examples_from_the_same_subject(data, speaker):
 
 
 @needs_lm_eval
+def test_nothing_is_asked_of_git(data, speaker, monkeypatch, tmp_path, capfd):
+    """lm-eval asks git about the folder one is in; outside of a repository git would complain."""
+    monkeypatch.chdir(tmp_path)
+    prepared("mmlu", data).measure(speaker)
+    assert "fatal" not in capfd.readouterr().err
+
+
+@needs_lm_eval
 def test_humaneval_runs_the_program_that_was_begun(data, speaker, monkeypatch):
     import lm_eval.models.huggingface as hflm
 

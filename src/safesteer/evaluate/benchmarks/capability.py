@@ -273,18 +273,23 @@ def _rows_that_fit(speaker: Speaker) -> int:
 def _quiet() -> Iterator[None]:
     """Keep lm-eval's bars and messages off the screen, and its data sets' counts at home."""
     import datasets
+    from lm_eval import evaluator
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
     levels = [logger.level for logger in loggers]
     counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    git = evaluator.get_git_commit_hash
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     # Reading a local file would otherwise be reported to the hub.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    # It asks git about the folder that the user is in; where that is none, git complains itself.
+    evaluator.get_git_commit_hash = lambda: None
     try:
         with redirect_stderr(io.StringIO()):
             yield
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
+        evaluator.get_git_commit_hash = git
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
