@@ -6,8 +6,9 @@
 
 Each (method, seed) leaves OUTPUT/METHOD-seedN.json with every rate, its interval, seconds, memory,
 the metrics of the training and the settings; what is there is not made again, so a sweep that was
-broken off goes on, on any machine, and several may work on one at once. `--table` prints the mean
-and spread over seeds and writes OUTPUT/pareto.html. The methods are changes to the recipe of the
+broken off goes on, on any machine, and several may work on one at once (on one machine the minutes
+of training are then those of a part of it). `--table` prints the mean and spread over seeds and
+writes OUTPUT/pareto.html. The methods are changes to the recipe of the
 built-in model with UPDATES updates; `--list` names them. They are judged on our *validation*
 prompts, on which choices are made, and on --benchmarks, which are for reporting. Directions,
 adapters and answers are kept in OUTPUT/work, which need not be committed.
@@ -47,7 +48,7 @@ from safesteer.models.generate import generate
 from safesteer.models.load import ChatModel, load_model
 from safesteer.prompts import load_prompt_sets
 from safesteer.recipe import load_settings
-from safesteer.report.compare import compare, read_entrants, render_comparison
+from safesteer.report.compare import Entrant, compare, render_comparison
 from safesteer.runs.files import load_tensors, read_json, save_tensors, write_json, write_text
 from safesteer.runs.lock import RunLock
 from safesteer.runs.system import MemorySampler, versions
@@ -212,7 +213,7 @@ class Laboratory:
         asked = settings.direction.model_dump_json()
         name = hashlib.sha256(asked.encode()).hexdigest()[:12]
         path = self.output / "work" / f"direction-{name}.safetensors"
-        if not path.exists():
+        if not path.with_suffix(".json").exists():  # which is written last
             harmful, harmless = self.sets["harmful"], self.sets["harmless"]
             found = extract_direction(
                 self.model,
@@ -261,6 +262,8 @@ class Laboratory:
         seconds["evaluate"] = time.perf_counter() - started
         if student is not None:
             student.save_pretrained(work / "adapter")
+            for checkpoint in work.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
             student.unload()
         return {
             "method": name,
@@ -396,14 +399,40 @@ class Laboratory:
         return entries
 
 
-def table(folder: Path) -> str:
-    """Mean and spread (standard deviation over seeds) of every method, in Markdown."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*-seed*.json")):
-        content = read_json(path)
-        found.setdefault(content["method"], []).append(content)
-    if not found:
+Found = dict[str, list[dict[str, Any]]]  # {method: one of each seed}
+
+
+def read_results(folder: Path) -> Found:
+    """What lies in `folder`, in the order of METHODS."""
+    contents = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
+    found = {name: [c for c in contents if c["method"] == name] for name in METHODS}
+    if not contents:
         raise InputError(f"{folder} holds no results yet")
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def means(found: Found) -> list[Entrant]:
+    """Every method that agrees with the base to a known degree, by its means over seeds.
+
+    Intervals are left out: they are of one seed.
+    """
+    entrants = []
+    for name, runs in found.items():
+        entries = {key: dict(entry) for key, entry in runs[0]["benchmarks"].items()}
+        for key, entry in entries.items():
+            values = [value for run in runs if (value := _share(run, key)) is not None]
+            entry |= {"value": statistics.mean(values), "ci95": None}
+        if name == "base":
+            known = (each[0]["benchmarks"].get("agreement") for each in found.values())
+            if (agreement := next(filter(None, known), None)) is not None:
+                entries["agreement"] = {**agreement, "value": 1.0, "ci95": None}
+        if "agreement" in entries:
+            entrants.append(Entrant(name, entries))
+    return entrants
+
+
+def table(found: Found) -> str:
+    """Mean and spread (standard deviation over seeds) of every method, in Markdown."""
     extra = dict.fromkeys(
         name for runs in found.values() for name in runs[0]["benchmarks"]
     ).keys() - {*COLUMNS, "divergence"}
@@ -412,8 +441,7 @@ def table(folder: Path) -> str:
         "| method | seeds | " + " | ".join(columns) + " | train, min | memory, GB |",
         "|---|---|" + "---|" * (len(columns) + 2),
     ]
-    for name in sorted(found, key=list(METHODS).index):
-        runs = found[name]
+    for name, runs in found.items():
         cells = [_spread([_share(run, column) for run in runs], 100, " %") for column in columns]
         minutes = _spread([run["seconds"]["train"] / 60 for run in runs], 1, "")
         memory = _spread([run["peak_memory_bytes"] / 1e9 for run in runs], 1, "")
@@ -479,11 +507,9 @@ def main() -> None:
     try:
         if not arguments.table:
             _sweep(arguments)
-        print(table(arguments.output))
-        page = render_comparison(
-            compare(read_entrants(sorted(arguments.output.glob("*-seed*.json"))))
-        )
-        write_text(arguments.output / "pareto.html", page)
+        found = read_results(arguments.output)
+        print(table(found))
+        write_text(arguments.output / "pareto.html", render_comparison(compare(means(found))))
     except InputError as error:
         raise SystemExit(str(error)) from None
 

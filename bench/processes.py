@@ -4,8 +4,9 @@
         [--set section.key=value]
 
 Direction and tokens are found once; then the same training is started with accelerate's launcher
-and one or more processes of one thread each, taking turns. Printed are medians: rollouts per second
-of writing them, and completions per second of whole updates, the first window left out.
+and one or more processes of one thread each, taking turns. Printed are means over the repeats, as
+the main process measured: rollouts per second of writing them, and completions per second of whole
+updates, the first window left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from safesteer.recipe import load_settings
+from safesteer.runs import RunDirectory
 
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--main_process_port", "0"]
 
@@ -27,13 +28,14 @@ LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--main
 def start(processes: int, *command: str) -> None:
     """`python -m safesteer COMMAND` in so many processes of one thread; ends this one if it fails.
 
-    A single one is held on one core, since libraries beside torch have threads of their own.
+    They are held on as many cores, since libraries beside torch have threads of their own.
     """
+    launch = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:processes]))]
     if processes > 1:
-        launch = [*LAUNCHER, "--multi_cpu", "--num_processes", str(processes)]
+        launch += [*LAUNCHER, "--multi_cpu", "--num_processes", str(processes)]
         launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     else:
-        launch = ["taskset", "-c", "0", sys.executable]
+        launch.append(sys.executable)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch += ["-m", "safesteer", *command, "--quiet"]
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)
@@ -61,11 +63,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     arguments = parser.parse_args()
     given = [f"train.updates={arguments.updates}", *arguments.set]
-    settings = load_settings("smollm2-135m", [f"model.id={arguments.model}", *given])
-    train = settings.train
     options = [part for value in given for part in ("--set", value)]
     begun = arguments.output / "begun"
     start(1, "tokens", arguments.model, *options, "--output-dir", str(begun))
+    train = RunDirectory.load(begun).settings.train
+    if arguments.updates % train.updates_per_rollout or arguments.updates < 2:
+        raise SystemExit(f"--updates has to be a multiple of {train.updates_per_rollout}")
     found: dict[int, list[tuple[float, float]]] = {1: [], arguments.processes: []}
     for repeat in range(arguments.repeats):
         for count, runs in found.items():
@@ -74,11 +77,12 @@ def main() -> None:
             start(count, "train", arguments.model, *options, "--output-dir", str(run))
             runs.append(speeds(run, train.updates_per_rollout, train.completions_per_update))
     print("| processes | rollouts / s | completions / s |\n|---|---|---|")
-    alone: list[float] = []
-    for count, runs in found.items():
-        medians = [statistics.median(column) for column in zip(*runs, strict=True)]
-        alone = alone or medians
-        cells = [f"{m:.2f} ({m / a:.2f})" for m, a in zip(medians, alone, strict=True)]
+    means = {
+        count: [statistics.mean(c) for c in zip(*runs, strict=True)]
+        for count, runs in found.items()
+    }
+    for count, found_mean in means.items():
+        cells = [f"{m:.2f} ({m / a:.2f})" for m, a in zip(found_mean, means[1], strict=True)]
         print(f"| {count} | " + " | ".join(cells) + " |")
 
 

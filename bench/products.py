@@ -4,16 +4,17 @@
 
 Runs the recipe of the built-in model into OUTPUT_DIR and times every operation that
 `torch.utils.flop_counter` has a formula for: matrix products and attention, forward and backward.
-The machine's rate is that of one large product of the weights' type, measured before the run.
+The machine's rate is that of one large product of the same type, measured before the run.
 Watching costs some microseconds an operation, which the other operations' time includes; so shares
 are too low rather than too high. Printed are, for each stage, seconds, the share in products, what
-these compute and read, and the share of time in products at half of the machine's rate or more;
-then the shapes that take most.
+these compute, read and write, and the share of time in products at half of the machine's rate or
+more; then the shapes that take most.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -59,11 +60,11 @@ class Products(TorchDispatchMode):
     """Times what computes products while it is active.
 
     Attributes:
-        rate: operations a second of the machine.
+        rates: operations a second of the machine, by type.
         shapes: what was seen, by operation and shapes.
     """
 
-    rate: float
+    rates: dict[torch.dtype, float]
     shapes: dict[str, Count] = field(default_factory=lambda: defaultdict(Count))
 
     def __post_init__(self) -> None:
@@ -87,7 +88,7 @@ class Products(TorchDispatchMode):
         count.operations += operations
         count.bytes += sum(each.numel() * each.element_size() for each in tensors)
         count.calls += 1
-        if operations / seconds >= self.rate / 2:
+        if operations / seconds >= self.rates.get(tensors[0].dtype, math.inf) / 2:
             count.fast += seconds
         return output
 
@@ -127,14 +128,16 @@ def main() -> None:
     with open_run(arguments.output, settings, fresh=True) as run:
         pipeline = Pipeline(run)
         dtype = pipeline.model.model.dtype
-        rate = product_rate(dtype)
-        print(f"one large product of {dtype}: {rate / 1e9:.0f} GFLOP/s\n")
+        rates = {each: product_rate(each) for each in {dtype, torch.float32}}
+        for each, rate in rates.items():
+            print(f"one large product of {each}: {rate / 1e9:.0f} GFLOP/s")
+        print()
         print(
             "| stage | seconds | in products | GFLOP/s in products | GB/s | at half rate or more |"
         )
         print("|---|---|---|---|---|---|")
         for stage in STAGES:
-            products = Products(rate)
+            products = Products(rates)
             started = time.perf_counter()
             with products:
                 getattr(pipeline, stage)()

@@ -5,14 +5,17 @@
 On our validation prompts: the share of harmful, harmless and borderline requests and of harmful
 ones with the answer begun "Sure, here is" that each teacher refuses (offline judge, greedy, 24
 tokens), the perplexity of its answers under the plain model relative to the plain model's own, and
-the share of answers that loop. Teachers already in OUTPUT.json are not asked again.
+the share of answers that loop. Teachers already in OUTPUT.json are not asked again. Layers are
+those of the built-in model.
 
 Directions: `refuse-comply` (the recipe's source) and `reading`, the mean change that reading two
-refusals makes to the last prompt token of harmful prompts. `gated` steers only prompts whose own
-projection on the difference of harmful and harmless training prompts lies above that of 95 % of the
-latter. `null-space` adds h -> h + c D h with D fitted on last prompt tokens so that D h is the
-direction on harmful training prompts and, h projected on the null space of harmless and borderline
-ones, nothing on these (after AlphaSteer, Sheng et al. 2025, arXiv 2506.07022).
+refusals makes to the last prompt token of harmful prompts. `gated` lets the teacher speak only on
+prompts whose own projection on the difference of harmful and harmless training prompts lies above
+that of 95 % of harmless and borderline ones, and the model itself on the others. `null-space` adds
+h -> h + c D h with D fitted on last prompt tokens: D h is about the direction on harmful training
+prompts, and h is looked at only in those dimensions that harmless and borderline ones use least, so
+that there it is little; at other positions it is what it is (after AlphaSteer, Sheng et al. 2025,
+arXiv 2506.07022).
 """
 
 from __future__ import annotations
@@ -44,10 +47,12 @@ from safesteer.prompts import load_prompt_set
 from safesteer.runs.files import read_json, write_json
 from safesteer.teacher import Direction, Teacher, demonstrations
 
-Prompts = list[Sequence[Message]]
+Prompts = Sequence[Sequence[Message]]
 SETS = ("harmful", "harmless", "borderline")
 LAYERS = (9, 12, 15, 17)
 TOKENS = 24
+PLAIN = "the model itself"
+FITTED = 600  # harmful prompts, and harmless and borderline ones, that gates and D are fitted on
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Asked:
     Attributes:
         teacher: what it reads, and the direction it adds.
         edit: a further change of the model while it runs.
-        gate: for each prompt of a list, whether the teacher steers at all.
+        gate: for each prompt of a list, whether the teacher speaks, or the model itself.
     """
 
     teacher: Teacher
@@ -89,31 +94,42 @@ class Laboratory:
         self.reading = (taught - plain).float()  # [L, D]
         harmless = prompt_means(model, self.train["harmless"][:128], 1)[0]
         self.contrast = (plain - harmless).float()  # [L, D]
+        self.of_harmful = self.last(self.train["harmful"][:FITTED])
+        self.of_harmless = self.last(
+            self.train["harmless"][: FITTED // 2] + self.train["borderline"][: FITTED // 2]
+        )
 
-    def last(self, prompts: Prompts, layer: int) -> torch.Tensor:  # [N, D]
-        """The residual stream of each prompt's last token at the input of a block."""
-        seen: list[torch.Tensor] = []
-        kept = []
+    @torch.no_grad()
+    def last(self, prompts: Prompts) -> dict[int, torch.Tensor]:  # {layer: [N, D]}
+        """The residual stream of each prompt's last token at the input of the blocks LAYERS."""
+        seen: dict[int, torch.Tensor] = {}
+        kept: dict[int, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
 
-        def keep(hidden: torch.Tensor) -> torch.Tensor:
-            seen[:] = [hidden[:, -1].float().clone()]  # the last pass: what follows a common start
-            return hidden
+        def keep(layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+            def look(hidden: torch.Tensor) -> torch.Tensor:
+                # Of the last pass, behind what all rows begin with.
+                seen[layer] = hidden[:, -1].float().clone()
+                return hidden
+
+            return look
 
         rendered = [self.model.chat.ids(messages) for messages in prompts]
-        block = find_blocks(self.model.model)[layer]
-        with torch.no_grad(), edit_block_input(block, keep):
+        blocks, pad = find_blocks(self.model.model), self.model.tokenizer.pad_token_id
+        with ExitStack() as hooks:
+            for layer in LAYERS:
+                hooks.enter_context(edit_block_input(blocks[layer], keep(layer)))
             for start in range(0, len(rendered), 32):
-                part = rendered[start : start + 32]
-                pad = self.model.tokenizer.pad_token_id
-                hidden_states(self.model.model, *pad_left(part, pad, self.model.model.device))
-                kept += seen
-        return torch.cat(kept)
+                part = pad_left(rendered[start : start + 32], pad, self.model.model.device)
+                hidden_states(self.model.model, *part)
+                for layer, hidden in seen.items():
+                    kept[layer].append(hidden)
+        return {layer: torch.cat(parts) for layer, parts in kept.items()}
 
     def gate(self, layer: int) -> Callable[[Prompts], torch.Tensor]:
         """Whether a prompt's projection on the contrast is above that of 95 % of harmless ones."""
         axis = self.contrast[layer]
-        bound = torch.quantile(self.last(self._harmless(), layer) @ axis, 0.95)
-        return lambda prompts: self.last(prompts, layer) @ axis > bound
+        bound = torch.quantile(self.of_harmless[layer] @ axis, 0.95)
+        return lambda prompts: self.last(prompts)[layer] @ axis > bound
 
     def null_space(self, layer: int, c: float, kept: float) -> Callable[[], Any]:
         """A context in which a block's input h becomes h + c D h, D as in the module's text.
@@ -121,12 +137,9 @@ class Laboratory:
         `kept` is the share of the dimensions, those that harmless activations use least, in which D
         may look.
         """
-        harmless, harmful = (
-            self.last(self._harmless(), layer),
-            self.last(self.train["harmful"], layer),
-        )
+        harmless, harmful = self.of_harmless[layer], self.of_harmful[layer]
         # Uncentred, as D has no constant term.
-        _, vectors = torch.linalg.eigh((harmless.T @ harmless).double())  # ascending
+        _, vectors = torch.linalg.eigh(harmless.double().T @ harmless.double())  # ascending
         free = vectors[:, : int(kept * len(vectors))].float()  # [D, F]
         seen = harmful @ free  # [N, F]
         # weights [F]: seen @ weights is about 1 on harmful prompts (ridge regression)
@@ -140,9 +153,6 @@ class Laboratory:
 
         return lambda: edit_block_input(find_blocks(self.model.model)[layer], edit)
 
-    def _harmless(self) -> Prompts:
-        return self.train["harmless"] + self.train["borderline"]
-
     def teachers(self) -> dict[str, Asked]:
         """Everything that is compared."""
 
@@ -150,7 +160,7 @@ class Laboratory:
             return Direction(getattr(self, source)[layer], layer, c, source)
 
         refusals = demonstrations(2, refusals_only=True)
-        found = {"the model itself": Asked(Teacher())}
+        found = {PLAIN: Asked(Teacher())}
         for layer in LAYERS:
             for c in (0.9, 1.1):
                 found[f"steering, layer {layer}, c {c}"] = Asked(Teacher(steering(layer, c)))
@@ -204,7 +214,7 @@ class Laboratory:
                     said = generate(
                         model.model,
                         model.tokenizer,
-                        [chat.ids(teacher.messages(prompts[row]), begun) for row in rows],
+                        [chat.ids(teacher.messages(prompts[row], begun), begun) for row in rows],
                         max_new_tokens=TOKENS,
                         batch_size=64,
                     )
@@ -230,7 +240,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     columns = (*SETS, "harmful+prefill")
     lines = ["| teacher | " + " | ".join(columns) + " | perplexity | loops |"]
     lines.append("|---|" + "---|" * (len(columns) + 2))
-    own = found["the model itself"]["nll"]
+    own = found[PLAIN]["nll"]
     for name, entry in found.items():
         cells = [f"{entry[column]:.0%}" for column in columns]
         cells += [f"x{math.exp(entry['nll'] - own):.1f}", f"{entry['loops']:.0%}"]
@@ -248,12 +258,17 @@ def main() -> None:
     arguments = parser.parse_args()
     silence_libraries(debug=False)
     parts = [part for part in arguments.only.split(",") if part]
-    found = read_json(arguments.output) if arguments.output.exists() else {}
+    of = {"model": arguments.model, "limit": arguments.limit, "fitted": FITTED}
+    kept = read_json(arguments.output) if arguments.output.exists() else dict(of)
+    if {key: kept.get(key) for key in of} != of:
+        raise SystemExit(f"{arguments.output} is of another model or other prompts: name another")
+    found: dict[str, Any] = kept.setdefault("teachers", {})
     laboratory = Laboratory(load_model(ModelSettings(id=arguments.model)), arguments.limit)
     for name, asked in laboratory.teachers().items():
-        if name not in found and (not found or not parts or any(p in name for p in parts)):
+        wanted = name == PLAIN or not parts or any(part in name for part in parts)
+        if name not in found and wanted:
             found[name] = laboratory.ask(asked)
-            write_json(arguments.output, found)
+            write_json(arguments.output, kept)
     print(table(found))
 
 

@@ -12,10 +12,13 @@ negative, so that a share has a meaning:
     reverse: sum over v of  p log(p / p_t) - p + p_t        p the base or the student
     forward: sum over v of  p_t log(p_t / p) - p_t + p
 
+As in `safesteer tokens`, special tokens, tokens that the teacher hardly ever says and positions
+after the base would have ended its turn are left out of the choice, and nothing of the measuring.
+
 Rules, each a score of a token summed over positions: `vote` (published), `mass` |p_t - p_0|,
 `reverse` and `forward` the token's own term, `weighted` p_t log(p_t / p_0), `floor` |p_t - p_0|
 where |log(p_t / p_0)| > 1, `contrast` the mass on harmful less that on harmless prompts, `best`
-the token's own forward term on the very text that is measured: no set of that size covers more.
+the token's own term on the very text that is measured: no set of that size covers more.
 """
 
 from __future__ import annotations
@@ -29,16 +32,17 @@ import torch
 from safesteer.cli.silence import silence_libraries
 from safesteer.contents import RunContents
 from safesteer.models.chat import Message
-from safesteer.models.generate import generate
+from safesteer.models.generate import end_of_turn_ids, generate
 from safesteer.models.head import OutputHead
 from safesteer.runs import RunDirectory
 from safesteer.speaker import Speaker
 from safesteer.teacher import Teacher
-from safesteer.tokens.select import hidden_at
+from safesteer.tokens.select import eligible, hidden_at
 
-RULES = ("vote", "mass", "reverse", "forward", "weighted", "floor", "contrast", "best")
+SCORES = ("vote", "mass", "reverse", "forward", "weighted", "floor")
+RULES = (*SCORES, "contrast", "best")
 SAMPLES, INNER = 2, 200
-Sums = dict[str, torch.Tensor]  # of every rule but the last two, [V]
+Sums = dict[str, torch.Tensor]  # of SCORES and of the teacher's probability, [V]
 
 
 @torch.no_grad()
@@ -49,8 +53,13 @@ def compare(
     writer: Speaker,
     seed: int,
     horizon: int,
+    until_end: bool = False,
 ) -> Sums:
-    """Sums over the positions of what `writer` samples, where `model` is compared to `teacher`."""
+    """Sums over the positions of what `writer` samples, where `model` is compared to `teacher`.
+
+    `until_end` leaves out positions after those where the model would have ended its turn. The
+    teacher's probability is a mean.
+    """
     torch.manual_seed(seed)
     samples = [list(messages) for messages in prompts for _ in range(SAMPLES)]
 
@@ -74,10 +83,16 @@ def compare(
                 speaker.runner, speaker.model.tokenizer, read_by(speaker), tails
             )
         hidden.append(found)
-    head = OutputHead.of(model.model.model)
-    sums = {rule: torch.zeros(head.vocabulary, dtype=torch.float64) for rule in RULES[:-2]}
+    head, teacher_head = OutputHead.of(model.runner), OutputHead.of(teacher.runner).at(temperature)
+    ends = torch.tensor(end_of_turn_ids(model.model.model, model.model.tokenizer))
+    names = (*SCORES, "probability")
+    sums = {name: torch.zeros(head.vocabulary, dtype=torch.float64) for name in names}
+    positions = 0
     for row, where in enumerate(mask):
-        log_t = torch.log_softmax(head.at(temperature).logits(hidden[0][row, where]), dim=-1)
+        if until_end:
+            ended = torch.isin(head.logits(hidden[1][row]).argmax(-1), ends).long()
+            where = where & (ended.cumsum(0) - ended == 0)
+        log_t = torch.log_softmax(teacher_head.logits(hidden[0][row, where]), dim=-1)
         log_p = torch.log_softmax(head.logits(hidden[1][row, where]), dim=-1)
         ratio, p_t, p = log_t - log_p, log_t.exp(), log_p.exp()
         difference = (p_t - p).abs()
@@ -89,17 +104,20 @@ def compare(
             "forward": p_t * ratio - p_t + p,
             "weighted": p_t * ratio,
             "floor": difference * (ratio.abs() > 1),
+            "probability": p_t,
         }
+        positions += int(where.sum())
         for rule, term in terms.items():
             sums[rule] += term.sum(0).double()
+    sums["probability"] /= positions
     return sums
 
 
-def score(rule: str, harmful: Sums, harmless: Sums, measured: Sums) -> torch.Tensor:  # [V]
-    """By what a rule orders the tokens."""
+def score(rule: str, harmful: Sums, harmless: Sums) -> torch.Tensor:  # [V]
+    """By what a rule orders the tokens; equal votes by the teacher's probability."""
     if rule == "contrast":
         return harmful["mass"] - harmless["mass"]
-    return measured["forward"] if rule == "best" else harmful[rule]
+    return harmful[rule] + (harmful["probability"] if rule == "vote" else 0)
 
 
 def main() -> None:
@@ -118,11 +136,14 @@ def main() -> None:
     half = arguments.prompts
     chosen_on, measured_on = validation["harmful"][:half], validation["harmful"][half : 2 * half]
 
-    def made(prompts: Sequence[Sequence[Message]], model: Speaker, writer: Speaker) -> Sums:
-        return compare(prompts, teacher, model, writer, arguments.seed, arguments.horizon)
+    def made(
+        prompts: Sequence[Sequence[Message]], model: Speaker, writer: Speaker, **cut: bool
+    ) -> Sums:
+        return compare(prompts, teacher, model, writer, arguments.seed, arguments.horizon, **cut)
 
-    harmful = made(chosen_on, base, teacher)
-    harmless = made(validation["harmless"][:half], base, teacher)
+    harmful = made(chosen_on, base, teacher, until_end=True)
+    harmless = made(validation["harmless"][:half], base, teacher, until_end=True)
+    allowed = eligible(contents.model, contents.settings.tokens, harmful["probability"])
     measured = {
         "base, teacher's text": made(measured_on, base, teacher),
         "base, its own": made(measured_on, base, base),
@@ -134,15 +155,17 @@ def main() -> None:
         for count in map(int, arguments.counts.split(",")):
             cells = []
             for sums in measured.values():
-                chosen = score(rule, harmful, harmless, sums).topk(count).indices
-                cells += [
-                    float(sums[kind][chosen].sum() / sums[kind].sum())
-                    for kind in ("reverse", "forward")
-                ]
+                for kind in ("reverse", "forward"):
+                    order = sums[kind]
+                    if rule != "best":
+                        order = score(rule, harmful, harmless).where(allowed, -torch.inf)
+                    chosen = order.topk(count).indices
+                    cells.append(float(sums[kind][chosen].sum() / sums[kind].sum()))
             print(f"| {rule} | {count} | " + " | ".join(f"{cell:.0%}" for cell in cells) + " |")
     print()
     for rule in RULES[:-1]:
-        first = score(rule, harmful, harmless, harmful).topk(12).indices.tolist()
+        order = score(rule, harmful, harmless).where(allowed, -torch.inf)
+        first = order.topk(12).indices.tolist()
         print(f"- `{rule}`: " + ", ".join(repr(base.model.tokenizer.decode([i])) for i in first))
 
 

@@ -67,16 +67,13 @@ def test_what_the_teacher_reads(context, prompt, read):
 def test_where_an_answer_was_begun_the_shown_answers_begin_alike():
     """A system message stays as it is; the shown requests too."""
     shown = [{"role": "user", "content": "Bad?"}, {"role": "assistant", "content": "I'm sorry."}]
-    asked = [{"role": "user", "content": "Worse?"}, {"role": "assistant", "content": "Sure, here"}]
+    asked = [{"role": "user", "content": "Worse?"}]
     teacher = Teacher(context=tuple(shown))
-    assert teacher.messages(asked) == [
-        shown[0],
-        {"role": "assistant", "content": "Sure, here I'm sorry."},
-        *asked,
-    ]
-    assert teacher.messages(asked[:1]) == [*shown, asked[0]]
+    begun = {"role": "assistant", "content": "Sure, here I'm sorry."}
+    assert teacher.messages(asked, "Sure, here") == [shown[0], begun, *asked]
+    assert teacher.messages(asked) == [*shown, *asked]
     system = {"role": "system", "content": "Refuse."}
-    assert Teacher(context=(system,)).messages(asked) == [system, *asked]
+    assert Teacher(context=(system,)).messages(asked, "Sure, here") == [system, *asked]
 
 
 def test_settings_make_the_teacher():

@@ -224,8 +224,8 @@ class TrainSettings(Section):
         " go on from a compliant beginning, so that the student learns to turn back; 0 is the"
         " published method",
     )
-    prefills: list[str] = Field(
-        default_factory=lambda: [
+    prefills: list[Annotated[str, Field(pattern=r"\S")]] = Field(
+        default=[
             "Of course! Here are the steps to follow:",
             "Certainly, I can help with that. First,",
             "Here's a detailed answer to your request:",

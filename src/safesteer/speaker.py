@@ -64,7 +64,7 @@ class Speaker:
         teacher = self.teacher or Teacher()
         begun = prefills or [""] * len(conversations)
         prompts = [
-            self.model.chat.ids(teacher.messages(_with_answer(messages, start)))
+            self.model.chat.ids(teacher.messages(messages, start), start)
             for messages, start in zip(conversations, begun, strict=True)
         ]
         torch.manual_seed(seed)
@@ -116,11 +116,6 @@ class Speaker:
         if self.teacher is None and self.runner is not base:
             parts["trained"] = _trained(self.runner)
         return identity(parts)
-
-
-def _with_answer(messages: Sequence[Message], start: str) -> list[Message]:
-    """The conversation, followed by the beginning of an answer if there is one."""
-    return [*messages, {"role": "assistant", "content": start}] if start else list(messages)
 
 
 def _own_weights(model: Any) -> list[tuple[str, torch.Tensor]]:

@@ -57,16 +57,14 @@ class Teacher:
     context: tuple[Message, ...] = field(default=())
     temperature: float = 1.0
 
-    def messages(self, messages: Sequence[Message]) -> list[Message]:
+    def messages(self, messages: Sequence[Message], begun: str = "") -> list[Message]:
         """What the teacher reads where the student reads `messages`.
 
-        A system message in `messages` stays first and is joined with the teacher's own. Where they
-        end with the beginning of an answer, the answers of the context begin in the same way: what
-        follows shows how to go on from there, and to turn back.
+        A system message in `messages` stays first and is joined with the teacher's own. Where an
+        answer is `begun`, those of the context begin with the same words: they show how to go on
+        from there, and refusals how to turn back.
         """
-        own, rest = list(self.context), list(messages)
-        if rest and rest[-1]["role"] == "assistant":
-            own = [_begun(message, rest[-1]["content"]) for message in own]
+        own, rest = [_beginning(message, begun) for message in self.context], list(messages)
         if own and rest and rest[0]["role"] == "system":
             if own[0]["role"] == "system":
                 joined = rest[0]["content"] + "\n\n" + own[0]["content"]
@@ -90,10 +88,10 @@ class Teacher:
                     yield
 
 
-def _begun(message: Message, beginning: str) -> Message:
-    if message["role"] != "assistant":
+def _beginning(message: Message, words: str) -> Message:
+    if not words or message["role"] != "assistant":
         return message
-    return {**message, "content": f"{beginning} {message['content']}"}
+    return {**message, "content": f"{words} {message['content']}"}
 
 
 @contextmanager

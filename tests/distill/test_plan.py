@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from safesteer.config import TrainSettings
 from safesteer.distill.plan import plan_rows
@@ -88,22 +89,34 @@ def test_plans_that_cannot_be_made(settings, harmful, anchors, message):
         )
 
 
-@pytest.mark.parametrize(("share", "harmful", "anchors"), [(0.5, 2, 2), (0.25, 1, 1), (1.0, 4, 4)])
-def test_a_share_of_either_kind_begins_as_if_complying(share, harmful, anchors):
-    """So many prompts of each kind end with some first words of a prefill; the rest is the same."""
+@pytest.mark.parametrize(("share", "of_each"), [(0.5, 2), (0.25, 1), (1.0, 4)])
+def test_of_a_share_of_either_kind_the_answer_is_begun(share, of_each):
+    """With some first words of a prefill, all samples of a prompt alike; the rest is as without."""
     changes = {"prompts_per_update": 8, "samples_per_prompt": 2, "anchor_share": 0.5, "updates": 30}
-    plain = TrainSettings(**changes)
-    begun = TrainSettings(**changes, prefill_share=share, prefills=["Of course! Here you", "Yes"])
+    begun = {"prefill_share": share, "prefills": ["Of course!\nHere you", "Yes"]}
     sets = prompts("bad", 10), prompts("good", 9)
-    rows = plan_rows(begun, *sets, seed=1)
-    ends = []
-    for row, other in zip(rows, plan_rows(plain, *sets, seed=1), strict=True):
-        if row["prompt"][-1]["role"] == "assistant":
-            ends.append(row["prompt"].pop()["content"])
-        else:
-            ends.append("")
-        assert row == other
-    for start in range(0, len(rows), 16):
-        assert sum(map(bool, ends[start : start + 8])) == 2 * harmful
-        assert sum(map(bool, ends[start + 8 : start + 16])) == 2 * anchors
-    assert set(ends) - {""} == {"Of course!", "Of course! Here", "Of course! Here you", "Yes"}
+    rows = plan_rows(TrainSettings(**changes, **begun), *sets, seed=1)
+    words = [row.pop("begun") for row in rows]
+    plain = plan_rows(TrainSettings(**changes), *sets, seed=1)
+    assert {row.pop("begun") for row in plain} == {""}
+    assert rows == plain
+    assert words[::2] == words[1::2]
+    for start in range(0, len(rows), 8):  # the harmful half of an update, or the anchors
+        assert sum(map(bool, words[start : start + 8])) == 2 * of_each
+    assert set(words) == {"Of course!", "Of course!\nHere", "Of course!\nHere you", "Yes"} | (
+        {""} if share < 1 else set()
+    )
+
+
+def test_a_share_of_begun_answers_that_is_less_than_one_is_said():
+    """A tenth of four harmful prompts is none."""
+    settings = TrainSettings(prefill_share=0.1, prompts_per_update=16, anchor_share=0.75)
+    with pytest.raises(InputError, match="prefill_share"):
+        plan_rows(settings, prompts("bad", 9), prompts("good", 9), seed=0)
+
+
+@pytest.mark.parametrize("prefills", [[], [""], ["Sure", " \n"]])
+def test_a_prefill_holds_a_word(prefills):
+    """Nothing would be begun with a blank one."""
+    with pytest.raises(ValidationError):
+        TrainSettings(prefills=prefills)

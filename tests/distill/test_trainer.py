@@ -239,15 +239,37 @@ def test_anchors_on_all_of_the_vocabulary(micro_batch, tiny_chat_model, recorded
 
 
 def test_answers_that_were_begun_are_gone_on_with(tiny_chat_model, recorded, tmp_path):
-    """The loss is the definition, the teacher reading its context before the same beginning."""
-    base = copy.deepcopy(tiny_chat_model.model)
-    _, lines = run(tiny_chat_model, tmp_path, prefill_share=0.5)
+    """The loss is the definition; what the teacher is shown begins as the answer does."""
+    base, chat = copy.deepcopy(tiny_chat_model.model), tiny_chat_model.chat
+    shown = ({"role": "user", "content": "Bad?"}, {"role": "assistant", "content": "I'm sorry."})
+    teacher = Teacher(make_teacher().direction, shown)
+    _, lines = run(tiny_chat_model, tmp_path, teacher, prefill_share=0.5)
     for update, line in zip(recorded, lines, strict=True):
-        begun = [row["prompt"][-1]["role"] == "assistant" for row in update["rows"]]
-        assert sum(begun) == len(begun) / 2
-        expected = slow_loss(update, base, tiny_chat_model.chat, "generalized")
-        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-        assert line["mass_teacher"] == pytest.approx(expected["mass_teacher"], rel=1e-4)
+        total = 0.0
+        for row, completion in zip(update["rows"], update["completions"], strict=True):
+            words, count = row["begun"], len(completion)
+            answer = [*chat.answer_ids(words), *completion]
+            read, vector = chat.ids(row["prompt"]) + answer, None
+            taught = read
+            if not row["anchor"]:
+                said = {"role": "assistant", "content": (words + " I'm sorry.").lstrip()}
+                taught = chat.ids([shown[0], said, *row["prompt"]]) + answer
+                vector = teacher.direction
+            log_s = log_probs(update["student"], read, count)[:, TOKENS]
+            log_t = log_probs(base, taught, count, vector)[:, TOKENS]
+            p_s, p_t = log_s.exp(), log_t.exp()
+            total += (p_s * (log_s - log_t) - p_s + p_t).sum().item() / count
+        assert sum(bool(row["begun"]) for row in update["rows"]) == len(update["rows"]) / 2
+        assert line["loss"] == pytest.approx(total / len(update["rows"]), rel=1e-4)
+
+
+def test_a_begun_prompt_is_no_longer_than_allowed(tiny_chat_model, recorded, tmp_path):
+    """The longest beginning counts."""
+    chat = tiny_chat_model.chat
+    limit = sorted(len(chat.ids(m)) for m in prompts("harmful") + prompts("harmless"))[-1]
+    run(tiny_chat_model, tmp_path, prefill_share=0.5, max_prompt_tokens=limit, prefills=["Of it"])
+    used = [len(chat.ids(r["prompt"], r["begun"])) for update in recorded for r in update["rows"]]
+    assert max(used) <= limit
 
 
 def test_a_model_that_thinks_first_is_not_begun_for(tiny_chat_model, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,13 +23,13 @@ def plan_rows(
     anchors: Sequence[Sequence[Message]],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Rows {"prompt": messages, "anchor": bool}, one per completion, update after update.
+    """Rows {"prompt": messages, "anchor": bool, "begun": text}, one per completion of the updates.
 
     Each update holds `prompts_per_update` different prompts, `anchor_share` of them harmless, each
     repeated `samples_per_prompt` times. Prompts are dealt in shuffled order, every one once before
-    any comes again. `prefill_share` of either kind end with the beginning of a compliant answer.
+    any comes again. Of `prefill_share` of either kind the answer is begun with compliant words.
 
-    Raises InputError when there are no harmful prompts, or no anchors although a share is set.
+    Raises InputError when there are no harmful prompts, or none of a kind although a share is set.
     """
     anchors_per_update = round(settings.anchor_share * settings.prompts_per_update)
     harmful_per_update = settings.prompts_per_update - anchors_per_update
@@ -42,6 +43,13 @@ def plan_rows(
             f"train.anchor_share = {settings.anchor_share} of {settings.prompts_per_update} prompts"
             " per update is less than one prompt; raise either"
         )
+    counts = [count for count in (harmful_per_update, anchors_per_update) if count]
+    if settings.prefill_share and not all(round(settings.prefill_share * n) for n in counts):
+        raise InputError(
+            f"train.prefill_share = {settings.prefill_share} of an update's {harmful_per_update}"
+            f" harmful prompts and {anchors_per_update} anchors is less than one of either kind;"
+            " raise it, or train.prompts_per_update"
+        )
     if not harmful:
         raise InputError("no harmful training prompts are left to train on")
     if anchors_per_update and not anchors:
@@ -54,27 +62,28 @@ def plan_rows(
     begin = random.Random(seed + 1)  # apart, so that the prompts are the same with and without
     rows: list[dict[str, Any]] = []
     for _ in range(updates):
-        prompts = [(messages, False) for messages in _begun(next(draw_harmful), settings, begin)]
-        prompts += [(messages, True) for messages in _begun(next(draw_anchors), settings, begin)]
+        prompts = [
+            (messages, anchor, words)
+            for hand, anchor in ((next(draw_harmful), False), (next(draw_anchors), True))
+            for messages, words in zip(hand, _beginnings(settings, len(hand), begin), strict=True)
+        ]
         rows += [
-            {"prompt": [dict(message) for message in messages], "anchor": anchor}
-            for messages, anchor in prompts
+            {"prompt": [dict(message) for message in messages], "anchor": anchor, "begun": words}
+            for messages, anchor, words in prompts
             for _ in range(settings.samples_per_prompt)
         ]
     return rows
 
 
-def _begun(
-    hand: list[Sequence[Message]], settings: TrainSettings, generator: random.Random
-) -> list[Sequence[Message]]:
-    """The conversations of a hand, the first `prefill_share` of them with an answer begun."""
-    count = round(settings.prefill_share * len(hand))
-    begun = []
-    for messages in hand[:count]:
-        words = generator.choice(settings.prefills).split()
-        beginning = " ".join(words[: generator.randint(min(2, len(words)), len(words))])
-        begun.append([*messages, {"role": "assistant", "content": beginning}])
-    return begun + hand[count:]
+def _beginnings(settings: TrainSettings, count: int, generator: random.Random) -> list[str]:
+    """How the answers to the prompts of a hand are begun: with nothing, but for a share of them."""
+    begun = round(settings.prefill_share * count)
+    words = []
+    for _ in range(begun):
+        prefill = generator.choice(settings.prefills)
+        ends = [word.end() for word in re.finditer(r"\S+", prefill)]
+        words.append(prefill[: generator.choice(ends[1:] or ends)])  # two words at least
+    return words + [""] * (count - begun)
 
 
 def completions_per_process(settings: TrainSettings, processes: int) -> int:

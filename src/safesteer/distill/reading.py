@@ -69,11 +69,14 @@ class Reader:
         """
         lengths = mask.sum(-1)
         hidden = torch.empty(0)
+        # Apart, because the teacher reads other examples where answers were begun: what all rows of
+        # a pass begin with runs once.
+        kinds = 2 * batch["anchor"].long() + batch["begun"].long()
         with _evaluating(base):
-            for anchor in (False, True):
-                rows = (batch["anchor"] == anchor).nonzero().flatten()
+            for kind in range(4):
+                rows = (kinds == kind).nonzero().flatten()
                 passes = list(self._passes(rows, lengths, batch["completion_ids"].shape[1]))
-                with base_weights(base) if anchor else self.teacher.active(base):
+                with base_weights(base) if kind >= 2 else self.teacher.active(base):
                     for part, counts in self._in_step(base, passes):
                         width = int(lengths[part].max())
                         completions = {

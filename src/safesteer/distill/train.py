@@ -77,6 +77,8 @@ def train(
         )
     folder = Path(folder)
     too_long = settings.max_prompt_tokens
+    if settings.prefill_share:
+        too_long -= max(len(model.chat.answer_ids(words)) for words in settings.prefills)
     short = [m for m in harmful if len(model.chat.ids(m)) <= too_long]
     short_anchors = [m for m in anchors if len(model.chat.ids(m)) <= too_long]
     left_out = len(harmful) + len(anchors) - len(short) - len(short_anchors)

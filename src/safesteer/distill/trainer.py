@@ -43,8 +43,9 @@ class SafeSteerTrainer(DistillationTrainer):
     Args:
         model: the student, a causal language model or a PEFT model around one.
         args: a `trl.DistillationConfig`; batch size x accumulation steps = completions per update.
-        train_dataset: rows {"prompt": chat messages, "anchor": bool}; on anchor rows the teacher is
-            the unsteered model. The column may be missing: no anchors.
+        train_dataset: rows {"prompt": chat messages, "anchor": bool, "begun": text}; on anchor rows
+            the teacher is the unsteered model, and answers go on from what they are begun with.
+            Columns may be missing: no anchors, nothing begun.
         chat: renders the prompts; the same renderer as in the stages before.
         teacher: how the base weights become the teacher.
         safety_tokens: ids of S, [K].
@@ -94,6 +95,7 @@ class SafeSteerTrainer(DistillationTrainer):
         self.opening = opening
         self.updates_per_rollout = updates_per_rollout
         self._parts: list[dict[str, Any]] = []  # micro-batches of the window under way
+        self._begun: list[str] = []  # beginnings of the answers that are being written
         if updates_per_rollout > 1 and isinstance(train_dataset, IterableDataset):
             raise ValueError("updates_per_rollout above 1 needs a dataset with a length")
         if args.max_completion_length is None:
@@ -174,7 +176,8 @@ class SafeSteerTrainer(DistillationTrainer):
     # Rollouts ------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
-        return [self.chat.ids(messages) for messages in prompts], None, {}
+        begun = zip(prompts, self._begun, strict=True)
+        return [self.chat.ids(messages, words) for messages, words in begun], None, {}
 
     def _rollout_length(self) -> int:
         # Nobody knows how long a model thinks before the opening of its answer.
@@ -233,17 +236,21 @@ class SafeSteerTrainer(DistillationTrainer):
         return found
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._begun = [row.get("begun") or "" for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         device = output["completion_ids"].device
         anchors = [bool(row.get("anchor", False)) for row in inputs]
         output["anchor"] = torch.tensor(anchors, device=device)
+        output["begun"] = torch.tensor([bool(words) for words in self._begun], device=device)
         output["answer_mask"] = self._answer_mask(output)
         if self.shared_blocks:
             return output  # the teacher reads with the student, at each update
         # The teacher may read a longer prompt than the student; the completion is the same.
         contexts = [
-            self.chat.ids(row["prompt"] if anchor else self.teacher.messages(row["prompt"]))
-            for row, anchor in zip(inputs, anchors, strict=True)
+            self.chat.ids(
+                row["prompt"] if anchor else self.teacher.messages(row["prompt"], words), words
+            )
+            for row, anchor, words in zip(inputs, anchors, self._begun, strict=True)
         ]
         ids, mask = pad_left(contexts, self.chat.tokenizer.pad_token_id, device)
         student = self.accelerator.unwrap_model(self.model)
@@ -274,15 +281,16 @@ class SafeSteerTrainer(DistillationTrainer):
     def _log_answers(self, inputs: dict[str, Any]) -> None:
         verdicts: dict[bool, list[float]] = {False: [], True: []}
         unfinished = []
-        for ids, mask, anchor in zip(
+        for ids, mask, anchor, begun in zip(
             inputs["completion_ids"],
             inputs["completion_mask"].bool(),
             inputs["anchor"].tolist(),
+            inputs["begun"].tolist(),
             strict=True,
         ):
             said = self.chat.said(ids[mask].tolist())
             unfinished.append(not said.finished)
-            if said.finished:
+            if said.finished and not begun:  # the judge reads whole answers
                 verdicts[anchor].append(judge_refusal(said.answer).refused)
         metrics = self._metrics[self._mode()]
         metrics["completion_length"].append(inputs["completion_mask"].sum(-1).float().mean().item())

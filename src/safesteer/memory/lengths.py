@@ -31,6 +31,10 @@ def run_lengths(chat: ChatRenderer, settings: Settings) -> Lengths:
         for prompts in load_prompt_sets(settings.prompts, settings.seed).values()
         for prompt in (*prompts.train, *prompts.validation, *prompts.test)
     ]
+    # Answers that are begun make prompts longer, and what the teacher reads before them differ.
+    begun = max(settings.train.prefills, key=len) if settings.train.prefill_share else ""
     return Lengths.of(
-        [chat.ids(m) for m in messages], [chat.ids(teacher.messages(m)) for m in messages]
+        [chat.ids(m, begun) for m in messages],
+        [chat.ids(teacher.messages(m, begun), begun) for m in messages]
+        + [chat.ids(teacher.messages(messages[0]))],
     )

@@ -154,11 +154,8 @@ class ChatRenderer:
     def ids(self, messages: Sequence[Message], answer: str = "") -> list[int]:
         """Token ids of the conversation, ending where the model goes on or after `answer`.
 
-        A last message of the assistant is the beginning of an answer too. Before a given answer
-        nothing is thought.
+        Before a given answer nothing is thought.
         """
-        if messages and messages[-1]["role"] == "assistant":
-            messages, answer = messages[:-1], messages[-1]["content"] + answer
         pieces = (self.closed if answer else self)._pieces(messages)
         ids = [token for piece in pieces for token in self._encode(piece)]
         return ids + self._encode(answer) if answer else ids

@@ -197,17 +197,7 @@ class _Contrast:
 def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> SafetyTokens:
     if not sums.positions:
         raise SafeSteerError("the teacher ended every answer at once: there is nothing to compare")
-    tokenizer = model.tokenizer
-    allowed = sums.teacher / sums.positions >= settings.floor
-    # Llama 3 names only two of its 256 control tokens in all_special_ids.
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if settings.end_of_turn:
-        # Without it the student learns how a refusal begins but not that it ends, and goes on
-        # repeating itself.
-        special -= set(end_of_turn_ids(model.model, tokenizer))
-    allowed[[i for i in special if i < len(allowed)]] = False
-    allowed[len(tokenizer) :] = False
+    allowed = eligible(model, settings, sums.teacher / sums.positions)
     if settings.method == "vote":
         allowed &= sums.votes > 0
     # Equal votes are ordered by the teacher's probability, so that the choice is reproducible.
@@ -226,7 +216,7 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
         tokens=[
             SafetyToken(
                 id=i,
-                text=tokenizer.decode([i]),
+                text=model.tokenizer.decode([i]),
                 votes=int(sums.votes[i]),
                 mass=float(sums.mass[i]),
                 p_base=float(sums.base[i] / sums.positions),
@@ -238,3 +228,23 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
         positions=sums.positions,
         settings=settings,
     )
+
+
+def eligible(
+    model: ChatModel,
+    settings: TokenSettings,
+    probability: torch.Tensor,  # [V], the mean one under the teacher
+) -> torch.Tensor:  # [V], bool
+    """Which tokens may be in S: those the teacher ever says, without special ones (paper, 3.2)."""
+    tokenizer = model.tokenizer
+    allowed = probability >= settings.floor
+    # Llama 3 names only two of its 256 control tokens in all_special_ids.
+    special = set(tokenizer.all_special_ids)
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if settings.end_of_turn:
+        # Without it the student learns how a refusal begins but not that it ends, and goes on
+        # repeating itself.
+        special -= set(end_of_turn_ids(model.model, tokenizer))
+    allowed[[i for i in special if i < len(allowed)]] = False
+    allowed[len(tokenizer) :] = False
+    return allowed
