@@ -11,11 +11,11 @@ those of the built-in model.
 Directions: `refuse-comply` (the recipe's source) and `reading`, the mean change that reading two
 refusals makes to the last prompt token of harmful prompts. `gated` lets the teacher speak only on
 prompts whose own projection on the difference of harmful and harmless training prompts lies above
-that of 95 % of harmless and borderline ones, and the model itself on the others. `null-space` adds
-h -> h + c D h with D fitted on last prompt tokens: D h is about the direction on harmful training
-prompts, and h is looked at only in those dimensions that harmless and borderline ones use least, so
-that there it is little; at other positions it is what it is (after AlphaSteer, Sheng et al. 2025,
-arXiv 2506.07022).
+that of 95 % of harmless and borderline ones, and the model itself on the others. `null-space`
+steers each prompt by its own strength, between 0 and 1 in steps of a fifth: a linear function of
+its last token that is about 1 on harmful training prompts and looks only at those dimensions that
+harmless and borderline ones use least (after AlphaSteer, Sheng et al. 2025, arXiv 2506.07022, which
+applies it at every position).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,21 @@ class Asked:
 
     Attributes:
         teacher: what it reads, and the direction it adds.
-        edit: a further change of the model while it runs.
-        gate: for each prompt of a list, whether the teacher speaks, or the model itself.
+        strength: for each prompt of a list a factor on the steering; at 0 the model itself speaks.
     """
 
     teacher: Teacher
-    edit: Callable[[], AbstractContextManager[Any]] = nullcontext
-    gate: Callable[[Prompts], torch.Tensor] | None = None
+    strength: Callable[[Prompts], torch.Tensor] | None = None
+
+    def at(self, factor: float) -> Teacher:
+        """The teacher at such a factor."""
+        direction = self.teacher.direction
+        if factor == 0:
+            return Teacher()
+        if factor == 1 or direction is None:
+            return self.teacher
+        weaker = replace(direction, coefficient=factor * direction.coefficient)
+        return replace(self.teacher, direction=weaker)
 
 
 class Laboratory:
@@ -126,32 +134,27 @@ class Laboratory:
         return {layer: torch.cat(parts) for layer, parts in kept.items()}
 
     def gate(self, layer: int) -> Callable[[Prompts], torch.Tensor]:
-        """Whether a prompt's projection on the contrast is above that of 95 % of harmless ones."""
+        """1 for a prompt whose projection on the contrast is above 95 % of harmless ones'; or 0."""
         axis = self.contrast[layer]
         bound = torch.quantile(self.of_harmless[layer] @ axis, 0.95)
-        return lambda prompts: self.last(prompts)[layer] @ axis > bound
+        return lambda prompts: (self.last(prompts)[layer] @ axis > bound).float()
 
-    def null_space(self, layer: int, c: float, kept: float) -> Callable[[], Any]:
-        """A context in which a block's input h becomes h + c D h, D as in the module's text.
-
-        `kept` is the share of the dimensions, those that harmless activations use least, in which D
-        may look.
-        """
+    def null_space(self, layer: int, kept: float) -> Callable[[Prompts], torch.Tensor]:
+        """The strength of `null-space`; it looks at this share of the dimensions."""
         harmless, harmful = self.of_harmless[layer], self.of_harmful[layer]
-        # Uncentred, as D has no constant term.
+        # Uncentred, as the function has no constant term.
         _, vectors = torch.linalg.eigh(harmless.double().T @ harmless.double())  # ascending
         free = vectors[:, : int(kept * len(vectors))].float()  # [D, F]
         seen = harmful @ free  # [N, F]
         # weights [F]: seen @ weights is about 1 on harmful prompts (ridge regression)
         ridge = 1e-2 * seen.pow(2).mean() * torch.eye(seen.shape[1])
         weights = torch.linalg.solve(seen.T @ seen / len(seen) + ridge, seen.mean(0))
-        reads, adds = free @ weights, self.refuse_comply[layer]
+        reads = free @ weights
 
-        def edit(hidden: torch.Tensor) -> torch.Tensor:
-            strength = c * (hidden.float() @ reads)[..., None]
-            return hidden + (strength * adds).to(hidden.dtype)
+        def strength(prompts: Prompts) -> torch.Tensor:
+            return ((self.last(prompts)[layer] @ reads).clamp(0, 1) * 5).round() / 5
 
-        return lambda: edit_block_input(find_blocks(self.model.model)[layer], edit)
+        return strength
 
     def teachers(self) -> dict[str, Asked]:
         """Everything that is compared."""
@@ -178,16 +181,14 @@ class Laboratory:
                 Teacher(steering(17, c), demonstrations(4))
             )
         for layer in LAYERS:
-            gate = self.gate(layer)
             found[f"gated at layer {layer}, two refusals, layer 17, c 0.44"] = Asked(
-                Teacher(steering(17, 0.44), refusals), gate=gate
+                Teacher(steering(17, 0.44), refusals), self.gate(layer)
             )
         for layer in (12, 17):
-            for kept in (0.3, 0.6):
-                for c in (1.0, 2.0):
-                    found[f"null-space of {kept:.0%}, layer {layer}, c {c}"] = Asked(
-                        Teacher(), self.null_space(layer, c, kept)
-                    )
+            for kept in (0.3, 0.6, 0.9):
+                found[f"null-space of {kept:.0%}, layer {layer}, c 1.1"] = Asked(
+                    Teacher(steering(layer, 1.1)), self.null_space(layer, kept)
+                )
         return found
 
     def ask(self, asked: Asked) -> dict[str, Any]:
@@ -198,19 +199,14 @@ class Laboratory:
         for name in (*SETS, "harmful+prefill"):
             prompts = self.judged[name.partition("+")[0]]
             begun = OPENING if "+" in name else ""
-            open_ = torch.ones(len(prompts), dtype=torch.bool)
-            if asked.gate is not None:
-                open_ = asked.gate(prompts)
+            factors = [1.0] * len(prompts)
+            if asked.strength is not None:
+                factors = asked.strength(prompts).tolist()
             answers: list[list[int]] = [[] for _ in prompts]
-            for steered in (True, False):
-                rows = [row for row, on in enumerate(open_.tolist()) if on == steered]
-                if not rows:
-                    continue
-                teacher = asked.teacher if steered else Teacher()
-                with ExitStack() as stack:
-                    stack.enter_context(teacher.active(model.model))
-                    if steered:
-                        stack.enter_context(asked.edit())
+            for factor in sorted(set(factors)):
+                rows = [row for row, own in enumerate(factors) if own == factor]
+                teacher = asked.at(factor)
+                with teacher.active(model.model):
                     said = generate(
                         model.model,
                         model.tokenizer,
