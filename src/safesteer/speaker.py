@@ -138,7 +138,9 @@ def _trained(runner: Any) -> list[Any]:
         for name, module in runner.named_modules()
         if isinstance(getattr(module, "scaling", None), dict)
     }
-    return [weights_digest(sorted(get_peft_model_state_dict(runner).items())), strengths]
+    # Without the embeddings: PEFT would ask the hub whether they are still those of the base.
+    weights = get_peft_model_state_dict(runner, save_embedding_layers=False)
+    return [weights_digest(sorted(weights.items())), strengths]
 
 
 def load_speakers(

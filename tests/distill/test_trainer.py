@@ -9,20 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from trl import DistillationConfig
 
-from safesteer.config import TrainSettings
+from safesteer.config import ModelSettings, TrainSettings
 from safesteer.distill import train as train_module
 from safesteer.distill import trainer
 from safesteer.distill.plan import plan_rows
 from safesteer.distill.reading import Reader
+from safesteer.distill.save import save_student
 from safesteer.distill.train import last_checkpoint, train
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError, SafeSteerError
+from safesteer.speaker import Speaker
 from safesteer.teacher import Direction, Teacher
 
 TOKENS = [10, 40, 77, 120, 200, 305]
@@ -584,6 +587,26 @@ def test_lora_leaves_the_base_weights_as_they_were(tiny_chat_model, tmp_path):
     lora = {name: value for name, value in weights(student).items() if "lora_B" in name}
     assert lora and all(value.abs().max() > 0 for value in lora.values())
     assert not any(p.grad is not None for n, p in student.named_parameters() if "lora_" not in n)
+
+
+def test_nothing_is_asked_of_the_hub(tiny_chat_model, tmp_path, monkeypatch):
+    """PEFT looks a base up by its name when it saves; checkpoints and adapters do without."""
+    asked = []
+    monkeypatch.setattr(
+        peft.utils.save_and_load, "check_file_exists_on_hf_hub", lambda *args: asked.append(args)
+    )
+    monkeypatch.setattr("safesteer.distill.save.base_name", lambda base: "owner/name")
+    tiny_chat_model.model.name_or_path = "owner/name"
+    student, _ = run(tiny_chat_model, tmp_path / "train")
+    assert list((tmp_path / "train").glob("checkpoint-*/adapter_model.safetensors"))
+    adapter = tmp_path / "adapter"
+    save_student(student, tiny_chat_model.tokenizer, adapter, ModelSettings())
+    assert (
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "owner/name"
+    )
+    assert Speaker("aligned", tiny_chat_model, student).identity
+    assert asked == []
 
 
 def test_full_training_leaves_the_frozen_copy_alone(tiny_chat_model, new_chat_model, tmp_path):

@@ -53,7 +53,10 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
         layers_to_transform=list(range(first, layers)) if first else None,
         task_type="CAUSAL_LM",
     )
-    return compute_in_model_dtype(get_peft_model(model, config))
+    student = get_peft_model(model, config)
+    # PEFT would ask the hub for this name at every checkpoint; `save_student` writes the base's.
+    student.peft_config["default"].base_model_name_or_path = None
+    return compute_in_model_dtype(student)
 
 
 def _first_layer(lora: LoraSettings, layers: int, steered: int | None) -> int:
