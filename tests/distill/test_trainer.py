@@ -597,8 +597,8 @@ def test_nothing_is_asked_of_the_hub(tiny_chat_model, tmp_path, monkeypatch):
     )
     monkeypatch.setattr("safesteer.distill.save.base_name", lambda base: "owner/name")
     tiny_chat_model.model.name_or_path = "owner/name"
-    student, _ = run(tiny_chat_model, tmp_path / "train")
-    assert list((tmp_path / "train").glob("checkpoint-*/adapter_model.safetensors"))
+    student, _ = run(tiny_chat_model, tmp_path / "train", save_every=1)
+    assert len(list((tmp_path / "train").glob("checkpoint-*/adapter_model.safetensors"))) == 2
     adapter = tmp_path / "adapter"
     save_student(student, tiny_chat_model.tokenizer, adapter, ModelSettings())
     assert (

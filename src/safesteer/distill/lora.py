@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,9 +54,9 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
         layers_to_transform=list(range(first, layers)) if first else None,
         task_type="CAUSAL_LM",
     )
-    student = get_peft_model(model, config)
-    # PEFT would ask the hub for this name at every checkpoint; `save_student` writes the base's.
-    student.peft_config["default"].base_model_name_or_path = None
+    student: Any = get_peft_model(model, config)
+    # At every checkpoint PEFT would ask the hub whether the base's embeddings are those it has.
+    student.save_pretrained = partial(student.save_pretrained, save_embedding_layers=False)
     return compute_in_model_dtype(student)
 
 

@@ -175,12 +175,8 @@ def save_model(
 
     `weights` are named as the model's own, and saved in their place.
     """
-    # Otherwise PEFT asks the hub whether the base's embeddings are still those that it has there.
-    adapter: dict[str, Any] = {}
-    if hasattr(model, "peft_config"):
-        adapter["save_embedding_layers"] = False
     with quiet_libraries():
-        model.save_pretrained(folder, safe_serialization=True, state_dict=weights, **adapter)
+        model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
 
