@@ -123,8 +123,13 @@ def test_mmlu_takes_its_examples_from_the_same_subject(data, speaker):
 @needs_lm_eval
 def test_nothing_is_asked_of_git(data, speaker, monkeypatch, tmp_path, capfd):
     """lm-eval asks git about the folder one is in; outside of a repository git would complain."""
+    from lm_eval import evaluator
+
+    asked: list[bool] = []
+    monkeypatch.setattr(evaluator, "get_git_commit_hash", lambda: asked.append(True))
     monkeypatch.chdir(tmp_path)
     prepared("mmlu", data).measure(speaker)
+    assert asked == []
     assert "fatal" not in capfd.readouterr().err
 
 
