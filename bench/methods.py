@@ -9,8 +9,8 @@ the metrics of the training and the settings; what is there is not made again, s
 broken off goes on, on any machine, and several may work on one at once (on one machine the minutes
 of training are then those of a part of it). `--table` prints the mean and spread over seeds and
 writes OUTPUT/pareto.html. The methods are changes to the recipe of the built-in model with UPDATES
-updates; `--list` names them. They are judged on our *validation* prompts, on which choices are made,
-and on --benchmarks, which are for reporting. Directions, adapters and answers are kept in
+updates; `--list` names them. They are judged on our *validation* prompts, on which choices are
+made, and on --benchmarks, which are for reporting. Directions, adapters and answers are kept in
 OUTPUT/work, which need not be committed.
 """
 

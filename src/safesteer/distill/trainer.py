@@ -24,10 +24,10 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from safesteer.distill import rollouts
+from safesteer.distill.answers import answer_mask, answer_rates
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.distill.reading import TEACHER_TOKENS, Reader
 from safesteer.errors import SafeSteerError
-from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.models.batches import attempt, halved
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.from_layer import from_layer
@@ -170,7 +170,9 @@ class SafeSteerTrainer(DistillationTrainer):
             window = self._generate_and_score_completions(generation_batch)
             self._parts = split_tensor_dict(window, self._window)
         inputs = _without_padding(self._parts[place])
-        self._log_answers(inputs)
+        metrics = self._metrics[self._mode()]
+        for name, value in answer_rates(self.chat, inputs).items():
+            metrics[name].append(value)
         return inputs
 
     # Rollouts ------------------------------------------------------------------------------------
@@ -242,7 +244,8 @@ class SafeSteerTrainer(DistillationTrainer):
         anchors = [bool(row.get("anchor", False)) for row in inputs]
         output["anchor"] = torch.tensor(anchors, device=device)
         output["begun"] = torch.tensor([bool(words) for words in self._begun], device=device)
-        output["answer_mask"] = self._answer_mask(output)
+        opening = self.opening[0] if self.opening is not None and self._in_opening else None
+        output["answer_mask"] = answer_mask(self.chat, output, opening)
         if self.shared_blocks:
             return output  # the teacher reads with the student, at each update
         # The teacher may read a longer prompt than the student; the completion is the same.
@@ -261,44 +264,6 @@ class SafeSteerTrainer(DistillationTrainer):
                 self.model_wrapped, student, self.reader.teach, base, ids, mask, output
             )
         return output
-
-    def _answer_mask(self, output: dict[str, Any]) -> torch.Tensor:  # [B, C], bool
-        """The positions that the loss looks at: those of the answers, not of the thoughts."""
-        mask = output["completion_mask"].bool()
-        if not self.chat.thinks:
-            return mask
-        mask = mask.clone()
-        opening = self.opening[0] if self.opening is not None and self._in_opening else None
-        for ids, row in zip(output["completion_ids"], mask, strict=True):
-            length = int(row.sum())
-            start = self.chat.answer_start(ids[:length].tolist())
-            start = length if start is None else start
-            row[:start] = False
-            if opening is not None:
-                row[start + opening :] = False
-        return mask
-
-    def _log_answers(self, inputs: dict[str, Any]) -> None:
-        verdicts: dict[bool, list[float]] = {False: [], True: []}
-        unfinished = []
-        for ids, mask, anchor, begun in zip(
-            inputs["completion_ids"],
-            inputs["completion_mask"].bool(),
-            inputs["anchor"].tolist(),
-            inputs["begun"].tolist(),
-            strict=True,
-        ):
-            said = self.chat.said(ids[mask].tolist())
-            unfinished.append(not said.finished)
-            if said.finished and not begun:  # the judge reads whole answers
-                verdicts[anchor].append(judge_refusal(said.answer).refused)
-        metrics = self._metrics[self._mode()]
-        metrics["completion_length"].append(inputs["completion_mask"].sum(-1).float().mean().item())
-        if self.chat.thinks:
-            metrics["unfinished"].append(sum(unfinished) / len(unfinished))
-        for anchor, name in ((False, "refusal_rate"), (True, "anchor_refusal_rate")):
-            if verdicts[anchor]:
-                metrics[name].append(sum(verdicts[anchor]) / len(verdicts[anchor]))
 
     # Loss ----------------------------------------------------------------------------------------
 
