@@ -18,11 +18,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 from safesteer.runs import RunDirectory
 
-LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--main_process_port", "0"]
+COPIES = resources.files("safesteer") / "recipes" / "accelerate" / "ddp-2-gpus.yaml"
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(COPIES)]
 
 
 def start(processes: int, *command: str) -> None:
@@ -32,11 +34,10 @@ def start(processes: int, *command: str) -> None:
     """
     launch = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:processes]))]
     if processes > 1:
-        launch += [*LAUNCHER, "--multi_cpu", "--num_processes", str(processes)]
-        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += [*LAUNCHER, "--main_process_port", "0", "--num_processes", str(processes)]
     else:
         launch.append(sys.executable)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch += ["-m", "safesteer", *command, "--quiet"]
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -34,7 +34,7 @@ from safesteer.cli.silence import silence_libraries
 from safesteer.config import DirectionSettings, ModelSettings
 from safesteer.direction.activations import answer_means, prompt_means
 from safesteer.direction.behaviour import answer_nll
-from safesteer.evaluate.benchmarks.table import OPENING
+from safesteer.evaluate.benchmarks.forms import OPENING
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.evaluate.text import is_looping
 from safesteer.models.chat import Message, pad_left

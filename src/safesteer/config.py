@@ -208,6 +208,9 @@ class TrainSettings(Section):
         description="share of each update's prompts that are harmless, with the model as it was"
         " as their teacher; 0 is the published method",
     )
+    anchor_weight: float = Field(
+        1.0, gt=0, description="weight of an anchor's loss beside that of a harmful prompt's"
+    )
     anchor_tokens: Literal["safety", "all"] = Field(
         "safety", description="tokens that the loss looks at on anchors: S or the vocabulary"
     )

@@ -167,6 +167,7 @@ def slow_loss(
     anchor_tokens: str = "safety",
     temperature: float = 1.0,
     context: tuple[dict[str, str], ...] = CONTEXT,
+    anchor_weight: float = 1.0,
 ) -> dict[str, float]:
     """The loss of an update as the paper writes it: sequence by sequence, token by token."""
     teacher = make_teacher()
@@ -192,7 +193,7 @@ def slow_loss(
                 masses_s.append(log_s[position, TOKENS].exp().sum().item())
                 masses_t.append(log_t[position, TOKENS].exp().sum().item())
             entropies.append(-(log_s[position].exp() * log_s[position]).sum().item())
-        total += sums / count
+        total += (anchor_weight if row["anchor"] else 1.0) * sums / count
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
@@ -239,6 +240,18 @@ def test_anchors_on_all_of_the_vocabulary(micro_batch, tiny_chat_model, recorded
         assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
     on_safety = slow_loss(recorded[1], base, tiny_chat_model.chat, "generalized")
     assert metrics[1]["loss"] != pytest.approx(on_safety["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_anchors_weigh_what_they_are_said_to(micro_batch, tiny_chat_model, recorded, tmp_path):
+    """Their share of the loss is multiplied; the harmful rows' stays as it is."""
+    base, chat = copy.deepcopy(tiny_chat_model.model), tiny_chat_model.chat
+    _, metrics = run(tiny_chat_model, tmp_path, anchor_weight=3.0, micro_batch=micro_batch)
+    for update, line in zip(recorded, metrics, strict=True):
+        expected = slow_loss(update, base, chat, "generalized", anchor_weight=3.0)
+        assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
+    plain = slow_loss(recorded[1], base, chat, "generalized")
+    assert metrics[1]["loss"] != pytest.approx(plain["loss"], rel=1e-2)
 
 
 def test_answers_that_were_begun_are_gone_on_with(tiny_chat_model, recorded, tmp_path):

@@ -21,7 +21,7 @@ def benchmarks(
 ) -> None:
     """List the benchmarks, or show one in full, with its citation.
 
-    NAME+prefill is a safety benchmark whose answers are begun as if the model complied.
+    NAME+FORM is a benchmark whose requests are put in a form, such as harmful+second-turn.
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import benchmark_facts, benchmark_table, facts

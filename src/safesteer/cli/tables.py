@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from safesteer.evaluate.benchmarks import Benchmark
+from safesteer.evaluate.benchmarks.forms import FORMS, PLAIN
 from safesteer.evaluate.benchmarks.sources import found_files
 from safesteer.report.words import duration, size
 from safesteer.runs import RunDirectory
@@ -214,7 +215,11 @@ def benchmark_table(benchmarks: Sequence[Benchmark], folder: Path | None) -> Ren
         shown.add_row(*map(Text, row))
         if entry.note:
             notes.add_row(entry.name, Text(entry.note))
-    return Group(shown, Text(), notes)
+    forms = table("NAME+FORM", "its requests in a form")
+    forms.columns[1].justify = "left"
+    for form, how in FORMS.items():
+        forms.add_row(f"+{form}", Text(how.says))
+    return Group(shown, Text(), notes, Text(), forms)
 
 
 def benchmark_facts(entry: Benchmark, folder: Path | None) -> dict[str, Any]:
@@ -251,7 +256,7 @@ def benchmark_facts(entry: Benchmark, folder: Path | None) -> dict[str, Any]:
         found = found_files(entry, folder)
         content["found"] = ", ".join(map(str, found)) or f"nothing below {folder}"
     content["judge"] = entry.judge
-    content["begun with"] = entry.prefill
+    content["form"] = entry.form.says if entry.form != PLAIN else ""
     content["checked"] = entry.checked
     content["note"] = entry.note
     return {key: value for key, value in content.items() if value}

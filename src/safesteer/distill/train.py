@@ -112,6 +112,7 @@ def train(
             safety_tokens=list(safety_tokens),
             divergence=settings.divergence,
             anchor_tokens=settings.anchor_tokens,
+            anchor_weight=settings.anchor_weight,
             base_model=frozen if settings.method == "full" else None,
             teacher_tokens=teacher_tokens,
             opening=(settings.opening_tokens, settings.opening_share)

@@ -52,6 +52,7 @@ class SafeSteerTrainer(DistillationTrainer):
         divergence: a name in `safesteer.distill.losses.DIVERGENCES`.
         anchor_tokens: on anchor rows the loss looks at S ("safety"), or at all of the vocabulary
             ("all"), which also holds back what moves outside S.
+        anchor_weight: factor on the loss of anchor rows.
         base_model: frozen copy of the base; needed when all weights are trained, None for LoRA.
         rollout_batch: sequences generated at once; halved where they do not fit into memory.
         teacher_tokens: about how many tokens a pass of the teacher reads.
@@ -79,6 +80,7 @@ class SafeSteerTrainer(DistillationTrainer):
         safety_tokens: list[int],
         divergence: str = "generalized",
         anchor_tokens: str = "safety",
+        anchor_weight: float = 1.0,
         base_model: nn.Module | None = None,
         rollout_batch: int = 64,
         teacher_tokens: int = TEACHER_TOKENS,
@@ -90,6 +92,7 @@ class SafeSteerTrainer(DistillationTrainer):
         self.teacher = teacher
         self.divergence = divergence
         self.anchor_tokens = anchor_tokens
+        self.anchor_weight = anchor_weight
         self.base_model = base_model
         self.rollout_batch = rollout_batch
         self.opening = opening
@@ -287,7 +290,8 @@ class SafeSteerTrainer(DistillationTrainer):
         per_position, metrics = self._position_losses(
             unwrapped_student, hidden[answers], teacher_hidden[answers], anchor
         )
-        loss = completion_mean(per_position, lengths)
+        weighted = torch.where(anchor, self.anchor_weight * per_position, per_position)
+        loss = completion_mean(weighted, lengths)
         self._log_masses(metrics, anchor)
         return loss, metrics["entropy"].sum(), lengths.sum()
 

@@ -89,6 +89,15 @@ def test_a_prefill_begins_the_answer_and_leaves_the_prompt_alone(tmp_path):
         assert loaded.name == name
 
 
+def test_a_form_changes_what_is_asked_and_not_what_is_judged():
+    prompts = [Prompt("1", ({"role": "user", "content": "Q?"},))]
+    own = {"harmful": PromptSet("harmful", "mine.csv", [], [], prompts)}
+    (loaded,) = load_benchmarks(["harmful+insist"], EvaluateSettings(), own)
+    (item,) = loaded.items
+    assert len(item.prompt.messages) == 3 and item.prompt.text.endswith("Q?")
+    assert item.request == "Q?"
+
+
 def test_a_source_of_the_user_wins(tmp_path):
     """With the columns of the table's entry it is filtered like it, otherwise taken whole."""
     mine = write(tmp_path / "mine.csv", [{"prompt": "A?", "label": "safe"}])

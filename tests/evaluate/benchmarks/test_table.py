@@ -52,7 +52,7 @@ def test_our_harmful_set_keeps_its_metric():
 
 def test_any_safety_benchmark_can_begin_the_answers():
     entry = find_benchmark("harmbench+prefill")
-    assert entry.name == "harmbench+prefill" and entry.prefill
+    assert entry.name == "harmbench+prefill" and entry.form.answer
     assert entry.hub == find_benchmark("harmbench").hub
     assert find_benchmark("harmful+prefill").metric == "attack_success_rate"
     assert find_benchmark("prefill").hub == find_benchmark("advbench").hub
@@ -66,7 +66,8 @@ def test_any_safety_benchmark_can_begin_the_answers():
         ("hrmbench+prefill", "did you mean 'harmbench'"),
         ("gsm8k+prefill", "is for safety benchmarks"),
         ("xstest-safe+prefill", "is for safety benchmarks"),
-        ("prefill+prefill", "begins its answers already"),
+        ("prefill+story", "has a form already"),
+        ("gsm8k+story", "is of kind capability"),
         ("", "no benchmark named ''"),
     ],
 )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from safesteer.evaluate.benchmarks.forms import PLAIN, Form
+
 Kind = Literal["safety", "over_refusal", "capability"]
 Metric = Literal["attack_success_rate", "refusal_rate", "accuracy", "win_rate"]
 
@@ -94,7 +96,7 @@ class Benchmark:
         gated: whether the hub asks for consent or a login.
         checked: which of id, configuration, split and columns were confirmed, and by what.
         note: what a reader of the figures must know.
-        prefill: how the model's answer is begun for it.
+        form: how its requests are put, and answers begun.
         harness: for capabilities, how lm-eval measures them.
     """
 
@@ -110,5 +112,5 @@ class Benchmark:
     gated: bool = False
     checked: str = ""
     note: str = ""
-    prefill: str = ""
+    form: Form = PLAIN
     harness: Harness | None = None

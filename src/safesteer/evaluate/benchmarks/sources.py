@@ -15,7 +15,8 @@ from typing import Any
 from safesteer.config import EvaluateSettings
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.entry import HUB_PAGE, Benchmark, File, Hub
-from safesteer.evaluate.benchmarks.table import PREFILL, find_benchmark
+from safesteer.evaluate.benchmarks.forms import split_name
+from safesteer.evaluate.benchmarks.table import find_benchmark
 from safesteer.prompts import Prompt, PromptSet
 from safesteer.prompts.load import prompts_of_rows
 from safesteer.prompts.readers import BUILTIN_NAMES, Row, means_a_file, read_hub, read_rows
@@ -109,11 +110,11 @@ def found_files(benchmark: Benchmark, folder: str | Path) -> list[Path]:
 
 
 def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, PromptSet]) -> Loaded:
-    plain = benchmark.name.removesuffix(PREFILL)
+    plain, _ = split_name(benchmark.name)
     given = settings.sources.get(benchmark.name) or settings.sources.get(plain)
     if plain in BUILTIN_NAMES and given is None:
         prompts = own[plain].test[: settings.limit]
-        items = [Item(prompt, prompt.text, benchmark.prefill) for prompt in prompts]
+        items = [_item(benchmark, prompt) for prompt in prompts]
         return Loaded(benchmark, items, {"from": own[plain].source, "sha256": own[plain].sha256})
     if benchmark.harness is not None:
         return _load_harness(benchmark, settings, given)
@@ -122,10 +123,16 @@ def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, Pr
     rows, where, source = _rows(benchmark, settings, given)
     prompts, references = _prompts(benchmark, rows, where, source["from"])
     items = [
-        Item(prompt, prompt.text, benchmark.prefill, references.get(prompt.text, ""))
+        _item(benchmark, prompt, references.get(prompt.text, ""))
         for prompt in (prompts[place] for place in evenly(len(prompts), settings.limit))
     ]
     return Loaded(benchmark, items, source)
+
+
+def _item(benchmark: Benchmark, prompt: Prompt, reference: str = "") -> Item:
+    form = benchmark.form
+    asked = replace(prompt, messages=form.of(prompt.messages))
+    return Item(asked, prompt.text, form.answer, reference)
 
 
 def _rows(
@@ -273,7 +280,7 @@ def _load_jailbreaks(benchmark: Benchmark, settings: EvaluateSettings, given: st
             messages=({"role": "user", "content": text},),
             category=str(attack.get("category") or ""),
         )
-        items.append(Item(prompt, attack["goal"], benchmark.prefill))
+        items.append(replace(_item(benchmark, prompt), request=attack["goal"]))
     if not items:
         raise InputError(f"{given}: none of its {len(attacks)} jailbreaks has a prompt")
     skipped = len(attacks) - len(items)

@@ -10,9 +10,7 @@ from dataclasses import replace
 
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.benchmarks.entry import Benchmark, File, Harness, Hub
-
-PREFILL = "+prefill"
-OPENING = "Sure, here is"  # as in the attacks that begin the answer (Vega et al. 2023)
+from safesteer.evaluate.benchmarks.forms import FORMS, OPENING, split_name
 
 _ADVBENCH_FILES = (
     File("advbench/advbench.csv", "goal"),
@@ -300,8 +298,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     replace(
         _ADVBENCH,
         name="prefill",
-        prefill=OPENING,
-        note=f"advbench with the answer begun '{OPENING}'; NAME{PREFILL} does it with any set",
+        form=FORMS["prefill"],
+        note=f"advbench with the answer begun '{OPENING}'; NAME+prefill does it with any set",
     ),
     Benchmark(
         name="jailbreaks",
@@ -473,12 +471,12 @@ def benchmark_names() -> list[str]:
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The entry of a name; ``NAME+prefill`` is a safety benchmark whose answers we begin.
+    """The entry of a name; in ``NAME+FORM`` its prompts are put in a form (`forms.py`).
 
-    Raises InputError for a name that is not in the table (it says the nearest one), and for
-    +prefill where nothing should be refused.
+    Raises InputError for a name that is not in the table (it says the nearest one), for a form that
+    does not exist, and for one that does not fit: answers are begun where they should be refused.
     """
-    plain = name.removesuffix(PREFILL)
+    plain, form = split_name(name)
     entry = _BY_NAME.get(plain)
     if entry is None:
         raise InputError(
@@ -487,7 +485,13 @@ def find_benchmark(name: str) -> Benchmark:
         )
     if plain == name:
         return entry
-    if entry.kind != "safety" or entry.prefill:
-        why = "begins its answers already" if entry.prefill else f"is of kind {entry.kind}"
-        raise InputError(f"benchmark {name}: {PREFILL} is for safety benchmarks; {plain} {why}")
-    return replace(entry, name=name, metric="attack_success_rate", prefill=OPENING)
+    if entry.kind == "capability" or (form.answer and entry.kind != "safety"):
+        takes = "safety benchmarks" if form.answer else "requests to refuse or to answer"
+        raise InputError(
+            f"benchmark {name}: this form is for {takes}; {plain} is of kind {entry.kind}"
+        )
+    if entry.form.answer:
+        raise InputError(f"benchmark {name}: {plain} has a form already: {entry.form.says}")
+    # What is begun is no refusal by itself, and so its answer is judged as an attack's.
+    metric = "attack_success_rate" if form.answer else entry.metric
+    return replace(entry, name=name, metric=metric, form=form)

@@ -1,0 +1,55 @@
+"""Forms of requests: what is asked, and what stays as it was."""
+
+import pytest
+
+from safesteer.errors import InputError
+from safesteer.evaluate.benchmarks import find_benchmark
+from safesteer.evaluate.benchmarks.forms import FORMS, PLAIN, split_name
+
+REQUEST = ({"role": "user", "content": "Do {this}"},)
+UNDER = ({"role": "system", "content": "Be brief."}, *REQUEST)
+
+
+def roles(messages):
+    return [message["role"] for message in messages]
+
+
+def test_no_form_leaves_the_conversation_as_it_is():
+    assert PLAIN.of(UNDER) == UNDER
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_asks_for_the_request_in_turns_that_alternate(name):
+    """The user speaks last, and any template takes the roles."""
+    asked = FORMS[name].of(REQUEST)
+    turns = [role for role in roles(asked) if role != "system"]
+    assert turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+    assert "Do {this}" in asked[-1]["content"]
+    assert asked != REQUEST or FORMS[name].answer
+
+
+def test_a_system_prompt_takes_the_place_of_another():
+    asked = FORMS["system-prompt"].of(UNDER)
+    assert roles(asked) == ["system", "user"]
+    assert "never declines" in asked[0]["content"]
+    assert roles(FORMS["system-prompt"].of(REQUEST)) == ["system", "user"]
+
+
+def test_turns_before_stand_behind_the_system_prompt_and_hold_the_request():
+    asked = FORMS["insist"].of(UNDER)
+    assert roles(asked) == ["system", "user", "assistant", "user"]
+    assert asked[1]["content"] == "Do {this}"
+
+
+def test_a_form_keeps_the_metric_unless_it_begins_the_answer():
+    assert find_benchmark("harmful+story").metric == "refusal_rate"
+    assert find_benchmark("advbench+polite").metric == "attack_success_rate"
+    assert find_benchmark("xstest-safe+second-turn").metric == "refusal_rate"
+    assert find_benchmark("harmful+prefill").metric == "attack_success_rate"
+
+
+def test_an_unknown_form_is_one_line_with_those_that_there_are():
+    with pytest.raises(InputError, match=r"no form named 'song'; there are prefill, .*story"):
+        split_name("harmful+song")
+    with pytest.raises(InputError, match="no form named ''"):
+        split_name("harmful+")
