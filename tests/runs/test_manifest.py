@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safesteer.runs.manifest import as_json, canonical_hash, changed_keys
+from safesteer.runs.manifest import as_json, canonical_hash, changed_keys, with_added
 
 scalars = st.none() | st.booleans() | st.integers() | st.sampled_from([0.5, -1e-9, "", "a", "é"])
 keys = st.sampled_from(["a", "b", "c", "é", ""])
@@ -45,6 +45,20 @@ def test_changed_keys_are_dotted() -> None:
     before = {"a": {"b": 1, "c": {"d": 2}}, "list": [1], "gone": 0, "same": {"x": 1}}
     after = {"a": {"b": 1, "c": {"d": 3}}, "list": [2], "new": 0, "same": {"x": 1}}
     assert changed_keys(before, after) == ["a.c.d", "gone", "list", "new"]
+
+
+def test_a_setting_that_was_added_since_counts_as_its_default() -> None:
+    defaults = {"train": {"rate": 1, "new": 0, "lora": {"rank": 8, "newer": []}}, "seed": 0}
+    inputs = {"train": {"rate": 2, "new": 0, "lora": {"rank": 4, "newer": []}}, "prompts": "a"}
+    before = {"train": {"rate": 2, "lora": {"rank": 4}}, "prompts": "a"}
+    assert changed_keys(with_added(before, inputs, defaults), inputs) == []
+    inputs["train"] |= {"new": 1, "rate": 3}
+    assert changed_keys(with_added(before, inputs, defaults), inputs) == ["train.new", "train.rate"]
+    # What was taken away since then, and what is no setting, has changed.
+    before |= {"gone": 1}
+    inputs["hash"] = "b"
+    changed = changed_keys(with_added(before, inputs, defaults), inputs)
+    assert changed == ["gone", "hash", "train.new", "train.rate"]
 
 
 def test_inputs_become_what_a_file_would_give_back() -> None:

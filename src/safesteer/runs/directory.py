@@ -125,8 +125,11 @@ class RunDirectory:
         return (Path(path) / MANIFEST_NAME).is_file()
 
     def stage(self, name: str, inputs: dict[str, Any]) -> StageRecord:
-        """The stage `name` with these inputs (nested JSON values), finished or about to run."""
-        return StageRecord(self, name, inputs)
+        """The stage `name` with these inputs (nested JSON values), finished or about to run.
+
+        Settings that an older version did not have stand in its record at their defaults.
+        """
+        return StageRecord(self, name, inputs, Settings().model_dump(mode="json"))
 
     def output_hashes(self, name: str) -> dict[str, str]:
         """{path: sha256} of a finished stage, to be an input of later ones; {} if not finished."""

@@ -85,6 +85,22 @@ def as_json(inputs: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def with_added(
+    recorded: dict[str, Any], inputs: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """`recorded`, and of `defaults` what `inputs` has and it lacks: settings added since then.
+
+    What a new setting does at its default is what was done before there was one.
+    """
+    filled = dict(recorded)
+    for key in inputs.keys() & defaults.keys():
+        if key not in recorded:
+            filled[key] = defaults[key]
+        elif all(isinstance(values[key], dict) for values in (recorded, inputs, defaults)):
+            filled[key] = with_added(recorded[key], inputs[key], defaults[key])
+    return filled
+
+
 def canonical_hash(value: Any) -> str:
     """A hash of a JSON value that does not depend on the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

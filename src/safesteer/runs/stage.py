@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.runs.files import is_disk_full, sha256_file, write_error
-from safesteer.runs.manifest import StageEntry, Status, as_json, changed_keys
+from safesteer.runs.manifest import StageEntry, Status, as_json, changed_keys, with_added
 from safesteer.runs.system import MemorySampler
 
 if TYPE_CHECKING:
@@ -34,7 +34,13 @@ class StageRecord:
                 stage.add_output(path)
     """
 
-    def __init__(self, run: RunDirectory, name: str, inputs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        name: str,
+        inputs: dict[str, Any],
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
         self.name = name
         self._run = run
         self._inputs = as_json(inputs)
@@ -44,9 +50,10 @@ class StageRecord:
         self._earlier: StageEntry | None = None
         self._entry = run.manifest["stages"].get(name)
         self._verified: bool | None = None
-        self._changed = (
-            [] if self._entry is None else changed_keys(self._entry["inputs"], self._inputs)
-        )
+        self._changed: list[str] = []
+        if self._entry is not None:
+            recorded = with_added(self._entry["inputs"], self._inputs, defaults or {})
+            self._changed = changed_keys(recorded, self._inputs)
 
     @property
     def changed(self) -> list[str]:
