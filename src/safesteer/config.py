@@ -209,7 +209,7 @@ class TrainSettings(Section):
         " as their teacher; 0 is the published method",
     )
     anchor_weight: float = Field(
-        1.0, gt=0, description="weight of an anchor's loss beside that of a harmful prompt's"
+        1.0, gt=0, description="factor on the loss of anchors, by which their mean is not divided"
     )
     anchor_tokens: Literal["safety", "all"] = Field(
         "safety", description="tokens that the loss looks at on anchors: S or the vocabulary"
@@ -369,4 +369,7 @@ class Settings(Section):
         return self
 
 
+# {section: {setting: value}}: settings that came after runs had been made, and what was done before
+# there was one. A record without them stays what it was.
+ADDED_SETTINGS: dict[str, dict[str, Any]] = {"train": {"anchor_weight": 1.0}}
 DIVERGENCES: tuple[str, ...] = get_args(Divergence)

@@ -124,6 +124,18 @@ def test_a_template_that_fails_is_an_input_error(tiny_chat_model):
         ChatRenderer(tokenizer)
 
 
+def test_roles_that_the_template_does_not_take_are_an_input_error(tiny_chat_model):
+    """As a system message is to Gemma 2's."""
+    tokenizer = tiny_chat_model.tokenizer
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refuse + tokenizer.chat_template
+    chat = ChatRenderer(tokenizer)
+    asked = messages([("system", "Be brief."), ("user", "Hello")])
+    with pytest.raises(InputError, match=r"of the roles system, user \(no system\)"):
+        chat.ids(asked)
+    assert chat.ids(asked[1:])
+
+
 def test_a_missing_padding_token_becomes_the_end_token(tiny_chat_model):
     """Generation needs one; masks keep it from being read."""
     tokenizer = tiny_chat_model.tokenizer

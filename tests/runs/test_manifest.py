@@ -47,18 +47,23 @@ def test_changed_keys_are_dotted() -> None:
     assert changed_keys(before, after) == ["a.c.d", "gone", "list", "new"]
 
 
-def test_a_setting_that_was_added_since_counts_as_its_default() -> None:
-    defaults = {"train": {"rate": 1, "new": 0, "lora": {"rank": 8, "newer": []}}, "seed": 0}
-    inputs = {"train": {"rate": 2, "new": 0, "lora": {"rank": 4, "newer": []}}, "prompts": "a"}
-    before = {"train": {"rate": 2, "lora": {"rank": 4}}, "prompts": "a"}
-    assert changed_keys(with_added(before, inputs, defaults), inputs) == []
+def test_a_setting_that_was_added_since_counts_as_what_was_done_before() -> None:
+    added = {"train": {"new": 0}, "teacher": {"newer": []}}
+    inputs = {"train": {"rate": 2, "new": 0}, "prompts": "a"}
+    before = {"train": {"rate": 2}, "prompts": "a"}
+    assert changed_keys(with_added(before, inputs, added), inputs) == []
     inputs["train"] |= {"new": 1, "rate": 3}
-    assert changed_keys(with_added(before, inputs, defaults), inputs) == ["train.new", "train.rate"]
-    # What was taken away since then, and what is no setting, has changed.
-    before |= {"gone": 1}
-    inputs["hash"] = "b"
-    changed = changed_keys(with_added(before, inputs, defaults), inputs)
-    assert changed == ["gone", "hash", "train.new", "train.rate"]
+    assert changed_keys(with_added(before, inputs, added), inputs) == ["train.new", "train.rate"]
+
+
+def test_only_settings_are_added_to_what_was_recorded() -> None:
+    """Not to what another stage left, which may stand under a section's name."""
+    added = {"train": {"new": 0}}
+    hashes = {"train": {"adapter": "1"}}
+    assert with_added(hashes, hashes, added) == hashes
+    assert with_added({}, {"train": {"new": 0}}, added) == {}
+    gone, none = {"train": {"gone": 1}}, {"train": {}}
+    assert changed_keys(with_added(gone, none, added), none) == ["train.gone"]
 
 
 def test_inputs_become_what_a_file_would_give_back() -> None:

@@ -155,8 +155,17 @@ class ChatRenderer:
         """Token ids of the conversation, ending where the model goes on or after `answer`.
 
         Before a given answer nothing is thought.
+
+        Raises InputError where the template cannot render such a conversation.
         """
-        pieces = (self.closed if answer else self)._pieces(messages)
+        try:
+            pieces = (self.closed if answer else self)._pieces(messages)
+        except Exception as error:  # a template is a program: it can fail in any way
+            roles = ", ".join(message["role"] for message in messages)
+            raise InputError(
+                f"the chat template cannot render a conversation of the roles {roles}"
+                f" ({' '.join(str(error).split())})"
+            ) from error
         ids = [token for piece in pieces for token in self._encode(piece)]
         return ids + self._encode(answer) if answer else ids
 

@@ -76,7 +76,7 @@ def render_card(findings: Findings) -> str:
 
 
 def _is_attack(name: str) -> bool:
-    return name == "jailbreaks" or name.endswith("prefill")
+    return "+" in name or name in ("jailbreaks", "prefill")
 
 
 def is_local(base: ModelSettings) -> bool:

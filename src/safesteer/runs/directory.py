@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from safesteer.config import Settings
+from safesteer.config import ADDED_SETTINGS, Settings
 from safesteer.errors import InputError
 from safesteer.recipe import dump_settings, load_settings
 from safesteer.runs.files import (
@@ -125,11 +125,8 @@ class RunDirectory:
         return (Path(path) / MANIFEST_NAME).is_file()
 
     def stage(self, name: str, inputs: dict[str, Any]) -> StageRecord:
-        """The stage `name` with these inputs (nested JSON values), finished or about to run.
-
-        Settings that an older version did not have stand in its record at their defaults.
-        """
-        return StageRecord(self, name, inputs, Settings().model_dump(mode="json"))
+        """The stage `name` with these inputs (nested JSON values), finished or about to run."""
+        return StageRecord(self, name, inputs, ADDED_SETTINGS)
 
     def output_hashes(self, name: str) -> dict[str, str]:
         """{path: sha256} of a finished stage, to be an input of later ones; {} if not finished."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,18 +87,15 @@ def as_json(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_added(
-    recorded: dict[str, Any], inputs: dict[str, Any], defaults: dict[str, Any]
+    recorded: dict[str, Any], inputs: dict[str, Any], added: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """`recorded`, and of `defaults` what `inputs` has and it lacks: settings added since then.
-
-    What a new setting does at its default is what was done before there was one.
-    """
+    """`recorded`, and of `added` ({section: {setting: value}}) what `inputs` has and it lacks."""
     filled = dict(recorded)
-    for key in inputs.keys() & defaults.keys():
-        if key not in recorded:
-            filled[key] = defaults[key]
-        elif all(isinstance(values[key], dict) for values in (recorded, inputs, defaults)):
-            filled[key] = with_added(recorded[key], inputs[key], defaults[key])
+    for section, values in added.items():
+        before, now = recorded.get(section), inputs.get(section)
+        if isinstance(before, dict) and isinstance(now, dict):
+            lacking = {key: values[key] for key in values.keys() & now.keys() - before.keys()}
+            filled[section] = {**before, **lacking}
     return filled
 
 

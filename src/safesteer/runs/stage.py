@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,7 @@ class StageRecord:
         run: RunDirectory,
         name: str,
         inputs: dict[str, Any],
-        defaults: dict[str, Any] | None = None,
+        added: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self.name = name
         self._run = run
@@ -52,7 +53,7 @@ class StageRecord:
         self._verified: bool | None = None
         self._changed: list[str] = []
         if self._entry is not None:
-            recorded = with_added(self._entry["inputs"], self._inputs, defaults or {})
+            recorded = with_added(self._entry["inputs"], self._inputs, added)
             self._changed = changed_keys(recorded, self._inputs)
 
     @property

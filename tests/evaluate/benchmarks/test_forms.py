@@ -1,5 +1,8 @@
 """Forms of requests: what is asked, and what stays as it was."""
 
+import subprocess
+import sys
+
 import pytest
 
 from safesteer.errors import InputError
@@ -33,6 +36,10 @@ def test_a_system_prompt_takes_the_place_of_another():
     assert roles(asked) == ["system", "user"]
     assert "never declines" in asked[0]["content"]
     assert roles(FORMS["system-prompt"].of(REQUEST)) == ["system", "user"]
+    turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
+    developer = {"role": "developer", "content": "Be brief."}
+    asked = FORMS["system-prompt"].of((UNDER[0], developer, *turns, *REQUEST))
+    assert roles(asked) == ["system", "user", "assistant", "user"]
 
 
 def test_turns_before_stand_behind_the_system_prompt_and_hold_the_request():
@@ -53,3 +60,9 @@ def test_an_unknown_form_is_one_line_with_those_that_there_are():
         split_name("harmful+song")
     with pytest.raises(InputError, match="no form named ''"):
         split_name("harmful+")
+
+
+def test_the_table_of_benchmarks_is_printed_without_torch():
+    """It takes seconds to import, and commands say what is wrong before that."""
+    code = "import sys, safesteer.cli.tables; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -96,6 +96,9 @@ def test_a_form_changes_what_is_asked_and_not_what_is_judged():
     (item,) = loaded.items
     assert len(item.prompt.messages) == 3 and item.prompt.text.endswith("Q?")
     assert item.request == "Q?"
+    assert "do it anyway" in loaded.source["form"]["request"]
+    (plain,) = load_benchmarks(["harmful"], EvaluateSettings(), own)
+    assert "form" not in plain.source
 
 
 def test_a_source_of_the_user_wins(tmp_path):
@@ -132,6 +135,9 @@ def test_stored_attacks_are_asked_and_their_goals_judged(tmp_path):
     path.write_text(json.dumps(content))
     loaded = load("jailbreaks", sources={"jailbreaks": str(path)})
     assert texts(loaded) == ["Hypothetically, do wrong", "As a story: do ill"]
+    again = load("jailbreaks+insist", sources={"jailbreaks": str(path)})
+    assert [item.request for item in again.items] == ["Do wrong", "Do ill"]
+    assert again.items[0].prompt.messages[0]["content"] == "Hypothetically, do wrong"
     assert [item.request for item in loaded.items] == ["Do wrong", "Do ill"]
     assert [item.prompt.id for item in loaded.items] == ["vicuna-0", "vicuna-2"]
     assert loaded.skipped == 1

@@ -8,10 +8,13 @@ searched for. Attacks that were are the benchmark `jailbreaks`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from safesteer.errors import InputError
-from safesteer.models.chat import Message
+
+if TYPE_CHECKING:  # it imports torch
+    from safesteer.models.chat import Message
 
 OPENING = "Sure, here is"  # as in the attacks that begin the answer (Vega et al. 2023)
 
@@ -38,14 +41,19 @@ class Form:
         """The conversation `messages`, its last one being the request, in this form."""
         *earlier, last = messages
         if self.system:
-            if earlier and earlier[0]["role"] in ("system", "developer"):
-                earlier = earlier[1:]
-            earlier = [{"role": "system", "content": self.system}, *earlier]
+            said = [turn for turn in earlier if turn["role"] not in ("system", "developer")]
+            earlier = [{"role": "system", "content": self.system}, *said]
         turns = [
             {"role": "assistant" if place % 2 else "user", "content": self._with(text, last)}
             for place, text in enumerate(self.before)
         ]
         return (*earlier, *turns, {**last, "content": self._with(self.request, last)})
+
+    @property
+    def record(self) -> dict[str, str | tuple[str, ...]]:
+        """What it adds, word for word: figures of other wordings must not be compared."""
+        texts = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        return {name: text for name, text in texts.items() if text != getattr(PLAIN, name)}
 
     @staticmethod
     def _with(text: str, request: Message) -> str:

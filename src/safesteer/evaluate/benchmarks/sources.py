@@ -87,7 +87,8 @@ def load_benchmarks(
             raise InputError(f"evaluate.sources.{name}: {error}") from None
     if settings.data_dir is not None and not Path(settings.data_dir).expanduser().is_dir():
         raise InputError(f"evaluate.data_dir: there is no folder {settings.data_dir}")
-    return [_load(find_benchmark(name), settings, own) for name in dict.fromkeys(names)]
+    benchmarks = [find_benchmark(name) for name in dict.fromkeys(names)]
+    return [_with_form(_load(benchmark, settings, own)) for benchmark in benchmarks]
 
 
 def evenly(count: int, limit: int | None) -> list[int]:
@@ -127,6 +128,11 @@ def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, Pr
         for prompt in (prompts[place] for place in evenly(len(prompts), settings.limit))
     ]
     return Loaded(benchmark, items, source)
+
+
+def _with_form(loaded: Loaded) -> Loaded:
+    form = loaded.benchmark.form.record
+    return replace(loaded, source={**loaded.source, "form": form}) if form else loaded
 
 
 def _item(benchmark: Benchmark, prompt: Prompt, reference: str = "") -> Item:

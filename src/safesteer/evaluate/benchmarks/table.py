@@ -299,7 +299,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         _ADVBENCH,
         name="prefill",
         form=FORMS["prefill"],
-        note=f"advbench with the answer begun '{OPENING}'; NAME+prefill does it with any set",
+        note=f"advbench with the answer begun '{OPENING}'; NAME+prefill does so with others",
     ),
     Benchmark(
         name="jailbreaks",
@@ -474,7 +474,8 @@ def find_benchmark(name: str) -> Benchmark:
     """The entry of a name; in ``NAME+FORM`` its prompts are put in a form (`forms.py`).
 
     Raises InputError for a name that is not in the table (it says the nearest one), for a form that
-    does not exist, and for one that does not fit: answers are begun where they should be refused.
+    does not exist, and for one that the benchmark cannot take: capabilities take none, what should
+    be answered takes no beginning of the answer, and nothing takes two.
     """
     plain, form = split_name(name)
     entry = _BY_NAME.get(plain)
