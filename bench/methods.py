@@ -89,6 +89,8 @@ _PUBLISHED = {
     "tokens.end_of_turn": False,
     "train.divergence": "paper",
     "train.anchor_share": 0.0,
+    "train.anchor_weight": 1.0,
+    "train.prefill_share": 0.0,
     "train.opening_tokens": None,
 }
 _READS_NOTHING = {"teacher.context": "none", "teacher.strength": 1.0}
@@ -155,6 +157,8 @@ METHODS = {
     # Anchors
     "no-anchors": Method("harmful prompts alone", {"train.anchor_share": 0.0}),
     "anchors-50": Method("half of an update are anchors", {"train.anchor_share": 0.5}),
+    "anchors-weigh-1": Method("anchors weigh as much as others", {"train.anchor_weight": 1.0}),
+    "anchors-weigh-4": Method("anchors weigh four times as much", {"train.anchor_weight": 4.0}),
     "anchors-on-S": Method("anchors on S alone", {"train.anchor_tokens": "safety"}),
     "anchors-plain": Method("plain anchors", {"train.anchors": ["harmless"]}),
     "anchors-borderline": Method(
@@ -162,7 +166,7 @@ METHODS = {
     ),
     # Rollouts
     "whole-rollouts": Method("no short openings", {"train.opening_tokens": None}),
-    "prefill-25": Method("a quarter begin with a compliant opening", {"train.prefill_share": 0.25}),
+    "no-prefills": Method("no answers are begun", {"train.prefill_share": 0.0}),
     "prefill-50": Method("half begin with a compliant opening", {"train.prefill_share": 0.5}),
     # Adapters
     "rank-4": Method("LoRA of rank 4", {"train.lora.rank": 4, "train.lora.alpha": 8}),
