@@ -108,11 +108,24 @@ def test_of_a_share_of_either_kind_the_answer_is_begun(share, of_each):
     )
 
 
-def test_a_share_of_begun_answers_that_is_less_than_one_is_said():
-    """A tenth of four harmful prompts is none."""
-    settings = TrainSettings(prefill_share=0.1, prompts_per_update=16, anchor_share=0.75)
-    with pytest.raises(InputError, match="prefill_share"):
-        plan_rows(settings, prompts("bad", 9), prompts("good", 9), seed=0)
+@pytest.mark.parametrize(("share", "bad", "good"), [(0.1, 12, 36), (0.25, 30, 90), (0.3, 36, 108)])
+def test_a_share_that_is_no_whole_number_holds_over_all_updates(share, bad, good):
+    """A tenth of four harmful prompts is one in every third update at most; none is lost."""
+    settings = TrainSettings(
+        prefill_share=share,
+        prompts_per_update=16,
+        samples_per_prompt=1,
+        anchor_share=0.75,
+        updates=30,
+    )
+    rows = plan_rows(settings, prompts("bad", 9), prompts("good", 9), seed=0)
+    begun = [row["anchor"] for row in rows if row["begun"]]
+    assert (begun.count(False), begun.count(True)) == (bad, good)
+    by_update = [
+        sum(bool(row["begun"]) and not row["anchor"] for row in rows[start : start + 16])
+        for start in range(0, len(rows), 16)
+    ]
+    assert max(by_update) - min(by_update) <= 1
 
 
 @pytest.mark.parametrize("prefills", [[], [""], ["Sure", " \n"]])

@@ -27,7 +27,8 @@ def plan_rows(
 
     Each update holds `prompts_per_update` different prompts, `anchor_share` of them harmless, each
     repeated `samples_per_prompt` times. Prompts are dealt in shuffled order, every one once before
-    any comes again. Of `prefill_share` of either kind the answer is begun with compliant words.
+    any comes again. Of `prefill_share` of either kind, counted over all updates, the answer is
+    begun with compliant words.
 
     Raises InputError when there are no harmful prompts, or none of a kind although a share is set.
     """
@@ -43,13 +44,6 @@ def plan_rows(
             f"train.anchor_share = {settings.anchor_share} of {settings.prompts_per_update} prompts"
             " per update is less than one prompt; raise either"
         )
-    counts = [count for count in (harmful_per_update, anchors_per_update) if count]
-    if settings.prefill_share and not all(round(settings.prefill_share * n) for n in counts):
-        raise InputError(
-            f"train.prefill_share = {settings.prefill_share} of an update's {harmful_per_update}"
-            f" harmful prompts and {anchors_per_update} anchors is less than one of either kind;"
-            " raise it, or train.prompts_per_update"
-        )
     if not harmful:
         raise InputError("no harmful training prompts are left to train on")
     if anchors_per_update and not anchors:
@@ -61,11 +55,13 @@ def plan_rows(
     draw_anchors = _deal(list(anchors), anchors_per_update, generator)
     begin = random.Random(seed + 1)  # apart, so that the prompts are the same with and without
     rows: list[dict[str, Any]] = []
-    for _ in range(updates):
+    for update in range(updates):
         prompts = [
             (messages, anchor, words)
             for hand, anchor in ((next(draw_harmful), False), (next(draw_anchors), True))
-            for messages, words in zip(hand, _beginnings(settings, len(hand), begin), strict=True)
+            for messages, words in zip(
+                hand, _beginnings(settings, len(hand), update, begin), strict=True
+            )
         ]
         rows += [
             {"prompt": [dict(message) for message in messages], "anchor": anchor, "begun": words}
@@ -75,9 +71,17 @@ def plan_rows(
     return rows
 
 
-def _beginnings(settings: TrainSettings, count: int, generator: random.Random) -> list[str]:
-    """How the answers to the prompts of a hand are begun: with nothing, but for a share of them."""
-    begun = round(settings.prefill_share * count)
+def _beginnings(
+    settings: TrainSettings, count: int, update: int, generator: random.Random
+) -> list[str]:
+    """How the answers to the prompts of a hand are begun: with nothing, but for a share of them.
+
+    A share of less than one prompt of an update is one of some updates.
+    """
+    before, after = (
+        round(settings.prefill_share * count * hands, 9) // 1 for hands in (update, update + 1)
+    )
+    begun = int(after - before)
     words = []
     for _ in range(begun):
         prefill = generator.choice(settings.prefills)
