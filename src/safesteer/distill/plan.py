@@ -79,9 +79,9 @@ def _beginnings(
     A share of less than one prompt of an update is one of some updates.
     """
     before, after = (
-        round(settings.prefill_share * count * hands, 9) // 1 for hands in (update, update + 1)
+        int(round(settings.prefill_share * count * hands, 9)) for hands in (update, update + 1)
     )
-    begun = int(after - before)
+    begun = after - before
     words = []
     for _ in range(begun):
         prefill = generator.choice(settings.prefills)

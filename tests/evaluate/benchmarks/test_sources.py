@@ -97,6 +97,7 @@ def test_a_form_changes_what_is_asked_and_not_what_is_judged():
     assert len(item.prompt.messages) == 3 and item.prompt.text.endswith("Q?")
     assert item.request == "Q?"
     assert "do it anyway" in loaded.source["form"]["request"]
+    assert json.loads(json.dumps(loaded.source)) == loaded.source  # compared with what is on disk
     (plain,) = load_benchmarks(["harmful"], EvaluateSettings(), own)
     assert "form" not in plain.source
 

@@ -66,6 +66,7 @@ def test_any_safety_benchmark_can_begin_the_answers():
         ("hrmbench+prefill", "did you mean 'harmbench'"),
         ("gsm8k+prefill", "is for safety benchmarks"),
         ("xstest-safe+prefill", "is for safety benchmarks"),
+        ("prefill+prefill", "has a form already"),
         ("prefill+story", "has a form already"),
         ("gsm8k+story", "is of kind capability"),
         ("", "no benchmark named ''"),

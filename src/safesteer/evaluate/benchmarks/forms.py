@@ -50,10 +50,15 @@ class Form:
         return (*earlier, *turns, {**last, "content": self._with(self.request, last)})
 
     @property
-    def record(self) -> dict[str, str | tuple[str, ...]]:
-        """What it adds, word for word: figures of other wordings must not be compared."""
-        texts = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        return {name: text for name, text in texts.items() if text != getattr(PLAIN, name)}
+    def record(self) -> dict[str, str | list[str]]:
+        """What it adds, word for word: figures of other wordings must not be compared.
+
+        As it comes back from a JSON file.
+        """
+        names = [field.name for field in fields(self)[1:]]
+        texts = {name: getattr(self, name) for name in names}
+        changed = {name: text for name, text in texts.items() if text != getattr(PLAIN, name)}
+        return {n: list(text) if isinstance(text, tuple) else text for n, text in changed.items()}
 
     @staticmethod
     def _with(text: str, request: Message) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.benchmarks.entry import Benchmark, File, Harness, Hub
-from safesteer.evaluate.benchmarks.forms import FORMS, OPENING, split_name
+from safesteer.evaluate.benchmarks.forms import FORMS, OPENING, PLAIN, split_name
 
 _ADVBENCH_FILES = (
     File("advbench/advbench.csv", "goal"),
@@ -491,7 +491,7 @@ def find_benchmark(name: str) -> Benchmark:
         raise InputError(
             f"benchmark {name}: this form is for {takes}; {plain} is of kind {entry.kind}"
         )
-    if entry.form.answer:
+    if entry.form != PLAIN:
         raise InputError(f"benchmark {name}: {plain} has a form already: {entry.form.says}")
     # What is begun is no refusal by itself, and so its answer is judged as an attack's.
     metric = "attack_success_rate" if form.answer else entry.metric
