@@ -180,7 +180,6 @@ METHODS = {
 UPDATES = 60
 # What the table shows of each benchmark; the names are those of eval/MODEL.json.
 COLUMNS = ("harmful", "harmful+prefill", "harmless", "borderline", "agreement")
-ANSWER_TOKENS = 48  # of the base's answers that sft and dpo learn from
 
 
 @dataclass
@@ -310,15 +309,19 @@ class Laboratory:
     def _imitate(self, settings: Settings, kind: str, work: Path) -> Any:
         """A LoRA student trained by TRL on fixed answers to the prompts that distilling would use.
 
-        The refusal is the first refusing opening of the settings; the base's answers are greedy.
+        The refusal is the first refusing opening of the settings; the base's answers are greedy
+        and as long as rollouts. Where the plan begins an answer, either goes on from its words.
         """
         train_settings = settings.train
         harmful = _messages(self.sets["harmful"].train)
         rows = plan_rows(train_settings, harmful, self._anchors(settings), settings.seed)
         chat = self.model.chat
-        refusal = chat.answer_ids(settings.direction.refusing_openings[0])
-        refusal = [*refusal, chat.tokenizer.eos_token_id]
-        prompts = {json.dumps(row["prompt"]): chat.ids(row["prompt"]) for row in rows}
+        end = chat.tokenizer.eos_token_id
+        refusal = settings.direction.refusing_openings[0]
+        asked = [(json.dumps(row["prompt"]), row["begun"]) for row in rows]
+        prompts = {
+            key: chat.ids(row["prompt"], row["begun"]) for key, row in zip(asked, rows, strict=True)
+        }
         answers = dict(
             zip(
                 prompts,
@@ -326,7 +329,7 @@ class Laboratory:
                     self.model.model,
                     chat.tokenizer,
                     list(prompts.values()),
-                    max_new_tokens=ANSWER_TOKENS,
+                    max_new_tokens=train_settings.max_completion_tokens,
                     batch_size=64,
                 ),
                 strict=True,
@@ -351,9 +354,9 @@ class Laboratory:
             "seed": settings.seed,
         }
         examples = []
-        for row in rows:
-            key = json.dumps(row["prompt"])
-            own, other = answers[key], refusal
+        for key, row in zip(asked, rows, strict=True):
+            words = f" {refusal}" if row["begun"] else refusal
+            own, other = answers[key], [*chat.answer_ids(words), end]
             good, bad = (own, other) if row["anchor"] else (other, own)
             examples.append((prompts[key], good, bad))
         from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
