@@ -57,7 +57,7 @@ def likelihoods(
         found = torch.log_softmax(head.logits(hidden), dim=-1).cpu()  # [B, words, V]
         return found.gather(-1, target.expand(len(part), -1)[..., None]).sum((1, 2)).tolist()
 
-    return in_batches(range(len(prompts)), 16, read)
+    return [one for part in in_batches(range(len(prompts)), 16, read) for one in part]
 
 
 def order(harmful: Sequence[float], others: Sequence[float]) -> tuple[float, float]:

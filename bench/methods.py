@@ -177,7 +177,7 @@ METHODS = {
     "prompts-25": Method("25 harmful prompts", {"train.prompts": 25}),
     "prompts-100": Method("100 harmful prompts", {"train.prompts": 100}),
 }
-UPDATES = 60
+UPDATES = 120  # half of the recipe's; after 60 the begun answers have taught little yet
 # What the table shows of each benchmark; the names are those of eval/MODEL.json.
 COLUMNS = ("harmful", "harmful+prefill", "harmless", "borderline", "agreement")
 
@@ -516,7 +516,8 @@ def main() -> None:
             _sweep(arguments)
         found = read_results(arguments.output)
         print(table(found))
-        write_text(arguments.output / "pareto.html", render_comparison(compare(means(found))))
+        if entrants := means(found):  # none while only the base or the teacher is there
+            write_text(arguments.output / "pareto.html", render_comparison(compare(entrants)))
     except InputError as error:
         raise SystemExit(str(error)) from None
 
