@@ -271,7 +271,23 @@ class TrainSettings(Section):
     )
     vllm: VllmSettings = Field(default_factory=VllmSettings)
     save_every: int = Field(10, ge=1, description="updates between checkpoints")
+    extrapolation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how much further the student goes along its change when training ends: its"
+        " adapter is made 1 + this times as strong; 0 is the published method",
+    )
     lora: LoraSettings = Field(default_factory=LoraSettings)
+
+    @model_validator(mode="after")
+    def _extrapolates_an_adapter(self) -> TrainSettings:
+        if self.extrapolation and self.method == "full":
+            raise ValueError(
+                "train.extrapolation makes an adapter stronger, and train.method full has none;"
+                " set it to 0"
+            )
+        return self
 
     @property
     def completions_per_update(self) -> int:
@@ -371,5 +387,5 @@ class Settings(Section):
 
 # {section: {setting: value}}: settings that came after runs had been made, and what was done before
 # there was one. A record without them stays what it was.
-ADDED_SETTINGS: dict[str, dict[str, Any]] = {"train": {"anchor_weight": 1.0}}
+ADDED_SETTINGS: dict[str, dict[str, Any]] = {"train": {"anchor_weight": 1.0, "extrapolation": 0.0}}
 DIVERGENCES: tuple[str, ...] = get_args(Divergence)

@@ -679,8 +679,9 @@ def test_rollouts_are_without_dropout_and_the_student_trains_with_it(
         {"micro_batch": 2},
         {"lora": {"dropout": 0.3}},
         {"updates_per_rollout": 2, "save_every": 1},
+        {"extrapolation": 0.5},
     ],
-    ids=["lora", "full", "micro-batches", "dropout", "windows"],
+    ids=["lora", "full", "micro-batches", "dropout", "windows", "extrapolated"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(changes, new_chat_model, tmp_path):
     """Losses, every other number and the final weights are exactly those of one go."""
@@ -715,6 +716,31 @@ def test_a_run_that_ends_within_a_window_resumes_to_its_own_end(new_chat_model, 
     assert without_timing(found) == without_timing(expected)
     after = weights(resumed)
     assert all(torch.equal(after[name], value) for name, value in weights(whole).items())
+
+
+def test_extrapolation_goes_further_along_the_change(new_chat_model, tmp_path):
+    """Half as much again in every adapted matrix, once, however often a finished run is begun."""
+    plain, metrics = run(new_chat_model(), tmp_path / "plain")
+    folder = tmp_path / "extrapolated"
+    run(new_chat_model(), folder, extrapolation=0.5)
+    further, found = run(new_chat_model(), folder, extrapolation=0.5)
+    assert without_timing(found) == without_timing(metrics)
+    changes = {
+        name: module.get_delta_weight("default")
+        for name, module in plain.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    assert any(change.abs().max() > 1e-3 for change in changes.values())
+    for name, change in changes.items():
+        torch.testing.assert_close(
+            further.get_submodule(name).get_delta_weight("default"), 1.5 * change
+        )
+
+
+def test_extrapolation_of_all_weights_is_refused():
+    """There is no adapter to make stronger."""
+    with pytest.raises(ValueError, match=r"train\.extrapolation makes an adapter stronger"):
+        make_settings(method="full", extrapolation=0.5)
 
 
 @pytest.mark.parametrize("window", [1, 2])

@@ -60,6 +60,18 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
     return compute_in_model_dtype(student)
 
 
+@torch.no_grad()
+def extrapolate(student: Any, by: float) -> None:
+    """Go further along the change that training made: weights are base + (1 + `by`) x change.
+
+    Model extrapolation (Zheng et al. 2024, arXiv 2404.16792). The output matrices are scaled and
+    not ``lora_alpha``, which some readers of an adapter take for a whole number.
+    """
+    for name, parameter in student.named_parameters():
+        if re.search(r"\.lora_(embedding_)?B\b", name):
+            getattr(parameter, "ds_tensor", parameter).mul_(1 + by)  # where ZeRO-3 keeps its part
+
+
 def _first_layer(lora: LoraSettings, layers: int, steered: int | None) -> int:
     """The first block that gets an adapter, of so many."""
     if lora.first_layer == "steered":

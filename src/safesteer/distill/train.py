@@ -24,7 +24,7 @@ from trl import DistillationConfig
 
 from safesteer import ranks
 from safesteer.config import TrainSettings
-from safesteer.distill.lora import with_lora
+from safesteer.distill.lora import extrapolate, with_lora
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
 from safesteer.distill.reading import TEACHER_TOKENS
 from safesteer.distill.rollouts import check_rollouts, release, vllm_arguments
@@ -149,6 +149,8 @@ def train(
             student = with_lora(student, settings, seed, steered)
         # Other processes would wait for the passes that this one makes again.
         if (once() if ranks.count() > 1 else attempt(once)) is not None:
+            if settings.extrapolation:
+                extrapolate(student, settings.extrapolation)
             return student.eval()
         if micro == 1:
             raise SafeSteerError(
