@@ -92,7 +92,7 @@ _PUBLISHED = {
     "train.anchor_weight": 1.0,
     "train.prefill_share": 0.0,
     "train.opening_tokens": None,
-    "train.extrapolation": 0.0,
+    "train.lora.extrapolation": 0.0,
 }
 _READS_NOTHING = {"teacher.context": "none", "teacher.strength": 1.0}
 _DEMONSTRATIONS = {"teacher.context": "demonstrations", "teacher.demonstrations": 4}
@@ -170,7 +170,7 @@ METHODS = {
     "no-prefills": Method("no answers are begun", {"train.prefill_share": 0.0}),
     "prefill-50": Method("half begin with a compliant opening", {"train.prefill_share": 0.5}),
     # Adapters
-    "no-extrapolation": Method("the adapter as trained", {"train.extrapolation": 0.0}),
+    "no-extrapolation": Method("the adapter as trained", {"train.lora.extrapolation": 0.0}),
     "rank-4": Method("LoRA of rank 4", {"train.lora.rank": 4, "train.lora.alpha": 8}),
     "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),
     "from-layer-17": Method("adapters from layer 17 of 30 on", {"train.lora.first_layer": 17}),

@@ -166,6 +166,13 @@ class LoraSettings(Section):
         description="blocks below it get no adapter; their backward pass is saved. steered: the"
         " layer of the direction, below which teacher and student then run as one",
     )
+    extrapolation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how much further the student goes along its change when training ends: the"
+        " adapter is made 1 + this times as strong; 0 is the published method",
+    )
 
 
 class VllmSettings(Section):
@@ -271,23 +278,7 @@ class TrainSettings(Section):
     )
     vllm: VllmSettings = Field(default_factory=VllmSettings)
     save_every: int = Field(10, ge=1, description="updates between checkpoints")
-    extrapolation: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="how much further the student goes along its change when training ends: its"
-        " adapter is made 1 + this times as strong; 0 is the published method",
-    )
     lora: LoraSettings = Field(default_factory=LoraSettings)
-
-    @model_validator(mode="after")
-    def _extrapolates_an_adapter(self) -> TrainSettings:
-        if self.extrapolation and self.method == "full":
-            raise ValueError(
-                "train.extrapolation makes an adapter stronger, and train.method full has none;"
-                " set it to 0"
-            )
-        return self
 
     @property
     def completions_per_update(self) -> int:
@@ -385,7 +376,7 @@ class Settings(Section):
         return self
 
 
-# {section: {setting: value}}: settings that came after runs had been made, and what was done before
-# there was one. A record without them stays what it was.
-ADDED_SETTINGS: dict[str, dict[str, Any]] = {"train": {"anchor_weight": 1.0, "extrapolation": 0.0}}
+# Settings that came after runs had been made, where they stand, and what was done before there was
+# one. A record without them stays what it was.
+ADDED_SETTINGS: dict[str, Any] = {"train": {"anchor_weight": 1.0, "lora": {"extrapolation": 0.0}}}
 DIVERGENCES: tuple[str, ...] = get_args(Divergence)

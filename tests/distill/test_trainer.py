@@ -679,7 +679,7 @@ def test_rollouts_are_without_dropout_and_the_student_trains_with_it(
         {"micro_batch": 2},
         {"lora": {"dropout": 0.3}},
         {"updates_per_rollout": 2, "save_every": 1},
-        {"extrapolation": 0.5},
+        {"lora": {"rank": 4, "alpha": 8, "extrapolation": 0.5}},
     ],
     ids=["lora", "full", "micro-batches", "dropout", "windows", "extrapolated"],
 )
@@ -722,8 +722,9 @@ def test_extrapolation_goes_further_along_the_change(new_chat_model, tmp_path):
     """Half as much again in every adapted matrix, once, however often a finished run is begun."""
     plain, metrics = run(new_chat_model(), tmp_path / "plain")
     folder = tmp_path / "extrapolated"
-    run(new_chat_model(), folder, extrapolation=0.5)
-    further, found = run(new_chat_model(), folder, extrapolation=0.5)
+    stronger = {"rank": 4, "alpha": 8, "extrapolation": 0.5}
+    run(new_chat_model(), folder, lora=stronger)
+    further, found = run(new_chat_model(), folder, lora=stronger)
     assert without_timing(found) == without_timing(metrics)
     changes = {
         name: module.get_delta_weight("default")
@@ -735,12 +736,6 @@ def test_extrapolation_goes_further_along_the_change(new_chat_model, tmp_path):
         torch.testing.assert_close(
             further.get_submodule(name).get_delta_weight("default"), 1.5 * change
         )
-
-
-def test_extrapolation_of_all_weights_is_refused():
-    """There is no adapter to make stronger."""
-    with pytest.raises(ValueError, match=r"train\.extrapolation makes an adapter stronger"):
-        make_settings(method="full", extrapolation=0.5)
 
 
 @pytest.mark.parametrize("window", [1, 2])

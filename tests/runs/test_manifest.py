@@ -48,12 +48,16 @@ def test_changed_keys_are_dotted() -> None:
 
 
 def test_a_setting_that_was_added_since_counts_as_what_was_done_before() -> None:
-    added = {"train": {"new": 0}, "teacher": {"newer": []}}
-    inputs = {"train": {"rate": 2, "new": 0}, "prompts": "a"}
-    before = {"train": {"rate": 2}, "prompts": "a"}
+    added = {"train": {"new": 0, "lora": {"newest": 0.0}}, "teacher": {"newer": []}}
+    inputs = {"train": {"rate": 2, "new": 0, "lora": {"rank": 4, "newest": 0.0}}, "prompts": "a"}
+    before = {"train": {"rate": 2, "lora": {"rank": 4}}, "prompts": "a"}
     assert changed_keys(with_added(before, inputs, added), inputs) == []
-    inputs["train"] |= {"new": 1, "rate": 3}
-    assert changed_keys(with_added(before, inputs, added), inputs) == ["train.new", "train.rate"]
+    inputs["train"] |= {"new": 1, "rate": 3, "lora": {"rank": 4, "newest": 0.5}}
+    assert changed_keys(with_added(before, inputs, added), inputs) == [
+        "train.lora.newest",
+        "train.new",
+        "train.rate",
+    ]
 
 
 def test_only_settings_are_added_to_what_was_recorded() -> None:

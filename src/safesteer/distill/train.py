@@ -149,8 +149,8 @@ def train(
             student = with_lora(student, settings, seed, steered)
         # Other processes would wait for the passes that this one makes again.
         if (once() if ranks.count() > 1 else attempt(once)) is not None:
-            if settings.extrapolation:
-                extrapolate(student, settings.extrapolation)
+            if settings.method == "lora":
+                extrapolate(student, settings.lora.extrapolation)
             return student.eval()
         if micro == 1:
             raise SafeSteerError(

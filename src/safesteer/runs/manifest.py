@@ -87,15 +87,17 @@ def as_json(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_added(
-    recorded: dict[str, Any], inputs: dict[str, Any], added: Mapping[str, Mapping[str, Any]]
+    recorded: dict[str, Any], inputs: dict[str, Any], added: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`recorded`, and of `added` ({section: {setting: value}}) what `inputs` has and it lacks."""
+    """`recorded`, and what of `added` `inputs` has and it lacks, section by section."""
     filled = dict(recorded)
-    for section, values in added.items():
-        before, now = recorded.get(section), inputs.get(section)
-        if isinstance(before, dict) and isinstance(now, dict):
-            lacking = {key: values[key] for key in values.keys() & now.keys() - before.keys()}
-            filled[section] = {**before, **lacking}
+    for key, value in added.items():
+        before, now = recorded.get(key), inputs.get(key)
+        if not isinstance(value, Mapping):
+            if key in inputs:
+                filled.setdefault(key, value)
+        elif isinstance(before, dict) and isinstance(now, dict):
+            filled[key] = with_added(before, now, value)
     return filled
 
 

@@ -40,7 +40,7 @@ class StageRecord:
         run: RunDirectory,
         name: str,
         inputs: dict[str, Any],
-        added: Mapping[str, Mapping[str, Any]],
+        added: Mapping[str, Any],
     ) -> None:
         self.name = name
         self._run = run
