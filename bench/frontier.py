@@ -2,9 +2,11 @@
 
     python bench/frontier.py RUN [RUN ...] [--scales 0.4,0.6,0.8,1,1.2] [--limit 50]
 
-RUNs are finished runs of one recipe, one for each seed. The low-rank change of each student is
-scaled (WiSE-FT, arXiv 2109.01903) and judged on our validation prompts, on which choices are made;
-the Markdown table gives means and standard deviations over the runs.
+RUNs are finished runs of one recipe with LoRA, one for each seed. Each adapter is made weaker
+(WiSE-FT, arXiv 2109.01903) or stronger (model extrapolation, arXiv 2404.16792) than the run left
+it, at scale 1, and judged on our validation prompts, on which choices are made. A run with
+train.lora.extrapolation 0.25 is as it was trained at scale 0.8. The Markdown table gives means and
+standard deviations over the runs.
 
 *Order* is the share of pairs of a harmful and another (harmless or borderline) prompt of which the
 harmful one is the likelier to be answered with the refusing opening: 50 % is chance, 100 % a
@@ -54,8 +56,9 @@ def likelihoods(
     def read(part: Sequence[int]) -> list[float]:
         asked = [chat.ids(prompts[row]) for row in part]
         hidden, _ = hidden_at(speaker.runner, chat.tokenizer, asked, [words] * len(part))
-        found = torch.log_softmax(head.logits(hidden), dim=-1).cpu()  # [B, words, V]
-        return found.gather(-1, target.expand(len(part), -1)[..., None]).sum((1, 2)).tolist()
+        each = torch.log_softmax(head.logits(hidden), dim=-1)  # [B, words, V]
+        asked_for = target.to(each.device).expand(len(part), -1)[..., None]
+        return each.gather(-1, asked_for).sum((1, 2)).tolist()
 
     return [one for part in in_batches(range(len(prompts)), 16, read) for one in part]
 

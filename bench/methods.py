@@ -106,7 +106,9 @@ METHODS = {
     "full-vocabulary": Method("reverse KL over the vocabulary", {"train.divergence": "full"}),
     **{
         f"{kind}@{rate}": Method(
-            f"{says}, learning rate {rate}", {"train.learning_rate": float(rate)}, kind
+            f"{says}, learning rate {rate}",
+            {"train.learning_rate": float(rate), "train.lora.extrapolation": 0.0},
+            kind,
         )
         for kind, says, rates in (
             ("sft", "fine-tuning on one refusal, anchors on the base's answers", ("2e-3", "5e-4")),
@@ -312,7 +314,8 @@ class Laboratory:
         """A LoRA student trained by TRL on fixed answers to the prompts that distilling would use.
 
         The refusal is the first refusing opening of the settings; the base's answers are greedy
-        and as long as rollouts. Where the plan begins an answer, either goes on from its words.
+        and as long as whole rollouts. Where the plan begins an answer, either goes on from its
+        words.
         """
         train_settings = settings.train
         harmful = _messages(self.sets["harmful"].train)
@@ -376,16 +379,19 @@ class Laboratory:
                 processing_class=chat.tokenizer,
             )
         else:
-            decode = chat.tokenizer.decode
-            data = [
-                {"prompt": decode(prompt), "chosen": decode(good), "rejected": decode(bad)}
-                for prompt, good, bad in examples
-            ]
+            text = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
             trainer = DPOTrainer(
                 student,
                 args=DPOConfig(**shared),
-                train_dataset=Dataset.from_list(data),
+                train_dataset=Dataset.from_list([text]),
                 processing_class=chat.tokenizer,
+            )
+            # From texts it would end every answer, also one that was cut.
+            trainer.train_dataset = Dataset.from_list(
+                [
+                    {"prompt_ids": prompt, "chosen_ids": good, "rejected_ids": bad}
+                    for prompt, good, bad in examples
+                ]
             )
         compute_in_model_dtype(trainer.model)  # DPO adds an adapter of its own, for the reference
         trainer.train()

@@ -76,12 +76,7 @@ def load_settings(
         if not isinstance(values, dict):
             raise InputError(f"{where}: expected sections such as 'model:' and 'train:'")
     as_read = copy.deepcopy(values)
-    for section, content in sections.items():
-        earlier = values.get(section) or {}
-        if not isinstance(content, dict):
-            values[section] = content
-        elif isinstance(earlier, dict):  # otherwise the file is wrong, which validation says
-            values[section] = {**earlier, **content}
+    values = _merged(values, sections, Settings)
     for override in overrides or []:
         _apply_override(values, override)
     try:
@@ -91,6 +86,23 @@ def load_settings(
         if config is not None and _is_valid(as_read):
             where = "settings"
         raise InputError(f"{where}: {_explain(error)}") from None
+
+
+def _merged(
+    earlier: dict[str, Any], later: dict[str, Any], section: type[BaseModel]
+) -> dict[str, Any]:
+    """`earlier`, where `later` wins, section within section; other dictionaries are values."""
+    merged = dict(earlier)
+    for key, value in later.items():
+        field = section.model_fields.get(key)
+        inner = field.annotation if field else None
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            before = merged.get(key) or {}
+            if not isinstance(before, dict):
+                continue  # the file is wrong, which validation says
+            value = _merged(before, value, inner)
+        merged[key] = value
+    return merged
 
 
 def _is_valid(values: dict[str, Any]) -> bool:

@@ -32,6 +32,7 @@ ONLY_TRAINED = [
     "--set=train.prompts_per_update=4",
     "--set=train.samples_per_prompt=1",
     "--set=train.anchor_share=0.25",
+    "--set=train.lora.extrapolation=0.5",
 ]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
+import types
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,11 @@ from accelerate import Accelerator
 from datasets import Dataset
 from trl import DistillationConfig
 
+from safesteer import ranks
 from safesteer.config import ModelSettings, TrainSettings
 from safesteer.distill import train as train_module
 from safesteer.distill import trainer
+from safesteer.distill.lora import extrapolate
 from safesteer.distill.plan import plan_rows
 from safesteer.distill.reading import Reader
 from safesteer.distill.save import save_student
@@ -736,6 +741,38 @@ def test_extrapolation_goes_further_along_the_change(new_chat_model, tmp_path):
         torch.testing.assert_close(
             further.get_submodule(name).get_delta_weight("default"), 1.5 * change
         )
+
+
+def test_extrapolation_gathers_what_zero_3_has_parted(monkeypatch):
+    """Such a parameter is changed by the main process while it is whole, and nowhere else."""
+    whole: list[Any] = []
+
+    @contextmanager
+    def gathered(parameters, modifier_rank):  # type: ignore[no-untyped-def]
+        assert modifier_rank == 0
+        whole.extend(parameters)
+        yield
+
+    zero = types.ModuleType("deepspeed.zero")
+    zero.GatheredParameters = gathered  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deepspeed", types.ModuleType("deepspeed"))
+    monkeypatch.setitem(sys.modules, "deepspeed.zero", zero)
+    student = torch.nn.ModuleDict(
+        {"lora_A": torch.nn.Linear(2, 2), "lora_B": torch.nn.Linear(2, 2)}
+    )
+    student = torch.nn.ModuleDict({"q_proj": student})
+    before = weights(student)
+    parted = student["q_proj"]["lora_B"].weight
+    parted.ds_id = 0
+    extrapolate(student, 0.5)
+    assert whole == [parted]
+    torch.testing.assert_close(parted, 1.5 * before["q_proj.lora_B.weight"])
+    torch.testing.assert_close(
+        student["q_proj"]["lora_A"].weight, before["q_proj.lora_A.weight"], rtol=0, atol=0
+    )
+    monkeypatch.setattr(ranks, "is_main", lambda: False)
+    extrapolate(student, 0.5)
+    torch.testing.assert_close(parted, 1.5 * before["q_proj.lora_B.weight"])
 
 
 @pytest.mark.parametrize("window", [1, 2])

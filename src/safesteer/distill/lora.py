@@ -1,4 +1,4 @@
-"""The student's adapters: which modules of which blocks get one."""
+"""The student's adapters: which modules of which blocks get one, and how strong they end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from safesteer import ranks
 from safesteer.config import LoraSettings, TrainSettings
 from safesteer.errors import InputError
 from safesteer.models.adapters import compute_in_model_dtype
@@ -65,11 +66,20 @@ def extrapolate(student: Any, by: float) -> None:
     """Go further along the change that training made: weights are base + (1 + `by`) x change.
 
     Model extrapolation (Zheng et al. 2024, arXiv 2404.16792). The output matrices are scaled and
-    not ``lora_alpha``, which some readers of an adapter take for a whole number.
+    not ``lora_alpha``, which some readers of an adapter take for a whole number. Every process
+    calls this.
     """
     for name, parameter in student.named_parameters():
-        if re.search(r"\.lora_(embedding_)?B\b", name):
-            getattr(parameter, "ds_tensor", parameter).mul_(1 + by)  # where ZeRO-3 keeps its part
+        if not re.search(r"\.lora_(embedding_)?B\b", name):
+            continue
+        if hasattr(parameter, "ds_id"):  # ZeRO-3, which may hold it whole, in part or both
+            from deepspeed.zero import GatheredParameters
+
+            with GatheredParameters([parameter], modifier_rank=0):
+                if ranks.is_main():
+                    parameter.mul_(1 + by)
+        else:
+            parameter.mul_(1 + by)
 
 
 def _first_layer(lora: LoraSettings, layers: int, steered: int | None) -> int:

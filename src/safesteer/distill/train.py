@@ -60,6 +60,8 @@ def train(
     Writes `folder`/metrics.jsonl and checkpoints; goes on from the last whole checkpoint in
     `folder` if there is one. With LoRA the weights of ``model.model`` stay as they are; with full
     fine-tuning they are trained in place against `frozen`, a copy of the base (made if None).
+    ``lora.extrapolation`` is applied to the returned student; metrics and checkpoints are of it as
+    it was trained.
 
     What does not fit into memory is done again from the last checkpoint in smaller micro-batches,
     whose gradients add up to the same update.

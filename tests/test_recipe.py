@@ -1,0 +1,33 @@
+"""Settings from a recipe, sections and overrides."""
+
+from __future__ import annotations
+
+import pytest
+
+from safesteer.errors import InputError
+from safesteer.recipe import load_settings
+
+
+def test_sections_win_key_by_key_however_deep() -> None:
+    """What a section within a section leaves out is the recipe's."""
+    recipe = load_settings("smollm2-135m").train
+    changed = load_settings("smollm2-135m", train={"updates": 7, "lora": {"rank": 3}}).train
+    expected = recipe.model_copy(
+        update={"updates": 7, "lora": recipe.lora.model_copy(update={"rank": 3})}
+    )
+    assert changed == expected != recipe
+
+
+def test_dictionaries_that_are_values_are_replaced() -> None:
+    recipe = {"template_kwargs": {"enable_thinking": False, "reasoning": "low"}}
+    settings = load_settings(None, ["model.template_kwargs={}"], model=recipe)
+    assert settings.model.template_kwargs == {}
+    settings = load_settings(None, model=recipe)
+    assert settings.model.template_kwargs == recipe["template_kwargs"]
+
+
+def test_a_file_that_is_wrong_within_a_section_is_said(tmp_path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("train:\n  lora: 3\n")
+    with pytest.raises(InputError, match=r"wrong\.yaml: train\.lora"):
+        load_settings(path, train={"lora": {"rank": 3}})
