@@ -172,7 +172,11 @@ METHODS = {
     "no-prefills": Method("no answers are begun", {"train.prefill_share": 0.0}),
     "prefill-50": Method("half begin with a compliant opening", {"train.prefill_share": 0.5}),
     # Adapters
-    "no-extrapolation": Method("the adapter as trained", {"train.lora.extrapolation": 0.0}),
+    "extrapolated": Method("a quarter stronger at the end", {"train.lora.extrapolation": 0.25}),
+    "anchors-weigh-4+extrapolated": Method(
+        "and anchors weigh four times as much",
+        {"train.anchor_weight": 4.0, "train.lora.extrapolation": 0.25},
+    ),
     "rank-4": Method("LoRA of rank 4", {"train.lora.rank": 4, "train.lora.alpha": 8}),
     "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),
     "from-layer-17": Method("adapters from layer 17 of 30 on", {"train.lora.first_layer": 17}),
