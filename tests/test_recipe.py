@@ -18,12 +18,15 @@ def test_sections_win_key_by_key_however_deep() -> None:
     assert changed == expected != recipe
 
 
-def test_dictionaries_that_are_values_are_replaced() -> None:
-    recipe = {"template_kwargs": {"enable_thinking": False, "reasoning": "low"}}
-    settings = load_settings(None, ["model.template_kwargs={}"], model=recipe)
+def test_dictionaries_that_are_values_are_replaced(tmp_path) -> None:
+    """What a template is told is one value: half of a file's and half of a section's is neither."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("model:\n  template_kwargs: {enable_thinking: false}\n")
+    section = {"template_kwargs": {"reasoning": "low"}}
+    assert load_settings(path, model=section).model.template_kwargs == {"reasoning": "low"}
+    settings = load_settings(path, ["model.template_kwargs={}"], model=section)
     assert settings.model.template_kwargs == {}
-    settings = load_settings(None, model=recipe)
-    assert settings.model.template_kwargs == recipe["template_kwargs"]
+    assert section == {"template_kwargs": {"reasoning": "low"}}  # the caller's own
 
 
 def test_a_file_that_is_wrong_within_a_section_is_said(tmp_path) -> None:
