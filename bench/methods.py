@@ -161,7 +161,7 @@ METHODS = {
     "no-anchors": Method("harmful prompts alone", {"train.anchor_share": 0.0}),
     "anchors-50": Method("half of an update are anchors", {"train.anchor_share": 0.5}),
     "anchors-weigh-1": Method("anchors weigh as much as others", {"train.anchor_weight": 1.0}),
-    "anchors-weigh-4": Method("anchors weigh four times as much", {"train.anchor_weight": 4.0}),
+    "anchors-weigh-2": Method("anchors weigh twice as much", {"train.anchor_weight": 2.0}),
     "anchors-on-S": Method("anchors on S alone", {"train.anchor_tokens": "safety"}),
     "anchors-plain": Method("plain anchors", {"train.anchors": ["harmless"]}),
     "anchors-borderline": Method(
@@ -172,10 +172,10 @@ METHODS = {
     "no-prefills": Method("no answers are begun", {"train.prefill_share": 0.0}),
     "prefill-50": Method("half begin with a compliant opening", {"train.prefill_share": 0.5}),
     # Adapters
-    "extrapolated": Method("a quarter stronger at the end", {"train.lora.extrapolation": 0.25}),
-    "anchors-weigh-4+extrapolated": Method(
-        "and anchors weigh four times as much",
-        {"train.anchor_weight": 4.0, "train.lora.extrapolation": 0.25},
+    "as-trained": Method("no extrapolation at the end", {"train.lora.extrapolation": 0.0}),
+    "anchors-weigh-2+as-trained": Method(
+        "and anchors weigh twice as much",
+        {"train.anchor_weight": 2.0, "train.lora.extrapolation": 0.0},
     ),
     "rank-4": Method("LoRA of rank 4", {"train.lora.rank": 4, "train.lora.alpha": 8}),
     "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),
