@@ -46,6 +46,16 @@ def test_all_weights_are_a_finetune_of_transformers(new_run):
     assert "vllm serve model" in text and "lora" not in data.tags
 
 
+def test_a_stronger_adapter_is_said(new_run):
+    words = "the finished adapter made 1.25 times as strong"
+    stronger = {"lora": {"extrapolation": 0.25}}
+    assert words in render_card(read_findings(new_run("stronger", train=stronger)))
+    none = {"lora": {"extrapolation": 0.0}}
+    assert words not in render_card(read_findings(new_run("none", train=none)))
+    full = new_run("full", train={"method": "full", **stronger})
+    assert words not in render_card(read_findings(full))
+
+
 def test_the_built_in_model_is_named_by_its_place_on_the_hub(new_run):
     text = render_card(read_findings(new_run(model=BUILTIN)))
     data = ModelCard(text).data
