@@ -38,7 +38,7 @@ from safesteer.config import Settings
 from safesteer.direction.find import extract_direction
 from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import plan_rows
-from safesteer.distill.train import train
+from safesteer.distill.train import fast_attention, train
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
@@ -398,7 +398,8 @@ class Laboratory:
                 ]
             )
         compute_in_model_dtype(trainer.model)  # DPO adds an adapter of its own, for the reference
-        trainer.train()
+        with fast_attention(self.model.model):
+            trainer.train()
         return trainer.accelerator.unwrap_model(trainer.model).eval()
 
     def _judge(self, settings: Settings, speaker: Speaker) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
         metrics.trainer = trainer
         try:
-            with _fast_attention(model.model):
+            with fast_attention(model.model):
                 trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             if trainer.use_vllm:
@@ -230,7 +230,7 @@ def _keep_metrics(folder: Path, updates: int) -> None:
 
 
 @contextmanager
-def _fast_attention(model: Any) -> Iterator[None]:
+def fast_attention(model: Any) -> Iterator[None]:
     """On the CPU, train with plain attention: the backward of torch's fused one is slower there.
 
     Measured on the built-in model at 32 x 61 tokens: 6.5 s fused, 4.2 s plain, forward and
