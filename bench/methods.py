@@ -93,6 +93,7 @@ _PUBLISHED = {
     "train.prefill_share": 0.0,
     "train.opening_tokens": None,
     "train.lora.extrapolation": 0.0,
+    "train.lora.whitening": None,
 }
 _READS_NOTHING = {"teacher.context": "none", "teacher.strength": 1.0}
 _DEMONSTRATIONS = {"teacher.context": "demonstrations", "teacher.demonstrations": 4}
@@ -176,6 +177,10 @@ METHODS = {
     "anchors-weigh-2+as-trained": Method(
         "and anchors weigh twice as much",
         {"train.anchor_weight": 2.0, "train.lora.extrapolation": 0.0},
+    ),
+    "whitened": Method(
+        "steps in inputs whitened on harmless text, no extrapolation",
+        {"train.lora.whitening": 0.1, "train.lora.extrapolation": 0.0},
     ),
     "rank-4": Method("LoRA of rank 4", {"train.lora.rank": 4, "train.lora.alpha": 8}),
     "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),

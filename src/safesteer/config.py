@@ -173,6 +173,13 @@ class LoraSettings(Section):
         description="how much further the student goes along its change when training ends: the"
         " adapter is made 1 + this times as strong; 0 is the published method",
     )
+    whitening: float | None = Field(
+        None,
+        gt=0,
+        description="the less of it, the less the adapter learns in what harmless text is made of:"
+        " steps are taken in inputs whitened on harmless prompts, with this share of their mean"
+        " variance as the floor; unset, as published: plain steps",
+    )
 
 
 class VllmSettings(Section):
@@ -378,5 +385,7 @@ class Settings(Section):
 
 # Settings that came after runs had been made, where they stand, and what was done before there was
 # one. A record without them stays what it was.
-ADDED_SETTINGS: dict[str, Any] = {"train": {"anchor_weight": 1.0, "lora": {"extrapolation": 0.0}}}
+ADDED_SETTINGS: dict[str, Any] = {
+    "train": {"anchor_weight": 1.0, "lora": {"extrapolation": 0.0, "whitening": None}}
+}
 DIVERGENCES: tuple[str, ...] = get_args(Divergence)

@@ -685,8 +685,9 @@ def test_rollouts_are_without_dropout_and_the_student_trains_with_it(
         {"lora": {"dropout": 0.3}},
         {"updates_per_rollout": 2, "save_every": 1},
         {"lora": {"rank": 4, "alpha": 8, "extrapolation": 0.5}},
+        {"lora": {"rank": 4, "alpha": 8, "whitening": 0.1}},
     ],
-    ids=["lora", "full", "micro-batches", "dropout", "windows", "extrapolated"],
+    ids=["lora", "full", "micro-batches", "dropout", "windows", "extrapolated", "whitened"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(changes, new_chat_model, tmp_path):
     """Losses, every other number and the final weights are exactly those of one go."""

@@ -29,6 +29,7 @@ from safesteer.distill.plan import completions_per_process, for_processes, plan_
 from safesteer.distill.reading import TEACHER_TOKENS
 from safesteer.distill.rollouts import check_rollouts, release, vllm_arguments
 from safesteer.distill.trainer import SafeSteerTrainer
+from safesteer.distill.whitening import whiten
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.batches import attempt
 from safesteer.models.chat import Message
@@ -97,6 +98,11 @@ def train(
     layout = ranks.layout()
     if settings.method == "full" and frozen is None:
         frozen = copy.deepcopy(model.model)
+    floor = settings.lora.whitening if settings.method == "lora" else None
+    if floor is not None and layout != "whole":
+        raise InputError(
+            f"train.lora.whitening needs whole adapters in every process, and {layout} spreads them"
+        )
     own = completions_per_process(settings, ranks.count())
     micro = _dividing(own, settings.micro_batch or own)
     teacher_tokens = TEACHER_TOKENS
@@ -121,6 +127,7 @@ def train(
             if settings.opening_tokens is not None
             else None,
             updates_per_rollout=window,
+            whitening=whitening,
             callbacks=[metrics],
         )
         if layout == "fsdp" and not trainer.accelerator.is_fsdp2:
@@ -149,6 +156,8 @@ def train(
         else:
             steered = None if teacher.direction is None else teacher.direction.layer
             student = with_lora(student, settings, seed, steered)
+        # Before the checkpoint is read, which holds the factors that this sets to their start.
+        whitening = None if floor is None else whiten(model, student, short_anchors, floor, seed)
         # Other processes would wait for the passes that this one makes again.
         if (once() if ranks.count() > 1 else attempt(once)) is not None:
             if settings.method == "lora":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -27,6 +27,7 @@ from safesteer.distill import rollouts
 from safesteer.distill.answers import answer_mask, answer_rates
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.distill.reading import TEACHER_TOKENS, Reader
+from safesteer.distill.whitening import step_whitened
 from safesteer.errors import SafeSteerError
 from safesteer.models.batches import attempt, halved
 from safesteer.models.chat import ChatRenderer, pad_left
@@ -62,6 +63,7 @@ class SafeSteerTrainer(DistillationTrainer):
         updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
             as it is before the first of them, and the teacher reads them at once; 1 is strictly
             on-policy. Resuming has to begin with a window.
+        whitening: W of factors of adapters by their names in `model`, see `distill.whitening`.
     """
 
     _tag_names = ["trl", "safesteer"]  # noqa: RUF012 - a list in the class that it overrides
@@ -86,6 +88,7 @@ class SafeSteerTrainer(DistillationTrainer):
         teacher_tokens: int = TEACHER_TOKENS,
         opening: tuple[int, float] | None = None,
         updates_per_rollout: int = 1,
+        whitening: Mapping[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         self.chat = chat
@@ -97,6 +100,7 @@ class SafeSteerTrainer(DistillationTrainer):
         self.rollout_batch = rollout_batch
         self.opening = opening
         self.updates_per_rollout = updates_per_rollout
+        self.whitening = whitening or {}
         self._parts: list[dict[str, Any]] = []  # micro-batches of the window under way
         self._begun: list[str] = []  # beginnings of the answers that are being written
         if updates_per_rollout > 1 and isinstance(train_dataset, IterableDataset):
@@ -344,6 +348,21 @@ class SafeSteerTrainer(DistillationTrainer):
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        made = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.whitening and not made:
+            student = self.accelerator.unwrap_model(self.model)
+            factors = dict(student.named_parameters())
+            step_whitened(
+                optimizer,
+                {
+                    factors[name]: weight.to(factors[name])
+                    for name, weight in self.whitening.items()
+                },
+            )
+        return optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         with self._timed("step"):
