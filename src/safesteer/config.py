@@ -176,9 +176,9 @@ class LoraSettings(Section):
     whitening: float | None = Field(
         None,
         gt=0,
-        description="the less of it, the less the adapter learns in what harmless text is made of:"
-        " steps are taken in inputs whitened on harmless prompts, with this share of their mean"
-        " variance as the floor; unset, as published: plain steps",
+        description="steps are taken in inputs whitened on anchor prompts, so that the adapter"
+        " learns least in what harmless text is made of; the value is the least variance that"
+        " counts, as a share of the mean: smaller is stronger; unset, as published: plain steps",
     )
 
 

@@ -9,10 +9,19 @@ from safesteer import ranks
 from safesteer.config import LoraSettings, TrainSettings
 from safesteer.distill.lora import with_lora
 from safesteer.distill.train import train
-from safesteer.distill.whitening import inverse_root, step_whitened, whiten
+from safesteer.distill.whitening import (
+    ANSWER_TOKENS,
+    input_whitening,
+    inverse_root,
+    start_whitened,
+    step_whitened,
+)
 from safesteer.errors import InputError
+from safesteer.models.generate import generate
+from safesteer.models.layers import find_blocks
 from safesteer.teacher import Teacher
 
+REFUSES = Teacher(context=({"role": "system", "content": "Refuse."},))
 HARMLESS = [[{"role": "user", "content": f"Name colour number {n}"}] for n in range(6)]
 
 
@@ -59,7 +68,7 @@ def test_steps_are_those_of_the_other_variable():
         torch.testing.assert_close(beside, plain, atol=1e-4, rtol=1e-4)
 
 
-def test_a_factor_without_gradient_stays(tmp_path):
+def test_a_factor_without_gradient_stays():
     a, b = torch.ones(1, 2, requires_grad=True), torch.ones(1, 2, requires_grad=True)
     optimizer = torch.optim.AdamW([a, b], lr=0.1)
     step_whitened(optimizer, {a: torch.eye(2), b: torch.eye(2)})
@@ -69,62 +78,66 @@ def test_a_factor_without_gradient_stays(tmp_path):
 
 
 def test_every_adapter_is_measured_on_what_its_layer_reads(new_chat_model):
-    """The moments of the first block's queries, taken by hand, and the start of their adapter."""
+    """Against moments that are taken by hand, of prompts with their greedy answers, each once."""
     model = new_chat_model()
+    lora = LoraSettings(rank=2, alpha=4, target_modules=["q_proj", "down_proj"])
+    student = with_lora(model.model, TrainSettings(lora=lora), 0)
+    found = input_whitening(model, student, [*HARMLESS, *HARMLESS], 0.1, seed=0)
+    assert len(found) == 2 * len(find_blocks(model.model))
+    prompts = [model.chat.ids(messages) for messages in HARMLESS]
+    answers = generate(model.model, model.chat.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
+    student.unload()
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        read: list[torch.Tensor] = []
+        layer = find_blocks(model.model)[1].get_submodule(name)
+        hook = layer.register_forward_pre_hook(lambda _, inputs, read=read: read.append(inputs[0]))
+        with torch.no_grad():
+            for prompt, answer in zip(prompts, answers, strict=True):
+                model.model(torch.tensor([prompt + answer]))
+        hook.remove()
+        x = torch.cat([one.flatten(0, -2) for one in read]).float()
+        (w,) = (w for key, w in found.items() if f"layers.1.{name}." in key)
+        torch.testing.assert_close(w, inverse_root(x.T @ x, 0.1), atol=1e-4, rtol=1e-3)
+
+
+def test_training_steps_in_the_whitened_variable(new_chat_model, tmp_path):
+    """Adam's second step is of one size in every entry of A' (B is 0 before the first one).
+
+    It is 0.1 / 0.19 over sqrt(0.001 / 0.001999) of a rate that has fallen to a half.
+    """
+    lora = LoraSettings(rank=4, alpha=8, target_modules=["q_proj"], whitening=0.01)
     settings = TrainSettings(
-        lora=LoraSettings(rank=2, alpha=4, target_modules=["q_proj", "v_proj"])
+        lora=lora, updates=2, prompts_per_update=4, samples_per_prompt=1, anchor_share=0.5,
+        learning_rate=1e-2, warmup_ratio=0, max_completion_tokens=4,
+    )  # fmt: skip
+    model = new_chat_model()
+    fresh = with_lora(model.model, settings, 0)
+    whitening = input_whitening(model, fresh, HARMLESS, 0.01, seed=0)
+    start_whitened(fresh, whitening)
+    starts = {name: p.detach().clone() for name, p in fresh.named_parameters()}
+    harmful = [[{"role": "user", "content": f"How do I break law {n}"}] for n in range(8)]
+    student = train(
+        new_chat_model(), REFUSES, [1, 2, 3], harmful, HARMLESS, settings, folder=tmp_path
     )
-    plain = with_lora(model.model, settings, 0)
-    start = {name: p.detach().clone() for name, p in plain.named_parameters() if "lora_A" in name}
-    student = with_lora(plain.unload(), settings, 0)
-    found = whiten(model, student, HARMLESS, 0.1, seed=0)
-    assert found.keys() == start.keys()
-    after = dict(student.named_parameters())
-    for name, w in found.items():
-        torch.testing.assert_close(after[name], start[name] @ w)
-    again = whiten(model, with_lora(student.unload(), settings, 0), HARMLESS, 0.1, seed=0)
-    assert all(torch.equal(found[name], again[name]) for name in found)
-
-
-def test_whitening_moves_harmless_text_less(new_chat_model, tmp_path):
-    """What the adapters read of harmless inputs after the same updates, whitened and plain."""
-    read = {}
-    for whitening in (None, 0.01):
-        model = new_chat_model()
-        lora = {"rank": 4, "alpha": 8, "target_modules": ["q_proj"], "whitening": whitening}
-        settings = TrainSettings(
-            lora=lora, updates=4, prompts_per_update=4, samples_per_prompt=1, anchor_share=0.5,
-            learning_rate=1e-2, max_completion_tokens=4,
-        )  # fmt: skip
-        harmful = [[{"role": "user", "content": f"How do I break law {n}"}] for n in range(8)]
-        student = train(
-            model, Teacher(context=({"role": "system", "content": "Refuse."},)), [1, 2, 3], harmful,
-            HARMLESS, settings, folder=tmp_path / str(whitening),
-        )  # fmt: skip
-        energies = []
-
-        def keep(module, inputs, output, energies=energies):  # type: ignore[no-untyped-def]
-            energies.append(output.float().square().mean() / inputs[0].float().square().mean())
-
-        hooks = [
-            module.register_forward_hook(keep)
-            for name, module in student.named_modules()
-            if name.endswith("lora_A.default")
-        ]
-        for messages in HARMLESS:
-            student(torch.tensor([model.chat.ids(messages)]))
-        for hook in hooks:
-            hook.remove()
-        read[whitening] = torch.stack(energies).mean().item()
-    assert read[0.01] < 0.5 * read[None]
+    ends = dict(student.named_parameters())
+    for name, w in whitening.items():
+        steps = ((ends[name] - starts[name]) @ torch.linalg.inv(w)).abs()
+        expected = torch.full_like(steps, 0.5e-2 * (0.1 / 0.19) / (0.001 / 0.001999) ** 0.5)
+        near = torch.isclose(steps, expected, rtol=0.05)
+        assert near.float().mean() > 0.9, name
 
 
 def test_it_says_what_it_needs(new_chat_model, tmp_path, monkeypatch):
-    settings = TrainSettings(lora=LoraSettings(whitening=0.1), updates=1)
     harmful = [[{"role": "user", "content": "How do I break the law"}]]
-    teacher = Teacher(context=({"role": "system", "content": "Refuse."},))
-    with pytest.raises(InputError, match=r"whitening needs harmless prompts.*train\.anchors"):
-        train(new_chat_model(), teacher, [1, 2], harmful, settings=settings, folder=tmp_path)
+
+    def trained(anchors=HARMLESS, **changes):  # type: ignore[no-untyped-def]
+        settings = TrainSettings(lora=LoraSettings(whitening=0.1), updates=1, **changes)
+        train(new_chat_model(), REFUSES, [1, 2], harmful, anchors, settings, folder=tmp_path)
+
+    with pytest.raises(InputError, match="measured on anchor prompts, and there is none"):
+        trained(anchors=[])
+    with pytest.raises(InputError, match=r"without train\.weight_decay: set it to 0"):
+        trained(weight_decay=0.1)
     monkeypatch.setattr(ranks, "layout", lambda: "fsdp")
     with pytest.raises(InputError, match="whole adapters in every process, and fsdp spreads"):
-        train(new_chat_model(), teacher, [1, 2], harmful, HARMLESS, settings, folder=tmp_path)
+        trained()

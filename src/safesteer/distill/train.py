@@ -29,7 +29,7 @@ from safesteer.distill.plan import completions_per_process, for_processes, plan_
 from safesteer.distill.reading import TEACHER_TOKENS
 from safesteer.distill.rollouts import check_rollouts, release, vllm_arguments
 from safesteer.distill.trainer import SafeSteerTrainer
-from safesteer.distill.whitening import whiten
+from safesteer.distill.whitening import input_whitening, start_whitened
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.batches import attempt
 from safesteer.models.chat import Message
@@ -68,7 +68,8 @@ def train(
     whose gradients add up to the same update.
 
     Raises InputError for a plan that cannot be made, see `plan_rows`, for begun answers of a model
-    that thinks first, and where vLLM is asked for and cannot be used, see `check_rollouts`;
+    that thinks first, for whitening without anchors, with weight decay or with adapters that are
+    spread over processes, and where vLLM is asked for and cannot be used, see `check_rollouts`;
     SafeSteerError where not even one completion at a time fits.
     """
     settings = settings or TrainSettings()
@@ -99,10 +100,9 @@ def train(
     if settings.method == "full" and frozen is None:
         frozen = copy.deepcopy(model.model)
     floor = settings.lora.whitening if settings.method == "lora" else None
-    if floor is not None and layout != "whole":
-        raise InputError(
-            f"train.lora.whitening needs whole adapters in every process, and {layout} spreads them"
-        )
+    if floor is not None:
+        _check_whitening(settings, short_anchors, layout)
+    whitening: dict[str, torch.Tensor] = {}
     own = completions_per_process(settings, ranks.count())
     micro = _dividing(own, settings.micro_batch or own)
     teacher_tokens = TEACHER_TOKENS
@@ -156,8 +156,10 @@ def train(
         else:
             steered = None if teacher.direction is None else teacher.direction.layer
             student = with_lora(student, settings, seed, steered)
-        # Before the checkpoint is read, which holds the factors that this sets to their start.
-        whitening = None if floor is None else whiten(model, student, short_anchors, floor, seed)
+            if floor is not None:
+                # Measured once: what a smaller micro-batch goes on with has to be the same.
+                whitening = whitening or input_whitening(model, student, short_anchors, floor, seed)
+                start_whitened(student, whitening)  # and a checkpoint, if there is one, goes on
         # Other processes would wait for the passes that this one makes again.
         if (once() if ranks.count() > 1 else attempt(once)) is not None:
             if settings.method == "lora":
@@ -179,6 +181,20 @@ def train(
             model.model.load_state_dict(frozen.state_dict())
         else:
             student.unload()
+
+
+def _check_whitening(settings: TrainSettings, anchors: Sequence[Any], layout: str) -> None:
+    if layout != "whole":
+        raise InputError(
+            f"train.lora.whitening needs whole adapters in every process, and {layout} spreads them"
+        )
+    if settings.weight_decay:
+        raise InputError("train.lora.whitening goes without train.weight_decay: set it to 0")
+    if not anchors:
+        raise InputError(
+            "train.lora.whitening is measured on anchor prompts, and there is none of at most"
+            " train.max_prompt_tokens tokens"
+        )
 
 
 def _dividing(completions: int, micro: int) -> int:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from datasets import IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
@@ -138,6 +138,16 @@ class SafeSteerTrainer(DistillationTrainer):
         alone = base_model is not None or args.gradient_checkpointing
         student = self.accelerator.unwrap_model(self.model)
         self.shared_blocks = 0 if alone else self.reader.shared_blocks(student)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        made = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.whitening and not made:
+            factors = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+            # One process's, lest the last digits of another's drive the copies apart.
+            whitening = {n: broadcast(w) for n, w in self.whitening.items()}
+            step_whitened(optimizer, {factors[n]: w for n, w in whitening.items()})
+        return optimizer
 
     # Windows of updates --------------------------------------------------------------------------
 
@@ -348,21 +358,6 @@ class SafeSteerTrainer(DistillationTrainer):
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        made = self.optimizer is not None
-        optimizer = super().create_optimizer(model)
-        if self.whitening and not made:
-            student = self.accelerator.unwrap_model(self.model)
-            factors = dict(student.named_parameters())
-            step_whitened(
-                optimizer,
-                {
-                    factors[name]: weight.to(factors[name])
-                    for name, weight in self.whitening.items()
-                },
-            )
-        return optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         with self._timed("step"):

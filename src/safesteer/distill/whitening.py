@@ -1,9 +1,9 @@
 """Adapters that learn least in what harmless text is made of.
 
 A LoRA adapter reads the input x of its layer as A x, A [r, d]. With C the second moments of x over
-harmless prompts and the model's own answers to them, steps are taken in A' where A = A' W and
+anchor prompts and the model's own answers to them, steps are taken in A' where A = A' W and
 
-    W = (C / mean + floor * I)^(-1/2)      mean: of the eigenvalues of C; W then has the norm of I
+    W = s (C / mean + floor * I)^(-1/2)    mean: of the eigenvalues of C; s: W has the norm of I
 
 so that a step moves least what is read along the directions that harmless text is full of, and
 most along those that it leaves empty. Null-space methods cut the former off (Adam-NSCL, arXiv
@@ -13,6 +13,7 @@ model holds, saves and merges: W shows only in how A starts and moves.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +22,6 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
-from safesteer.errors import InputError
 from safesteer.models.chat import Message
 from safesteer.models.generate import generate
 from safesteer.models.load import ChatModel
@@ -30,38 +30,43 @@ PROMPTS = 128
 ANSWER_TOKENS = 24
 
 
-def whiten(
+def input_whitening(
     model: ChatModel,
     student: Any,
-    harmless: Sequence[Sequence[Message]],
+    anchors: Sequence[Sequence[Message]],
     floor: float,
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    """W [d, d] of every linear factor A of a fresh student around `model`, by the name of A.
+    """W [d, d], float32, of every linear factor A of a fresh student around `model`, by A's name.
 
-    Leaves every A at A W, where its steps begin. Factors of layers that the prompts never reach
-    are left out. The prompts are a sample of at most PROMPTS, drawn by `seed`.
-
-    Raises InputError without prompts.
+    Factors whose layers the prompts never reach are left out. The prompts are a sample of at most
+    PROMPTS different ones, drawn by `seed`.
     """
-    if not harmless:
-        raise InputError("train.lora.whitening needs harmless prompts to measure: train.anchors")
-    moments = _second_moments(model, student, harmless, seed)
+    different = list({json.dumps(messages): messages for messages in anchors}.values())
+    chosen = random.Random(seed).sample(different, min(PROMPTS, len(different)))
+    moments = _second_moments(model, student, chosen)
     found = {}
-    for name, (factor, moment) in moments.items():
-        weight = inverse_root(moment, floor)
-        found[name] = weight
-        with torch.no_grad():
-            factor.copy_(factor @ weight)
+    while moments:  # each is as large as what it becomes
+        name, moment = moments.popitem()
+        if moment.trace() > 0:
+            found[name] = inverse_root(moment, floor)
     return found
 
 
 def inverse_root(moment: torch.Tensor, floor: float) -> torch.Tensor:
-    """W of second moments [d, d], float32 on their device."""
+    """W of second moments [d, d], which may be of any scale; of their type, on their device."""
     values, vectors = torch.linalg.eigh(moment.double().cpu())
     scale = (values.clamp(min=0) / values.mean() + floor).rsqrt()
     scale = scale / scale.square().mean().sqrt()
     return ((vectors * scale) @ vectors.T).to(moment)
+
+
+@torch.no_grad()
+def start_whitened(student: Any, whitening: Mapping[str, torch.Tensor]) -> None:
+    """Put every factor A of a fresh student at A W, where A' is what A was."""
+    factors = dict(student.named_parameters())
+    for name, weight in whitening.items():
+        factors[name].copy_(factors[name] @ weight)
 
 
 def step_whitened(
@@ -70,22 +75,23 @@ def step_whitened(
     """Let `optimizer` move each factor A [r, d] as it would move A' = A W^-1, for W [d, d].
 
     By the chain rule the gradient of A' is that of A times W, and a step of A' moves A by itself
-    times W, so that A' need not be kept. Weight decay, which is of A, is multiplied by W as well.
+    times W, so that A' need not be kept. The optimizer must not decay the factors. What clips
+    gradients before the step sees that of A.
     """
-    before: dict[torch.Tensor, torch.Tensor] = {}
+    starts: dict[torch.Tensor, torch.Tensor] = {}
 
     @torch.no_grad()
     def enter(*_: Any) -> None:
         for factor, weight in factors.items():
             if factor.grad is not None:
-                before[factor] = factor.detach().clone()
+                starts[factor] = factor.detach().clone()
                 factor.grad = factor.grad @ weight
 
     @torch.no_grad()
     def leave(*_: Any) -> None:
-        for factor, start in before.items():
+        for factor, start in starts.items():
             factor.copy_(start + (factor - start) @ factors[factor])
-        before.clear()
+        starts.clear()
 
     optimizer.register_step_pre_hook(enter)
     optimizer.register_step_post_hook(leave)
@@ -93,21 +99,19 @@ def step_whitened(
 
 @torch.no_grad()
 def _second_moments(
-    model: ChatModel, student: Any, harmless: Sequence[Sequence[Message]], seed: int
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """{name of A: (A, sum of x x^T over the tokens of prompts and answers)}."""
-    chosen = random.Random(seed).sample(list(harmless), min(PROMPTS, len(harmless)))
-    prompts = [model.chat.ids(messages) for messages in chosen]
+    model: ChatModel, student: Any, anchors: Sequence[Sequence[Message]]
+) -> dict[str, torch.Tensor]:
+    """Sums [d, d] of x x^T over the tokens of prompts and greedy answers, by the name of A."""
+    prompts = [model.chat.ids(messages) for messages in anchors]
     answers = generate(
         model.model, model.chat.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, batch_size=64
     )
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    sums: dict[str, torch.Tensor] = {}
 
-    def adds(name: str, factor: torch.Tensor) -> Callable[..., None]:
+    def adds(name: str) -> Callable[..., None]:
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
             x = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-            before = found[name][1] if name in found else 0
-            found[name] = (factor, before + x.T @ x)
+            sums[name] = sums.get(name, 0) + x.T @ x
 
         return add
 
@@ -117,9 +121,9 @@ def _second_moments(
                 continue
             for adapter, factor in module.lora_A.items():
                 if isinstance(factor, torch.nn.Linear):
-                    hook = adds(f"{name}.lora_A.{adapter}.weight", factor.weight)
+                    hook = adds(f"{name}.lora_A.{adapter}.weight")
                     hooks.callback(module.get_base_layer().register_forward_hook(hook).remove)
         device = model.model.device
         for prompt, answer in zip(prompts, answers, strict=True):
             model.model(torch.tensor([prompt + answer], device=device), use_cache=False)
-    return found
+    return sums

@@ -290,9 +290,13 @@ class _Stages:
                 }
             )
         adapters = s.lora_parameters(chosen.lora)
-        return self.base + Peak(
-            {"adapter": FLOAT32 * adapters, "optimiser": 2 * FLOAT32 * adapters}
-        )
+        parts: dict[str, float] = {
+            "adapter": FLOAT32 * adapters,
+            "optimiser": 2 * FLOAT32 * adapters,
+        }
+        if chosen.lora.whitening is not None:
+            parts["whitening"] = FLOAT32 * sum(each.inputs**2 for each in s.adapted(chosen.lora))
+        return self.base + Peak(parts)
 
     def _student(self, micro: int, prompt: int, accumulates: bool) -> Peak:
         """The moment at which the backward pass begins, or, all weights trained, at which it ends.
