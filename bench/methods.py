@@ -92,7 +92,6 @@ _PUBLISHED = {
     "train.anchor_weight": 1.0,
     "train.prefill_share": 0.0,
     "train.opening_tokens": None,
-    "train.lora.extrapolation": 0.0,
     "train.lora.whitening": None,
 }
 _READS_NOTHING = {"teacher.context": "none", "teacher.strength": 1.0}
@@ -102,13 +101,16 @@ METHODS = {
     "teacher": Method("the teacher itself, nothing learned", kind="teacher"),
     "recipe": Method("SafeSteer with this project's recipe"),
     "published": Method("SafeSteer with the published choices", _PUBLISHED),
+    "published@1e-4": Method(
+        "and a learning rate of 1e-4", {**_PUBLISHED, "train.learning_rate": 1e-4}
+    ),
     "published+anchors": Method("and harmless anchors", {**_PUBLISHED, "train.anchor_share": 0.75}),
     # Other ways to learn
     "full-vocabulary": Method("reverse KL over the vocabulary", {"train.divergence": "full"}),
     **{
         f"{kind}@{rate}": Method(
             f"{says}, learning rate {rate}",
-            {"train.learning_rate": float(rate), "train.lora.extrapolation": 0.0},
+            {"train.learning_rate": float(rate), "train.lora.whitening": None},
             kind,
         )
         for kind, says, rates in (
@@ -173,15 +175,14 @@ METHODS = {
     "no-prefills": Method("no answers are begun", {"train.prefill_share": 0.0}),
     "prefill-50": Method("half begin with a compliant opening", {"train.prefill_share": 0.5}),
     # Adapters
-    "as-trained": Method("no extrapolation at the end", {"train.lora.extrapolation": 0.0}),
-    "anchors-weigh-2+as-trained": Method(
-        "and anchors weigh twice as much",
-        {"train.anchor_weight": 2.0, "train.lora.extrapolation": 0.0},
+    "plain-steps": Method("steps in inputs as they are", {"train.lora.whitening": None}),
+    "plain-steps+extrapolated": Method(
+        "and a quarter stronger at the end",
+        {"train.lora.whitening": None, "train.lora.extrapolation": 0.25},
     ),
-    "whitened": Method(
-        "steps in inputs whitened on harmless text, no extrapolation",
-        {"train.lora.whitening": 0.1, "train.lora.extrapolation": 0.0},
-    ),
+    "extrapolated": Method("a quarter stronger at the end", {"train.lora.extrapolation": 0.25}),
+    "floor-0.01": Method("whitened more", {"train.lora.whitening": 0.01}),
+    "floor-1": Method("whitened less", {"train.lora.whitening": 1.0}),
     "rank-4": Method("LoRA of rank 4", {"train.lora.rank": 4, "train.lora.alpha": 8}),
     "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),
     "from-layer-17": Method("adapters from layer 17 of 30 on", {"train.lora.first_layer": 17}),

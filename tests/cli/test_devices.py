@@ -33,6 +33,7 @@ ONLY_TRAINED = [
     "--set=train.samples_per_prompt=1",
     "--set=train.anchor_share=0.25",
     "--set=train.lora.extrapolation=0.5",
+    "--set=train.lora.whitening=0.1",
 ]
 
 
@@ -136,17 +137,21 @@ def test_one_process_goes_on_with_the_run_of_two(arguments, alone, broken_off, s
     assert_same(run, alone)
 
 
-def test_weights_spread_over_processes(arguments, alone, tmp_path):
+def test_weights_spread_over_processes(arguments, alone, safesteer, tmp_path):
     """FSDP 2: rollouts, teacher, losses and the gathered adapter are those of one process."""
-    run = shutil.copytree(
-        alone, tmp_path / "run", ignore=shutil.ignore_patterns("train", "adapter")
-    )
-    manifest = json.loads((run / "manifest.json").read_text())
-    del manifest["stages"]["train"]
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    *begin, last = arguments
+    arguments = [*begin, "--set=train.lora.whitening=null", last]  # which takes whole adapters
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    for folder in (expected, run):
+        shutil.copytree(alone, folder, ignore=shutil.ignore_patterns("train", "adapter"))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["stages"]["train"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = safesteer(*arguments, expected)
+    assert done.code == 0, done.err
     done = launch("fsdp2-2-gpus", HERE / "fsdp_on_cpu.py", *arguments, run)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same(run, alone)
+    assert_same(run, expected)
     assert (run / "train" / "checkpoint-4" / "pytorch_model_fsdp_0").is_dir()
 
 
