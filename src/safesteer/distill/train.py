@@ -186,7 +186,8 @@ def train(
 def _check_whitening(settings: TrainSettings, anchors: Sequence[Any], layout: str) -> None:
     if layout != "whole":
         raise InputError(
-            f"train.lora.whitening needs whole adapters in every process, and {layout} spreads them"
+            f"train.lora.whitening needs whole adapters in every process, and {layout} spreads"
+            " them: set it to null"
         )
     if settings.weight_decay:
         raise InputError("train.lora.whitening goes without train.weight_decay: set it to 0")

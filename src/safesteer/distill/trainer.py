@@ -144,9 +144,8 @@ class SafeSteerTrainer(DistillationTrainer):
         optimizer = super().create_optimizer(model)
         if self.whitening and not made:
             factors = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-            # One process's, lest the last digits of another's drive the copies apart.
-            whitening = {n: broadcast(w) for n, w in self.whitening.items()}
-            step_whitened(optimizer, {factors[n]: w for n, w in whitening.items()})
+            # One process's W, lest the last digits of another's drive the copies apart.
+            step_whitened(optimizer, {factors[n]: broadcast(w) for n, w in self.whitening.items()})
         return optimizer
 
     # Windows of updates --------------------------------------------------------------------------
