@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from importlib import resources
 
 import pytest
@@ -25,6 +27,11 @@ from safesteer.teacher import Direction, Teacher
 
 LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+def _alone():
+    with ranks.alone():
+        return dict(os.environ)
 
 
 @pytest.fixture
@@ -51,6 +58,28 @@ def test_what_a_process_does_alone_knows_of_no_other(second_of_two):
         with ranks.alone():
             raise ZeroDivisionError
     assert dict(os.environ) == before
+
+
+def test_one_of_several_ends_without_the_interpreter_being_taken_down(second_of_two):
+    """Which aborts now and then, when threads of a process group are left; see `program`."""
+    lines = (
+        "import atexit, sys",
+        "from safesteer.cli.main import program",
+        "class Left: __del__ = lambda self: sys.stderr.write('taken down')",
+        "left, sys.argv = Left(), ['safesteer', '--version']",
+        "atexit.register(print, 'said at exit')",
+        "program()",
+    )
+    for environment, error in ((dict(os.environ), ""), (_alone(), "taken down")):
+        done = subprocess.run(
+            [sys.executable, "-c", "\n".join(lines)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == "said at exit"
+        assert done.stderr == error
 
 
 def test_a_command_that_does_not_train_is_the_main_process_s(second_of_two, capsys):

@@ -1,7 +1,5 @@
 """``python -m safesteer``."""
 
-import sys
+from safesteer.cli.main import program
 
-from safesteer.cli.main import main
-
-sys.exit(main())
+program()

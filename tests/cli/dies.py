@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
-from safesteer.cli.main import main
+from safesteer.cli.main import program
 from safesteer.cli.silence import silence_libraries
 
 silence_libraries(debug=False)
@@ -19,4 +18,4 @@ def die(self, args, state, control, **others):  # type: ignore[no-untyped-def]
 
 
 MetricsFile.on_step_end = die
-sys.exit(main())
+program()

@@ -7,14 +7,13 @@ torch's FSDP 2 works on the CPU; what stands in its way is accelerate's list of 
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 import safesteer.pipeline
-from safesteer.cli.main import main
+from safesteer.cli.main import program
 
 
 def train(*arguments, **named):  # type: ignore[no-untyped-def]
@@ -25,4 +24,4 @@ def train(*arguments, **named):  # type: ignore[no-untyped-def]
 PartialState._prepare_backend = lambda self, *others, **named: ("gloo", DistributedType.MULTI_GPU)
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 real_train, safesteer.pipeline.train = safesteer.pipeline.train, train
-sys.exit(main())
+program()

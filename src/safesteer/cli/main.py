@@ -6,6 +6,7 @@ on stderr; ``--debug`` adds the traceback.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import signal
@@ -14,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -73,6 +74,19 @@ def _top(
         print(f"safesteer {__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
+
+
+def program() -> NoReturn:
+    """Run the command that was typed, and end the process with its exit code."""
+    code = main()
+    if ranks.count() > 1:
+        # What FSDP wrapped keeps gloo's threads; an interpreter that is taken down while one of
+        # them lets go of a tensor aborts (SIGABRT), and the launcher then ends the other processes.
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
