@@ -34,3 +34,14 @@ def test_a_file_that_is_wrong_within_a_section_is_said(tmp_path) -> None:
     path.write_text("train:\n  lora: 3\n")
     with pytest.raises(InputError, match=r"wrong\.yaml: train\.lora"):
         load_settings(path, train={"lora": {"rank": 3}})
+
+
+def test_settings_that_do_not_go_together_are_named_alone() -> None:
+    with pytest.raises(InputError) as told:
+        load_settings("smollm2-135m", ["train.weight_decay=0.1"])
+    assert (
+        str(told.value)
+        == "settings: train.lora.whitening goes without train.weight_decay: set it to 0"
+    )
+    load_settings("smollm2-135m", ["train.weight_decay=0.1", "train.lora.whitening=null"])
+    load_settings("smollm2-135m", ["train.weight_decay=0.1", "train.method=full"])

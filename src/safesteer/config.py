@@ -287,6 +287,12 @@ class TrainSettings(Section):
     save_every: int = Field(10, ge=1, description="updates between checkpoints")
     lora: LoraSettings = Field(default_factory=LoraSettings)
 
+    @model_validator(mode="after")
+    def _whitened_steps_alone_move_factors(self) -> TrainSettings:
+        if self.method == "lora" and self.lora.whitening is not None and self.weight_decay:
+            raise ValueError("train.lora.whitening goes without train.weight_decay: set it to 0")
+        return self
+
     @property
     def completions_per_update(self) -> int:
         """How many answers of the student one optimiser step learns from."""

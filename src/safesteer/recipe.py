@@ -169,9 +169,9 @@ def _explain(error: ValidationError) -> str:
             hint = f" (did you mean '{close[0]}'?)" if close else f"; known: {', '.join(known)}"
         return f"unknown key '{key}'{hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
-    if not path:
-        return message + more
     value = first.get("input")
+    if not path or (isinstance(value, dict) and first["type"] == "value_error"):
+        return message + more  # which names the settings of a section that do not go together
     hint = ""
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from safesteer import ranks
 from safesteer.config import LoraSettings, TrainSettings
@@ -136,7 +137,7 @@ def test_it_says_what_it_needs(new_chat_model, tmp_path, monkeypatch):
 
     with pytest.raises(InputError, match="measured on anchor prompts, and there is none"):
         trained(anchors=[])
-    with pytest.raises(InputError, match=r"without train\.weight_decay: set it to 0"):
+    with pytest.raises(ValidationError, match=r"without train\.weight_decay: set it to 0"):
         trained(weight_decay=0.1)
     monkeypatch.setattr(ranks, "layout", lambda: "fsdp")
     with pytest.raises(InputError, match="whole adapters in every process, and fsdp spreads"):
