@@ -459,19 +459,27 @@ def means(found: Found) -> list[Entrant]:
 
 def table(found: Found) -> str:
     """Mean and spread (standard deviation over seeds) of every method, in Markdown."""
-    extra = dict.fromkeys(
-        name for runs in found.values() for name in runs[0]["benchmarks"]
-    ).keys() - {*COLUMNS, "divergence"}
-    columns = [*COLUMNS, *sorted(extra)]
+    metrics = {
+        name: entry["metric"]
+        for runs in found.values()
+        for name, entry in runs[0]["benchmarks"].items()
+    }
+    columns = [*COLUMNS, *sorted(metrics.keys() - {*COLUMNS, "divergence"})]
+    attacked = (metrics.get(column) == "attack_success_rate" for column in columns)
+    heads = [
+        f"{column}: attacks" if attack else column
+        for column, attack in zip(columns, attacked, strict=True)
+    ]
     lines = [
-        "| method | seeds | " + " | ".join(columns) + " | train, min | memory, GB |",
-        "|---|---|" + "---|" * (len(columns) + 2),
+        "| method | seeds | " + " | ".join(heads) + " | KL x 1000 | train, min | memory, GB |",
+        "|---|---|" + "---|" * (len(columns) + 3),
     ]
     for name, runs in found.items():
         cells = [_spread([_share(run, column) for run in runs], 100, " %") for column in columns]
         minutes = _spread([run["seconds"]["train"] / 60 for run in runs], 1, "")
         memory = _spread([run["peak_memory_bytes"] / 1e9 for run in runs], 1, "")
-        cells += [minutes, memory]
+        moved = _spread([_share(run, "divergence") for run in runs], 1000, "")
+        cells += [moved, minutes, memory]
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
