@@ -465,13 +465,12 @@ def table(found: Found) -> str:
         for name, entry in runs[0]["benchmarks"].items()
     }
     columns = [*COLUMNS, *sorted(metrics.keys() - {*COLUMNS, "divergence"})]
-    attacked = (metrics.get(column) == "attack_success_rate" for column in columns)
     heads = [
-        f"{column}: attacks" if attack else column
-        for column, attack in zip(columns, attacked, strict=True)
+        f"{column}: attacks" if metrics.get(column) == "attack_success_rate" else column
+        for column in columns
     ]
     lines = [
-        "| method | seeds | " + " | ".join(heads) + " | KL x 1000 | train, min | memory, GB |",
+        "| method | seeds | " + " | ".join(heads) + " | KL, 1e-3 nats | train, min | memory, GB |",
         "|---|---|" + "---|" * (len(columns) + 3),
     ]
     for name, runs in found.items():

@@ -101,6 +101,12 @@ def meet() -> None:
     _wait(lambda: _store().add(key, 0) >= count())
 
 
+def linger() -> None:
+    """Let the others look into the store once more, before the process that may hold it ends."""
+    if count() > 1 and is_main():
+        time.sleep(2 * _PAUSE)
+
+
 def first_to_fail() -> bool:
     """Tell the others that this process failed; whether it is the first, whose word counts."""
     if count() == 1:

@@ -170,8 +170,9 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key '{key}'{hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
+    # A section's own check names the settings that do not go together.
     if not path or (isinstance(value, dict) and first["type"] == "value_error"):
-        return message + more  # which names the settings of a section that do not go together
+        return message + more
     hint = ""
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(

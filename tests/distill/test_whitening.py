@@ -139,6 +139,10 @@ def test_it_says_what_it_needs(new_chat_model, tmp_path, monkeypatch):
         trained(anchors=[])
     with pytest.raises(ValidationError, match=r"without train\.weight_decay: set it to 0"):
         trained(weight_decay=0.1)
+    later = TrainSettings(updates=1, weight_decay=0.1)
+    later.lora.whitening = 0.1
+    with pytest.raises(InputError, match=r"without train\.weight_decay: set it to 0"):
+        train(new_chat_model(), REFUSES, [1, 2], harmful, HARMLESS, later, folder=tmp_path)
     monkeypatch.setattr(ranks, "layout", lambda: "fsdp")
     with pytest.raises(InputError, match="whole adapters in every process, and fsdp spreads"):
         trained()

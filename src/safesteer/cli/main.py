@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -79,14 +79,19 @@ def _top(
 def program() -> NoReturn:
     """Run the command that was typed, and end the process with its exit code."""
     code = main()
-    if ranks.count() > 1:
-        # What FSDP wrapped keeps gloo's threads; an interpreter that is taken down while one of
-        # them lets go of a tensor aborts (SIGABRT), and the launcher then ends the other processes.
+    if ranks.count() == 1:
+        sys.exit(code)
+    # What FSDP wrapped keeps gloo's threads; an interpreter that is taken down while one of them
+    # lets go of a tensor aborts (SIGABRT), and the launcher then ends the other processes.
+    try:
+        ranks.linger()
+        with suppress(SystemExit):
+            sys.exit(code)  # which trackers hook into, to know how it ended
         atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
         os._exit(code)
-    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

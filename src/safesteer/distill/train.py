@@ -68,8 +68,8 @@ def train(
     whose gradients add up to the same update.
 
     Raises InputError for a plan that cannot be made, see `plan_rows`, for begun answers of a model
-    that thinks first, for whitening without anchors or with adapters that are spread over
-    processes, and where vLLM is asked for and cannot be used, see `check_rollouts`;
+    that thinks first, for whitening without anchors, with weight decay or with adapters that are
+    spread over processes, and where vLLM is asked for and cannot be used, see `check_rollouts`;
     SafeSteerError where not even one completion at a time fits.
     """
     settings = settings or TrainSettings()
@@ -189,6 +189,8 @@ def _check_whitening(settings: TrainSettings, anchors: Sequence[Any], layout: st
             f"train.lora.whitening needs whole adapters in every process, and {layout} spreads"
             " them: set it to null"
         )
+    if settings.weight_decay:  # set in Python, where a section does not see what is set within it
+        raise InputError("train.lora.whitening goes without train.weight_decay: set it to 0")
     if not anchors:
         raise InputError(
             "train.lora.whitening is measured on anchor prompts, and there is none of at most"
