@@ -63,9 +63,9 @@ def test_what_a_process_does_alone_knows_of_no_other(second_of_two):
 def test_one_of_several_ends_without_the_interpreter_being_taken_down(second_of_two):
     """Which aborts now and then, when threads of a process group are left; see `program`."""
     lines = (
-        "import atexit, sys",
+        "import atexit, os, sys",
         "from safesteer.cli.main import program",
-        "class Left: __del__ = lambda self: sys.stderr.write('taken down')",
+        "class Left: __del__ = lambda self, say=os.write: say(2, b'taken down')",
         "left, sys.argv = Left(), ['safesteer', '--version']",
         "leave = sys.exit",
         "sys.exit = lambda code: (print('code', code), leave(code))",
