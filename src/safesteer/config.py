@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Divergence = Literal["paper", "generalized", "tail", "renormalized", "forward", "full"]
+Divergence = Literal["paper", "generalized", "tail", "renormalized", "forward", "symmetric", "full"]
 DirectionSource = Literal["auto", "harmful-harmless", "refuse-comply"]
 TeacherContext = Literal["none", "system-prompt", "demonstrations", "refusals"]
 AnchorSet = Literal["harmless", "borderline"]

@@ -49,12 +49,18 @@ def forward(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
     return generalized(log_t, log_s)
 
 
+def symmetric(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
+    """`tail` + `forward`, which pulls where p_s is near 0, as reverse KL does not."""
+    return tail(log_s, log_t) + forward(log_s, log_t)
+
+
 DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "paper": paper,
     "generalized": generalized,
     "tail": tail,
     "renormalized": renormalized,
     "forward": forward,
+    "symmetric": symmetric,
     # All of the vocabulary as S: the published loss is then the ordinary reverse KL.
     "full": paper,
 }
