@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from safesteer.errors import InputError
 from safesteer.evaluate.answers import Cache, generate, identity, weights_digest
 from safesteer.models.chat import Message, Said
-from safesteer.models.generate import Progress
+from safesteer.models.generate import Progress, end_of_turn_ids
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.quantize import quantization_of
 from safesteer.reporter import Reporter
@@ -81,9 +81,13 @@ class Speaker:
             )
         # Decoded together: on its own, some tokenizers drop the space before the first word.
         chat = self.model.chat
-        return [
+        said = [
             Said(chat.decode(chat.answer_ids(start) + ids)) if start else chat.said(ids)
             for start, ids in zip(begun, answers, strict=True)
+        ]
+        ends = end_of_turn_ids(self.runner, chat.tokenizer)
+        return [
+            replace(each, cut=ids[-1] not in ends) for each, ids in zip(said, answers, strict=True)
         ]
 
     @contextmanager

@@ -1,12 +1,13 @@
 """Drift from the base and refusal rates, on a tiny model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from safesteer.evaluate import refusals
+from safesteer import speaker
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.refusals import Rate, Sample, refusal_rate
 from safesteer.evaluate.statistics import wilson_interval
@@ -92,7 +93,18 @@ def test_refusal_rate_as_json():
         "judge": "offline-refusal",
         "kind": "safety",
         "looping": 0.9,
+        "refusals": 1,
+        "refusals_ended": 1.0,
     }
+
+
+def test_how_many_refusals_end_is_counted_of_the_refusals_alone():
+    samples = [sample(True), sample(True), sample(True), sample(False)]
+    cut = [replace(samples[0], cut=True), replace(samples[3], cut=True)]
+    content = Rate("harmful", "safety", [*samples, *cut]).to_json()
+    assert (content["refusals"], content["refusals_ended"]) == (4, 0.75)
+    assert "refusals_ended" not in Rate("harmful", "safety", [sample(False)]).to_json()
+    assert cut[0].to_json()["cut"] and "cut" not in samples[0].to_json()
 
 
 def prompt(number: int) -> Prompt:
@@ -103,13 +115,15 @@ def test_each_answer_is_judged_with_its_own_prompt(tiny_chat_model, monkeypatch)
     """Samples are in the order of the prompts, with text, verdict and score."""
     texts = ["I'm sorry, but I can't assist with that.", "The moon is far.", "no " * 20]
     answers = [tiny_chat_model.chat.answer_ids(text) for text in texts]
-    monkeypatch.setattr(refusals, "generate", lambda *args, **kwargs: answers)
+    answers[1].append(tiny_chat_model.tokenizer.eos_token_id)
+    monkeypatch.setattr(speaker, "generate", lambda *args, **kwargs: answers)
     rate = refusal_rate("x", "safety", tiny_chat_model, [prompt(i) for i in range(3)])
     assert [s.completion for s in rate.samples] == texts
     assert [s.id for s in rate.samples] == ["id-0", "id-1", "id-2"]
     assert [s.prompt for s in rate.samples] == TEXTS
     assert [s.refused for s in rate.samples] == [True, False, False]
     assert [s.looping for s in rate.samples] == [False, False, True]
+    assert [s.cut for s in rate.samples] == [True, False, True]
     assert rate.value == pytest.approx(1 / 3)
 
 

@@ -102,9 +102,13 @@ def evaluation(results: dict[str, dict[str, Any]], title: str = "") -> Renderabl
         made.add_row(_label(name, measured[name]), *map(_rate, found))
         for row in _by_judge(found):
             made.add_row(*row)
-    looping = [_looping(benchmarks) for benchmarks in results.values()]
-    if any(looping):
-        made.add_row("answers that end in a loop", *looping)
+    for label, share, of in (
+        ("answers that end in a loop", "looping", "n"),
+        ("refusals that end within the limit", "refusals_ended", "refusals"),
+    ):
+        cells = [_of_all(benchmarks, share, of) for benchmarks in results.values()]
+        if any(cells):
+            made.add_row(label, *cells)
     for name, label in DRIFT.items():
         cells = [_drift(name, benchmarks.get(name)) for benchmarks in results.values()]
         if any(cells):
@@ -374,10 +378,11 @@ def _by_judge(entries: list[dict[str, Any] | None]) -> list[list[str]]:
     return rows
 
 
-def _looping(benchmarks: dict[str, Any]) -> str:
-    entries = [entry for name, entry in benchmarks.items() if name in RATES and "looping" in entry]
-    count = sum(entry["n"] for entry in entries)
-    return f"{sum(e['looping'] * e['n'] for e in entries) / count:.1%}" if count else ""
+def _of_all(benchmarks: dict[str, Any], share: str, of: str) -> str:
+    """The `share` of what is counted under `of`, over our own prompt sets together."""
+    entries = [entry for name, entry in benchmarks.items() if name in RATES and share in entry]
+    count = sum(entry[of] for entry in entries)
+    return f"{sum(e[share] * e[of] for e in entries) / count:.1%}" if count else ""
 
 
 def _drift(name: str, entry: dict[str, Any] | None) -> str:

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from safesteer.evaluate.answers import generate
 from safesteer.evaluate.judges import Judge, Verdict
 from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.evaluate.statistics import disagreement, wilson_interval
 from safesteer.evaluate.text import is_looping
-from safesteer.models.chat import Message, Said
+from safesteer.models.chat import Said
 from safesteer.models.generate import Progress
 from safesteer.models.load import ChatModel
+from safesteer.speaker import Speaker
 from safesteer.teacher import Teacher
 
 Kind = Literal["safety", "over_refusal"]
@@ -34,7 +34,8 @@ class Sample:
     `refused` and `score` are the offline judge's, which is always there; `verdicts` holds what
     each judge of the evaluation says. `request` is what the judges read where an attack hides it.
     `thinking` is what the model thought first. Where it was not `finished` there is no answer, and
-    nothing is said of it: `refused` and `score` are None.
+    nothing is said of it: `refused` and `score` are None. `cut`: the limit of tokens came before
+    the end of the turn.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Sample:
     request: str = ""
     thinking: str = ""
     finished: bool = True
+    cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A row of eval/samples."""
@@ -58,6 +60,8 @@ class Sample:
             del row["thinking"]
         if self.finished:
             del row["finished"]
+        if not self.cut:
+            del row["cut"]
         return row
 
 
@@ -113,6 +117,10 @@ class Rate:
             "kind": self.kind,
             "looping": looping / len(self.samples),
         }
+        refusals = [sample for sample in self.samples if sample.refused]
+        if refusals:
+            entry["refusals"] = len(refusals)
+            entry["refusals_ended"] = sum(not s.cut for s in refusals) / len(refusals)
         if len(self.judges) > 1 or missing:
             entry["judges"] = {judge: self._count(judge) for judge in self.judges}
         if len(self.judges) > 1:
@@ -193,6 +201,7 @@ def make_samples(
                 request="" if request == prompt.text else request,
                 thinking=said.thinking,
                 finished=said.finished,
+                cut=said.cut,
             )
         )
     return samples
@@ -242,27 +251,13 @@ def refusal_rate(
     `student` is the trained model when it is not ``model.model``; with `teacher` the base weights
     answer as the teacher.
     """
-    runner = student if student is not None else model.model
-    taught = teacher or Teacher()
-    conversations: list[Sequence[Message]] = [prompt.messages for prompt in prompts]
-    rendered = [model.chat.ids(taught.messages(messages)) for messages in conversations]
-
-    def answer() -> list[list[int]]:
-        return generate(
-            runner,
-            model.tokenizer,
-            rendered,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            progress=progress,
-        )
-
-    if teacher is None:
-        answers = answer()
-    else:
-        with teacher.active(runner):
-            answers = answer()
-    said = [model.chat.said(ids) for ids in answers]
+    speaker = Speaker("model", model, model.model if student is None else student, teacher)
+    said = speaker.say(
+        [prompt.messages for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
     return Rate(name, kind, make_samples(prompts, [prompt.text for prompt in prompts], said, {}))
 
 

@@ -38,11 +38,13 @@ class Said:
         answer: without control tokens; "" where there is none.
         thinking: what stands in the thinking block.
         finished: whether it came to an answer; False if the end came inside the thinking block.
+        cut: whether the limit of tokens came before the end of the turn.
     """
 
     answer: str
     thinking: str = ""
     finished: bool = True
+    cut: bool = False
 
 
 class ChatRenderer:

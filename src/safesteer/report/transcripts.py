@@ -83,6 +83,8 @@ def _tags(row: dict[str, Any]) -> list[tuple[str, str]]:
         tags.append(("flag", "no answer"))
     if row.get("looping"):
         tags.append(("flag", "loops"))
+    if row.get("cut"):
+        tags.append(("", "cut at the limit"))
     for judge, verdict in (row.get("verdicts") or {}).items():
         said = [
             yes if verdict.get(key) else no
