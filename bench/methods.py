@@ -123,7 +123,7 @@ METHODS = {
         )
         for rate in rates
     },
-    # Divergences on S, each at two rates; the recipe is `forward` at 2e-3
+    # Divergences on S, each at two rates; the recipe is `symmetric` at 2e-3
     **{
         f"{name}@{rate}": Method(
             f"{says}, learning rate {rate}",
@@ -138,7 +138,7 @@ METHODS = {
             ("paper", "the published loss on S"),
         )
         for rate in ("2e-3", "5e-4")
-        if (name, rate) != ("forward", "2e-3")
+        if (name, rate) != ("symmetric", "2e-3")
     },
     # Teachers
     "steering-only": Method("the teacher steers at full strength, reads nothing", _READS_NOTHING),
@@ -165,7 +165,7 @@ METHODS = {
     "no-anchors": Method("harmful prompts alone", {"train.anchor_share": 0.0}),
     "anchors-50": Method("half of an update are anchors", {"train.anchor_share": 0.5}),
     "anchors-weigh-1": Method("anchors weigh as much as others", {"train.anchor_weight": 1.0}),
-    "anchors-weigh-2": Method("anchors weigh twice as much", {"train.anchor_weight": 2.0}),
+    "anchors-weigh-4": Method("anchors weigh four times as much", {"train.anchor_weight": 4.0}),
     "anchors-on-S": Method("anchors on S alone", {"train.anchor_tokens": "safety"}),
     "anchors-plain": Method("plain anchors", {"train.anchors": ["harmless"]}),
     "anchors-borderline": Method(

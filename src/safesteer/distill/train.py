@@ -29,7 +29,7 @@ from safesteer.distill.plan import completions_per_process, for_processes, plan_
 from safesteer.distill.reading import TEACHER_TOKENS
 from safesteer.distill.rollouts import check_rollouts, release, vllm_arguments
 from safesteer.distill.trainer import SafeSteerTrainer
-from safesteer.distill.whitening import input_whitening, start_whitened
+from safesteer.distill.whitening import measure_whitening, start_whitened
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.batches import attempt
 from safesteer.models.chat import Message
@@ -158,7 +158,9 @@ def train(
             student = with_lora(student, settings, seed, steered)
             if floor is not None:
                 # Measured once: what a smaller micro-batch goes on with has to be the same.
-                whitening = whitening or input_whitening(model, student, short_anchors, floor, seed)
+                whitening = whitening or measure_whitening(
+                    model, student, short_anchors, floor, seed
+                )
                 start_whitened(student, whitening)  # and a checkpoint, if there is one, goes on
         # Other processes would wait for the passes that this one makes again.
         if (once() if ranks.count() > 1 else attempt(once)) is not None:

@@ -63,7 +63,7 @@ class SafeSteerTrainer(DistillationTrainer):
         updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
             as it is before the first of them, and the teacher reads them at once; 1 is strictly
             on-policy. Resuming has to begin with a window.
-        whitening: W of factors of adapters by their names in `model`, see `distill.whitening`.
+        whitening: W or V of factors of adapters by their names in `model`, see `distill.whitening`.
     """
 
     _tag_names = ["trl", "safesteer"]  # noqa: RUF012 - a list in the class that it overrides
@@ -144,8 +144,9 @@ class SafeSteerTrainer(DistillationTrainer):
         optimizer = super().create_optimizer(model)
         if self.whitening and not made:
             factors = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-            # One process's W, lest the last digits of another's drive the copies apart.
-            step_whitened(optimizer, {factors[n]: broadcast(w) for n, w in self.whitening.items()})
+            # One process's, lest the last digits of another's drive the copies apart.
+            whitening = {name: broadcast(weight) for name, weight in self.whitening.items()}
+            step_whitened(optimizer, factors, whitening)
         return optimizer
 
     # Windows of updates --------------------------------------------------------------------------

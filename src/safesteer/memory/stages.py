@@ -295,7 +295,9 @@ class _Stages:
             "optimiser": 2 * FLOAT32 * adapters,
         }
         if chosen.lora.whitening is not None:
-            parts["whitening"] = FLOAT32 * sum(each.inputs**2 for each in s.adapted(chosen.lora))
+            parts["whitening"] = FLOAT32 * sum(
+                each.inputs**2 + each.outputs**2 for each in s.adapted(chosen.lora)
+            )
         return self.base + Peak(parts)
 
     def _student(self, micro: int, prompt: int, accumulates: bool) -> Peak:
