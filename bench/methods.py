@@ -176,7 +176,9 @@ METHODS = {
     "no-prefills": Method("no answers are begun", {"train.prefill_share": 0.0}),
     "prefill-50": Method("half begin with a compliant opening", {"train.prefill_share": 0.5}),
     # Adapters
-    "plain-steps": Method("steps in inputs as they are", {"train.lora.whitening": None}),
+    "plain-steps": Method(
+        "steps in inputs and outputs as they are", {"train.lora.whitening": None}
+    ),
     "plain-steps+extrapolated": Method(
         "and a quarter stronger at the end",
         {"train.lora.whitening": None, "train.lora.extrapolation": 0.25},

@@ -176,10 +176,10 @@ class LoraSettings(Section):
     whitening: float | None = Field(
         None,
         gt=0,
-        description="steps are taken in inputs and outputs whitened on anchor prompts, so that the"
-        " adapter learns least in what harmless text is made of and hangs on; the value is the"
-        " least variance that counts, as a share of the mean: smaller is stronger; unset, as"
-        " published: plain steps",
+        description="steps are taken in inputs, and gradients at outputs, whitened on anchor"
+        " prompts, so that the adapter learns least in what harmless text is made of and in what"
+        " its answers depend on; the value is the least variance that counts, as a share of the"
+        " mean: smaller is stronger; unset, as published: plain steps",
     )
 
 

@@ -66,7 +66,8 @@ def test_adapters_are_those_that_peft_makes(new_chat_model, lora):
     assert "whitening" not in parts
     whitened = LoraSettings(**{**lora.model_dump(), "whitening": 0.1})
     parts = predict(shape, settings(lora=whitened.model_dump()), LENGTHS, CPU)["train"].parts
-    sides = [max(p.shape) for name, p in student.named_parameters() if "lora_" in name]
+    factors = [(name, p.shape) for name, p in student.named_parameters() if "lora_" in name]
+    sides = [shape[1] if "lora_A" in name else shape[0] for name, shape in factors]
     assert parts["whitening"] == sum(4 * side**2 for side in sides)
 
 

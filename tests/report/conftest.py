@@ -43,7 +43,7 @@ def rows(set_name: str, refused: int, n: int, text: str = "An answer.") -> list[
             "id": f"{set_name}-{index}", "category": "some",
             "prompt": f"{set_name} prompt {index}?",
             "completion": f"{text} ({index})", "refused": index < refused, "score": 0.5,
-            "looping": index == n - 1,
+            "looping": index == n - 1, **({"cut": True} if index == 0 else {}),
         }
         for index in range(n)
     ]  # fmt: skip
@@ -174,7 +174,8 @@ def _evaluate(
         benchmarks: dict[str, Any] = {}
         for name, count in zip(sets, by_set, strict=True):
             kind = "safety" if name == "harmful" else "over_refusal"
-            benchmarks[name] = entry(count, n, kind)
+            ended = {"refusals": count, "refusals_ended": (count - 1) / count} if count else {}
+            benchmarks[name] = entry(count, n, kind, **ended)
             files.append(path / "eval" / "samples" / f"{model}-{name}.jsonl")
             write_jsonl(files[-1], rows(name, count, n, text))
         if model == "aligned":

@@ -70,12 +70,14 @@ def test_a_finished_run_shows_every_section(new_run, judged):
         "harmbench",
         "-40.0\u00a0points",
         "2 without verdict",
+        "6\u00a0% of refusals cut at the limit",
         "layer 2, strength 1, position -1",
         "KL 0.2 over 0.1",
         "30 updates",
         "owner/some-chat-model",
     ):
         assert said in shown, said
+    assert "cut at the limit" in [piece.strip() for piece in page.text]  # of a transcript
     assert len(text) < 2_000_000
 
 

@@ -12,9 +12,9 @@ most along those that it leaves empty. Null-space methods cut the former off (Ad
 
 Likewise B = V B', with V made of the second moments of the gradient of log p at the layer's output,
 p being the probability of a token drawn from the model at each position of those answers: steps
-move least what harmless answers hang on most. Together they are the Kronecker factors of the
-Fisher information of harmless text (K-FAC, Martens and Grosse 2015, arXiv 1503.05671), in whose
-metric a small change of the weights is as long as the divergence from the base that it makes.
+move least what harmless answers depend on most. Together they are K-FAC's approximation of the
+Fisher information of harmless text (Martens and Grosse 2015, arXiv 1503.05671): in its metric half
+the squared length of a small change of the weights is the divergence from the base that it makes.
 
 A and B themselves are what the model holds, saves and merges: W and V show only in how A starts
 and how both move.
@@ -121,10 +121,10 @@ def _whitened(name: str, factor: torch.Tensor, weight: torch.Tensor) -> torch.Te
 def _second_moments(
     model: ChatModel, student: Any, anchors: Sequence[Sequence[Message]], seed: int
 ) -> dict[str, torch.Tensor]:
-    """Sums of x x^T [d, d] and g g^T [e, e], by the names of A and B that read x and add to g's y.
+    """Sums of x x^T [d, d] by the names of A, and of g g^T [e, e] by those of B.
 
-    Over the tokens of prompts and the base's greedy answers; g is the gradient at y, the output of
-    the layer, of the sum of log p over the positions of the answer.
+    Over the tokens of prompts and the base's greedy answers. x is the input of an adapted layer, g
+    the gradient at its output of the sum of log p over the positions of the answer.
     """
     prompts = [model.chat.ids(messages) for messages in anchors]
     answers = generate(
@@ -151,8 +151,9 @@ def _second_moments(
                 continue
             for adapter, factor in module.lora_A.items():
                 if isinstance(factor, torch.nn.Linear):
-                    seen = student.get_submodule(layer)
-                    hook = seen.register_forward_hook(sees(layer, adapter))
+                    hook = module.register_forward_hook(  # type: ignore[attr-defined]
+                        sees(layer, adapter)
+                    )
                     hooks.callback(hook.remove)
         for prompt, answer in zip(prompts, answers, strict=True):
             ids = torch.tensor([prompt + answer], device=model.model.device)

@@ -106,7 +106,11 @@ class Rate:
         return [counted(vars(sample), self.metric, judge) for sample in self.samples]
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of eval/MODEL.json."""
+        """An entry of eval/MODEL.json.
+
+        `refusals`, and the share of them that `refusals_ended` within the limit of tokens, are the
+        offline judge's, whoever leads.
+        """
         leading = self._count(self.leading)
         missing = leading.pop("no_verdict")
         looping = sum(sample.looping for sample in self.samples)
@@ -249,7 +253,7 @@ def refusal_rate(
     """Let a model answer `prompts` (`safesteer.prompts.Prompt`) greedily and judge each offline.
 
     `student` is the trained model when it is not ``model.model``; with `teacher` the base weights
-    answer as the teacher.
+    answer as the teacher. Seeds torch's global generator.
     """
     speaker = Speaker("model", model, model.model if student is None else student, teacher)
     said = speaker.say(

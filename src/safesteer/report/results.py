@@ -191,7 +191,7 @@ def _cell(entry: dict[str, Any] | None) -> dict[str, Any]:
     if entry.get("looping"):
         details.append(f"{percent(entry['looping'], 0)} loop")
     if entry.get("refusals_ended", 1) < 1:
-        details.append(f"{percent(1 - entry['refusals_ended'], 0)} of refusals do not end")
+        details.append(f"{percent(1 - entry['refusals_ended'], 0)} of refusals cut at the limit")
     return {"value": value_text(entry), "detail": ", ".join(filter(None, details))}
 
 
