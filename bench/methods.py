@@ -11,7 +11,8 @@ of training are then those of a part of it). `--table` prints the mean and sprea
 writes OUTPUT/pareto.html. The methods are changes to the recipe of the built-in model with UPDATES
 updates; `--list` names them. They are judged on our *validation* prompts, on which choices are
 made, and on --benchmarks, which are for reporting. Directions, adapters and answers are kept in
-OUTPUT/work, which need not be committed.
+OUTPUT/work, which need not be committed; while a method's adapter lies there, a benchmark that
+its JSON lacks is added to it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
+from solutions import SOLUTIONS, measure_solutions, read_problems
 
 from safesteer.cli.silence import silence_libraries
 from safesteer.config import Settings
@@ -278,7 +281,15 @@ class Laboratory:
             speaker = Speaker("model", self.model, student)
         else:
             speaker = Speaker("model", self.model, self.model.model, teacher)
-        entries = self._judge(settings, speaker)
+        entries = self._judge(settings, speaker, [*COLUMNS[:4], *self.benchmarks])
+        if speaker.teacher is None:
+            harmless = _messages(self.sets["harmless"].test)[: settings.evaluate.drift_prompts]
+            entries |= measure_drift(
+                self.model,
+                speaker.runner,
+                harmless,
+                max_new_tokens=settings.evaluate.max_new_tokens,
+            )
         seconds["evaluate"] = time.perf_counter() - started
         if student is not None:
             student.save_pretrained(work / "adapter")
@@ -411,21 +422,35 @@ class Laboratory:
             trainer.train()
         return trainer.accelerator.unwrap_model(trainer.model).eval()
 
-    def _judge(self, settings: Settings, speaker: Speaker) -> dict[str, Any]:
-        names = [*COLUMNS[:4], *self.benchmarks]
+    def _judge(self, settings: Settings, speaker: Speaker, names: list[str]) -> dict[str, Any]:
         work = self.output / "work" / "answers"
-        suite = Suite.plan(names, settings, self.sets, work)
-        (found,) = suite.measure([speaker], work).values()
-        entries = {name: result.to_json() for name, result in found.items()}
-        if speaker.teacher is None:
-            harmless = _messages(self.sets["harmless"].test)[: settings.evaluate.drift_prompts]
-            entries |= measure_drift(
-                self.model,
-                speaker.runner,
-                harmless,
-                max_new_tokens=settings.evaluate.max_new_tokens,
-            )
+        judged = [name for name in names if name not in SOLUTIONS]
+        entries = {}
+        if judged:
+            suite = Suite.plan(judged, settings, self.sets, work)
+            (found,) = suite.measure([speaker], work).values()
+            entries = {name: result.to_json() for name, result in found.items()}
+        for name in names:
+            if name in SOLUTIONS and speaker.teacher is None:
+                chosen = settings.evaluate
+                problems = read_problems(name, chosen.data_dir, chosen.limit or 50)
+                entries[name] = measure_solutions(self.model, speaker.runner, problems)
         return entries
+
+    def complete(self, name: str, seed: int, result: dict[str, Any]) -> dict[str, Any] | None:
+        """`result` with the benchmarks that it lacks; None: none, or its student is not there."""
+        missing = [each for each in self.benchmarks if each not in result["benchmarks"]]
+        adapter = self.output / "work" / f"{name}-seed{seed}" / "adapter"
+        kind = METHODS[name].kind
+        if not missing or kind == "teacher" or (kind != "base" and not adapter.is_dir()):
+            return None
+        base: Any = self.model.model
+        student: Any = base if kind == "base" else PeftModel.from_pretrained(base, adapter).eval()
+        speaker = Speaker("model", self.model, student)
+        entries = self._judge(self.settings_of(METHODS[name], seed), speaker, missing)
+        if student is not base:
+            student.unload()
+        return {**result, "benchmarks": {**result["benchmarks"], **entries}}
 
 
 Found = dict[str, list[dict[str, Any]]]  # {method: one of each seed}
@@ -467,20 +492,25 @@ def table(found: Found) -> str:
         for runs in found.values()
         for name, entry in runs[0]["benchmarks"].items()
     }
-    columns = [*COLUMNS, *sorted(metrics.keys() - {*COLUMNS, "divergence"})]
+    columns = [*COLUMNS, *sorted(metrics.keys() - {*COLUMNS, "divergence", *SOLUTIONS})]
+    known = [name for name in SOLUTIONS if name in metrics]
     heads = [
         f"{column}: attacks" if metrics.get(column) == "attack_success_rate" else column
         for column in columns
     ]
     lines = [
-        "| method | seeds | " + " | ".join(heads) + " | KL, 1e-3 nats | train, min | memory, GB |",
-        "|---|---|" + "---|" * (len(columns) + 3),
+        "| method | seeds | "
+        + " | ".join(heads)
+        + "".join(f" | {name}, 1e-3 nats" for name in known)
+        + " | KL, 1e-3 nats | train, min | memory, GB |",
+        "|---|---|" + "---|" * (len(columns) + len(known) + 3),
     ]
     for name, runs in found.items():
         cells = [_spread([_share(run, column) for run in runs], 100, " %") for column in columns]
         minutes = _spread([run["seconds"]["train"] / 60 for run in runs], 1, "")
         memory = _spread([run["peak_memory_bytes"] / 1e9 for run in runs], 1, "")
         moved = _spread([_share(run, "divergence") for run in runs], 1000, "")
+        cells += [_spread([_share(run, each) for run in runs], 1000, "") for each in known]
         cells += [moved, minutes, memory]
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -560,12 +590,12 @@ def _sweep(arguments: argparse.Namespace) -> None:
     if arguments.data_dir:
         overrides.append(f"evaluate.data_dir={arguments.data_dir}")
     settings = load_settings("smollm2-135m", overrides)
-    benchmarks = [part.strip() for part in arguments.benchmarks.split(",") if part.strip()]
+    benchmarks = {part.strip(): None for part in arguments.benchmarks.split(",") if part.strip()}
     laboratory: Laboratory | None = None
     for seed in map(int, arguments.seeds.split(",")):
         for name in names:
             path = arguments.output / f"{name}-seed{seed}.json"
-            if path.exists():
+            if path.exists() and benchmarks.keys() <= read_json(path)["benchmarks"].keys():
                 continue
             claim = arguments.output / "work" / "claims" / path.stem
             claim.mkdir(parents=True, exist_ok=True)
@@ -573,10 +603,14 @@ def _sweep(arguments: argparse.Namespace) -> None:
                 lock = RunLock(claim)
             except InputError:  # another process makes it
                 continue
-            laboratory = laboratory or Laboratory(arguments.output, settings, overrides, benchmarks)
+            laboratory = laboratory or Laboratory(
+                arguments.output, settings, overrides, list(benchmarks)
+            )
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
             if not path.exists():
                 write_json(path, laboratory.run(name, seed))
+            elif (completed := laboratory.complete(name, seed, read_json(path))) is not None:
+                write_json(path, completed)
             lock.release()
 
 
