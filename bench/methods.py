@@ -42,6 +42,7 @@ from safesteer.direction.find import extract_direction
 from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import plan_rows
 from safesteer.distill.train import fast_attention, train
+from safesteer.distill.whitening import measure_whitening, start_whitened, step_whitened
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
@@ -126,6 +127,9 @@ METHODS = {
         )
         for rate in rates
     },
+    "sft-whitened@2e-3": Method(
+        "sft with steps whitened as the recipe's", {"train.learning_rate": 2e-3}, "sft"
+    ),
     # Divergences on S, each at two rates; the recipe is `symmetric` at 2e-3
     **{
         f"{name}@{rate}": Method(
@@ -366,6 +370,12 @@ class Laboratory:
         )
         per_update = train_settings.prompts_per_update * train_settings.samples_per_prompt
         student = with_lora(self.model.model, train_settings, settings.seed)
+        floor, whitening = train_settings.lora.whitening, {}
+        if floor is not None:
+            whitening = measure_whitening(
+                self.model, student, self._anchors(settings), floor, settings.seed
+            )
+            start_whitened(student, whitening)
         shared: dict[str, Any] = {
             "output_dir": str(work),
             "per_device_train_batch_size": per_update,
@@ -417,6 +427,9 @@ class Laboratory:
                     for prompt, good, bad in examples
                 ]
             )
+        if whitening:
+            factors = dict(trainer.model.named_parameters())
+            step_whitened(trainer.create_optimizer(), factors, whitening)
         compute_in_model_dtype(trainer.model)  # DPO adds an adapter of its own, for the reference
         with fast_attention(self.model.model):
             trainer.train()
