@@ -26,7 +26,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ from solutions import SOLUTIONS, measure_solutions, read_problems
 from safesteer.cli.silence import silence_libraries
 from safesteer.config import Settings
 from safesteer.direction.find import extract_direction
+from safesteer.distill import train as training
 from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import plan_rows
-from safesteer.distill.train import fast_attention, train
 from safesteer.distill.whitening import measure_whitening, start_whitened, step_whitened
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.drift import measure_drift
@@ -214,8 +214,11 @@ class Laboratory:
     settings: Settings
     overrides: list[str]
     benchmarks: list[str]
+    kept: dict[str, tuple[Any, float]] = field(default_factory=dict)  # and the seconds that it took
+    saved_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        training.measure_whitening = self._whitening  # what `train` calls
         self.model: ChatModel = load_model(self.settings.model)
         sets = load_prompt_sets(self.settings.prompts, 0)
         # Choices are made on validation prompts, so these stand where a run's test prompts do.
@@ -260,6 +263,20 @@ class Laboratory:
             facts["method"],
         )
 
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for all methods that share it; its seconds are theirs."""
+        if key in self.kept:
+            self.saved_seconds += self.kept[key][1]
+        else:
+            started = time.perf_counter()
+            self.kept[key] = make(), time.perf_counter() - started
+        return self.kept[key][0]
+
+    def _whitening(self, model: Any, student: Any, anchors: Any, floor: float, seed: int) -> Any:
+        factors = [name for name, _ in student.named_parameters() if ".lora_" in name]
+        key = json.dumps(["whitening", factors, anchors, floor, seed])
+        return self._once(key, lambda: measure_whitening(model, student, anchors, floor, seed))
+
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train and judge one method with one seed."""
         method = METHODS[name]
@@ -272,13 +289,13 @@ class Laboratory:
             teacher = make_teacher(settings.teacher, self.direction(settings) if steers else None)
         memory = MemorySampler()
         memory.start()
-        started = time.perf_counter()
+        started, self.saved_seconds = time.perf_counter(), 0.0
         student = None
         if method.kind == "distil":
             student = self._distil(settings, teacher, method.random_tokens, work)
         elif method.kind in ("sft", "dpo"):
             student = self._imitate(settings, method.kind, work)
-        seconds = {"train": time.perf_counter() - started}
+        seconds = {"train": time.perf_counter() - started + self.saved_seconds}
         memory.stop()
         started = time.perf_counter()
         if student is not None:
@@ -319,11 +336,17 @@ class Laboratory:
         chosen = settings.tokens
         prompts = _messages(self.sets[chosen.prompts].validation)[: chosen.prompt_count]
         seed = settings.seed
-        ids = select_safety_tokens(self.model, teacher, prompts, chosen, seed=seed).ids
+        key = json.dumps(
+            ["tokens", chosen.model_dump(), settings.teacher.model_dump(mode="json"), seed]
+        )
+        ids = self._once(
+            f"{key}{settings.direction.model_dump_json()}",
+            lambda: select_safety_tokens(self.model, teacher, prompts, chosen, seed=seed).ids,
+        )
         if random_tokens:
             vocabulary = self.model.model.get_output_embeddings().weight.shape[0]
             ids = random.Random(seed).sample(range(vocabulary), len(ids))
-        return train(
+        return training.train(
             self.model,
             teacher,
             ids,
@@ -372,7 +395,7 @@ class Laboratory:
         student = with_lora(self.model.model, train_settings, settings.seed)
         floor, whitening = train_settings.lora.whitening, {}
         if floor is not None:
-            whitening = measure_whitening(
+            whitening = self._whitening(
                 self.model, student, self._anchors(settings), floor, settings.seed
             )
             start_whitened(student, whitening)
@@ -431,7 +454,7 @@ class Laboratory:
             factors = dict(trainer.model.named_parameters())
             step_whitened(trainer.create_optimizer(), factors, whitening)
         compute_in_model_dtype(trainer.model)  # DPO adds an adapter of its own, for the reference
-        with fast_attention(self.model.model):
+        with training.fast_attention(self.model.model):
             trainer.train()
         return trainer.accelerator.unwrap_model(trainer.model).eval()
 
