@@ -223,6 +223,12 @@ class Laboratory:
         sets = load_prompt_sets(self.settings.prompts, 0)
         # Choices are made on validation prompts, so these stand where a run's test prompts do.
         self.sets = {name: replace(found, test=found.validation) for name, found in sets.items()}
+        asked = self.settings.evaluate  # a file that is missing is named before anything is trained
+        self.problems = {
+            name: read_problems(name, asked.data_dir, asked.limit or 50)
+            for name in self.benchmarks
+            if name in SOLUTIONS
+        }
 
     def settings_of(self, method: Method, seed: int) -> Settings:
         """The recipe, the method's changes, and what the command line sets."""
@@ -468,9 +474,7 @@ class Laboratory:
             entries = {name: result.to_json() for name, result in found.items()}
         for name in names:
             if name in SOLUTIONS and speaker.teacher is None:
-                chosen = settings.evaluate
-                problems = read_problems(name, chosen.data_dir, chosen.limit or 50)
-                entries[name] = measure_solutions(self.model, speaker.runner, problems)
+                entries[name] = measure_solutions(self.model, speaker.runner, self.problems[name])
         return entries
 
     def complete(self, name: str, seed: int, result: dict[str, Any]) -> dict[str, Any] | None:
@@ -508,7 +512,11 @@ def means(found: Found) -> list[Entrant]:
     """
     entrants = []
     for name, runs in found.items():
-        entries = {key: dict(entry) for key, entry in runs[0]["benchmarks"].items()}
+        entries = {
+            key: dict(entry)
+            for key, entry in runs[0]["benchmarks"].items()
+            if key not in SOLUTIONS  # capability is agreement here, which says more
+        }
         for key, entry in entries.items():
             values = [value for run in runs if (value := _share(run, key)) is not None]
             entry |= {"value": statistics.mean(values), "ci95": None}
@@ -528,25 +536,20 @@ def table(found: Found) -> str:
         for runs in found.values()
         for name, entry in runs[0]["benchmarks"].items()
     }
-    columns = [*COLUMNS, *sorted(metrics.keys() - {*COLUMNS, "divergence", *SOLUTIONS})]
-    known = [name for name in SOLUTIONS if name in metrics]
+    columns = [*COLUMNS, *sorted(metrics.keys() - {*COLUMNS, "divergence"})]
     heads = [
         f"{column}: attacks" if metrics.get(column) == "attack_success_rate" else column
         for column in columns
     ]
     lines = [
-        "| method | seeds | "
-        + " | ".join(heads)
-        + "".join(f" | {name}, 1e-3 nats" for name in known)
-        + " | KL, 1e-3 nats | train, min | memory, GB |",
-        "|---|---|" + "---|" * (len(columns) + len(known) + 3),
+        "| method | seeds | " + " | ".join(heads) + " | KL, 1e-3 nats | train, min | memory, GB |",
+        "|---|---|" + "---|" * (len(columns) + 3),
     ]
     for name, runs in found.items():
         cells = [_spread([_share(run, column) for run in runs], 100, " %") for column in columns]
         minutes = _spread([run["seconds"]["train"] / 60 for run in runs], 1, "")
         memory = _spread([run["peak_memory_bytes"] / 1e9 for run in runs], 1, "")
         moved = _spread([_share(run, "divergence") for run in runs], 1000, "")
-        cells += [_spread([_share(run, each) for run in runs], 1000, "") for each in known]
         cells += [moved, minutes, memory]
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""How well a model knows right solutions: log-likelihood of reference answers, token by token.
+"""How well a model knows right solutions: the probability of reference answers, token by token.
 
 Too small a model solves no problem of GSM8K or HumanEval before or after, so that a score moves by
-luck alone. The likelihood of the solutions moves with every weight, and on the same problems.
+luck alone. The probability of the solutions moves with every weight, and on the same problems.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def read_problems(name: str, data_dir: str | Path | None, limit: int) -> list[Pr
 def measure_solutions(
     model: ChatModel, runner: Any, problems: Sequence[Problem], batch_size: int = 8
 ) -> dict[str, Any]:
-    """Minus log p of the solutions under `runner`, in nats a token; an entry as of eval/*.json."""
+    """Probability of a solution's token under `runner`; an entry as of eval/*.json.
+
+    Of each solution the geometric mean over its tokens, of these the mean over problems.
+    """
     chat, head = model.chat, OutputHead.of(runner)
     asked = [chat.ids([{"role": "user", "content": question}]) for question, _ in problems]
     answers = [chat.answer_ids(answer) for _, answer in problems]
@@ -70,16 +73,16 @@ def measure_solutions(
             length = len(answers[index])
             log_p = torch.log_softmax(head.logits(hidden[row, -length - 1 : -1]), dim=-1)
             known = log_p.gather(-1, ids[row, -length:, None])
-            found.append(-known.mean().item())
+            found.append(known.mean().exp().item())
         return found
 
     order = sorted(range(len(problems)), key=lambda row: len(asked[row]) + len(answers[row]))
-    nats = [value for part in in_batches(order, batch_size, read) for value in part]
+    likely = [value for part in in_batches(order, batch_size, read) for value in part]
     return {
-        "metric": "nats_per_token",
-        "value": sum(nats) / len(nats),
-        "ci95": list(mean_interval(nats)),
-        "n": len(nats),
+        "metric": "solution_probability",
+        "value": sum(likely) / len(likely),
+        "ci95": list(mean_interval(likely, share=True)),
+        "n": len(likely),
         "judge": None,
         "kind": "capability",
     }
