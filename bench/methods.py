@@ -1,18 +1,18 @@
 """Methods side by side: one base, one set of prompts, one budget of updates and completions.
 
-    python bench/methods.py [OUTPUT] [--methods a,b] [--seeds 0,1,2] [--set section.key=value]
-        [--data-dir DIR --benchmarks alpaca,xstest-safe,mmlu]
+    python bench/methods.py [OUTPUT] [--methods a,b] [--seeds 0,1,2] [--config RECIPE]
+        [--set section.key=value] [--data-dir DIR --benchmarks alpaca,xstest-safe,gsm8k-solutions]
     python bench/methods.py [OUTPUT] --table
 
 Each (method, seed) leaves OUTPUT/METHOD-seedN.json with every rate, its interval, seconds, memory,
 the metrics of the training and the settings; what is there is not made again, so a sweep that was
 broken off goes on, on any machine, and several may work on one at once (on one machine the minutes
 of training are then those of a part of it). `--table` prints the mean and spread over seeds and
-writes OUTPUT/pareto.html. The methods are changes to the recipe of the built-in model with UPDATES
-updates; `--list` names them. They are judged on our *validation* prompts, on which choices are
-made, and on --benchmarks, which are for reporting. Directions, adapters and answers are kept in
-OUTPUT/work, which need not be committed; while a method's adapter lies there, a benchmark that
-its JSON lacks is added to it.
+writes OUTPUT/pareto.html. The methods are changes to a recipe, that of the built-in model unless
+--config names another (`--set model.id=` another model), with UPDATES updates; `--list` names them.
+They are judged on our *validation* prompts, on which choices are made, and on --benchmarks, which
+are for reporting. Directions, adapters and answers are kept in OUTPUT/work, which need not be
+committed; while a method's adapter lies there, a benchmark that its JSON lacks is added to it.
 """
 
 from __future__ import annotations
@@ -197,11 +197,16 @@ METHODS = {
     "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),
     "from-layer-17": Method("adapters from layer 17 of 30 on", {"train.lora.first_layer": 17}),
     # Prompts
-    "prompts-10": Method("10 harmful prompts", {"train.prompts": 10}),
-    "prompts-25": Method("25 harmful prompts", {"train.prompts": 25}),
-    "prompts-100": Method("100 harmful prompts", {"train.prompts": 100}),
+    **{
+        f"prompts-{count}": Method(f"{count} harmful prompts", {"train.prompts": count})
+        for count in (10, 25, 50, 100)
+    },
+    "samples-4": Method(
+        "four rollouts of a prompt, of a quarter as many prompts an update",
+        {"train.prompts_per_update": 4, "train.samples_per_prompt": 4},
+    ),
 }
-UPDATES = 120  # half of the recipe's; after 60 the begun answers have taught little yet
+UPDATES = 60  # a quarter of the recipe's; what it learns first, begun answers come later
 # What the table shows of each benchmark; the names are those of eval/MODEL.json.
 COLUMNS = ("harmful", "harmful+prefill", "harmless", "borderline", "agreement")
 
@@ -211,6 +216,7 @@ class Laboratory:
     """What all methods share: the base, prompts, directions; and where results go."""
 
     output: Path
+    config: str
     settings: Settings
     overrides: list[str]
     benchmarks: list[str]
@@ -234,7 +240,7 @@ class Laboratory:
         """The recipe, the method's changes, and what the command line sets."""
         changes = [f"{key}={json.dumps(value)}" for key, value in method.changes.items()]
         return load_settings(
-            "smollm2-135m",
+            self.config,
             [
                 f"model.id={self.settings.model.id}",
                 f"train.updates={UPDATES}",
@@ -599,6 +605,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, nargs="?", default=Path("bench/results/methods"))
     parser.add_argument("--methods", default="recipe,published", help="separated by commas")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--config", default="smollm2-135m", help="a recipe, or its YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--data-dir", help="files of --benchmarks")
     parser.add_argument("--benchmarks", default="", help="besides our own prompt sets")
@@ -628,7 +635,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     overrides = list(arguments.set)
     if arguments.data_dir:
         overrides.append(f"evaluate.data_dir={arguments.data_dir}")
-    settings = load_settings("smollm2-135m", overrides)
+    settings = load_settings(arguments.config, overrides)
     benchmarks = {part.strip(): None for part in arguments.benchmarks.split(",") if part.strip()}
     laboratory: Laboratory | None = None
     for seed in map(int, arguments.seeds.split(",")):
@@ -643,7 +650,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
             except InputError:  # another process makes it
                 continue
             laboratory = laboratory or Laboratory(
-                arguments.output, settings, overrides, list(benchmarks)
+                arguments.output, arguments.config, settings, overrides, list(benchmarks)
             )
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
             if not path.exists():
