@@ -194,6 +194,9 @@ METHODS = {
     "floor-0.01": Method("whitened more", {"train.lora.whitening": 0.01}),
     "floor-1": Method("whitened less", {"train.lora.whitening": 1.0}),
     "rank-4": Method("LoRA of rank 4", {"train.lora.rank": 4, "train.lora.alpha": 8}),
+    "o-and-down": Method(
+        "adapters where blocks write alone", {"train.lora.target_modules": ["o_proj", "down_proj"]}
+    ),
     "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),
     "from-layer-17": Method("adapters from layer 17 of 30 on", {"train.lora.first_layer": 17}),
     # Prompts
