@@ -122,7 +122,7 @@ METHODS = {
             (
                 "dpo",
                 "DPO, a refusal over the base's answer; on anchors the reverse",
-                ("5e-4", "1e-4"),
+                ("2e-3", "5e-4"),
             ),
         )
         for rate in rates
