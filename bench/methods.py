@@ -538,8 +538,12 @@ def means(found: Found) -> list[Entrant]:
     return entrants
 
 
-def table(found: Found) -> str:
-    """Mean and spread (standard deviation over seeds) of every method, in Markdown."""
+def table(found: Found, front: Sequence[str] = ()) -> str:
+    """Mean and spread (standard deviation over seeds) of every method, in Markdown.
+
+    Methods of `front` are bold: no other is as good in safety, in answering and in agreement, and
+    better in one of them.
+    """
     metrics = {
         name: entry["metric"]
         for runs in found.values()
@@ -560,7 +564,8 @@ def table(found: Found) -> str:
         memory = _spread([run["peak_memory_bytes"] / 1e9 for run in runs], 1, "")
         moved = _spread([_share(run, "divergence") for run in runs], 1000, "")
         cells += [moved, minutes, memory]
-        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+        shown = f"**{name}**" if name in front else name
+        lines.append(f"| {shown} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -623,9 +628,11 @@ def main() -> None:
         if not arguments.table:
             _sweep(arguments)
         found = read_results(arguments.output)
-        print(table(found))
-        if entrants := means(found):  # none while only the base or the teacher is there
-            write_text(arguments.output / "pareto.html", render_comparison(compare(entrants)))
+        entrants = means(found)
+        comparison = compare(entrants) if entrants else {"runs": []}  # the base or teacher alone
+        print(table(found, [run["name"] for run in comparison["runs"] if run["on_front"]]))
+        if entrants:
+            write_text(arguments.output / "pareto.html", render_comparison(comparison))
     except InputError as error:
         raise SystemExit(str(error)) from None
 
