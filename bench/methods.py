@@ -12,7 +12,8 @@ writes OUTPUT/pareto.html. The methods are changes to a recipe, that of the buil
 --config names another (`--set model.id=` another model), with UPDATES updates; `--list` names them.
 They are judged on our *validation* prompts, on which choices are made, and on --benchmarks, which
 are for reporting. Directions, adapters and answers are kept in OUTPUT/work, which need not be
-committed; while a method's adapter lies there, a benchmark that its JSON lacks is added to it.
+committed; while an adapter lies there, benchmarks that the JSON of its method lacks are added to
+that file. What methods are called fits the built-in model's recipe.
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ METHODS = {
         {"train.prompts_per_update": 4, "train.samples_per_prompt": 4},
     ),
 }
-UPDATES = 60  # a quarter of the recipe's; what it learns first, begun answers come later
+UPDATES = 60  # a quarter of the recipe's: plain requests are learned, begun answers hardly
 # What the table shows of each benchmark; the names are those of eval/MODEL.json.
 COLUMNS = ("harmful", "harmful+prefill", "harmless", "borderline", "agreement")
 
@@ -223,35 +224,23 @@ class Laboratory:
     settings: Settings
     overrides: list[str]
     benchmarks: list[str]
-    kept: dict[str, tuple[Any, float]] = field(default_factory=dict)  # and the seconds that it took
+    kept: dict[str, tuple[str, Any, float]] = field(default_factory=dict)
     saved_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        training.measure_whitening = self._whitening  # what `train` calls
+        self.problems = {
+            name: read_problems(name, self.settings.evaluate.data_dir, self.settings.evaluate.limit)
+            for name in self.benchmarks
+            if name in SOLUTIONS
+        }
+        # `train` looks this name up in its module.
+        training.measure_whitening = self._whitening
         self.model: ChatModel = load_model(self.settings.model)
         sets = load_prompt_sets(self.settings.prompts, 0)
         # Choices are made on validation prompts, so these stand where a run's test prompts do.
         self.sets = {name: replace(found, test=found.validation) for name, found in sets.items()}
-        asked = self.settings.evaluate  # a file that is missing is named before anything is trained
-        self.problems = {
-            name: read_problems(name, asked.data_dir, asked.limit or 50)
-            for name in self.benchmarks
-            if name in SOLUTIONS
-        }
-
-    def settings_of(self, method: Method, seed: int) -> Settings:
-        """The recipe, the method's changes, and what the command line sets."""
-        changes = [f"{key}={json.dumps(value)}" for key, value in method.changes.items()]
-        return load_settings(
-            self.config,
-            [
-                f"model.id={self.settings.model.id}",
-                f"train.updates={UPDATES}",
-                *changes,
-                *self.overrides,
-                f"seed={seed}",
-            ],
-        )
+        # What is wrong with a name, a file or a judge is said before anything is trained.
+        self._suite(self.settings, [*COLUMNS[:4], *self.benchmarks]).prepare()
 
     def direction(self, settings: Settings) -> Direction:
         """The direction of these settings, found once."""
@@ -278,60 +267,59 @@ class Laboratory:
             facts["method"],
         )
 
-    def _once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made once for all methods that share it; its seconds are theirs."""
-        if key in self.kept:
-            self.saved_seconds += self.kept[key][1]
+    def _once(self, what: str, depends_on: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, or the last of its kind if it depends on the same.
+
+        The seconds that making it took are added to `saved_seconds` then.
+        """
+        key = json.dumps(depends_on)
+        if what in self.kept and self.kept[what][0] == key:
+            self.saved_seconds += self.kept[what][2]
         else:
+            self.kept.pop(what, None)  # matrices of several seeds need not be held at once
             started = time.perf_counter()
-            self.kept[key] = make(), time.perf_counter() - started
-        return self.kept[key][0]
+            self.kept[what] = key, make(), time.perf_counter() - started
+        return self.kept[what][1]
 
     def _whitening(self, model: Any, student: Any, anchors: Any, floor: float, seed: int) -> Any:
+        """`measure_whitening`, which does not look at the values of the fresh factors."""
         factors = [name for name, _ in student.named_parameters() if ".lora_" in name]
-        key = json.dumps(["whitening", factors, anchors, floor, seed])
-        return self._once(key, lambda: measure_whitening(model, student, anchors, floor, seed))
+        return self._once(
+            "whitening",
+            [factors, anchors, floor, seed],
+            lambda: measure_whitening(model, student, anchors, floor, seed),
+        )
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train and judge one method with one seed."""
         method = METHODS[name]
-        settings = self.settings_of(method, seed)
+        settings = settings_of(self.config, self.overrides, method, seed)
         torch.manual_seed(seed)
         work = _fresh(self.output / "work" / f"{name}-seed{seed}")
-        teacher = Teacher()
-        if method.kind in ("distil", "teacher"):
-            steers = settings.teacher.steering
-            teacher = make_teacher(settings.teacher, self.direction(settings) if steers else None)
         memory = MemorySampler()
         memory.start()
         started, self.saved_seconds = time.perf_counter(), 0.0
         student = None
         if method.kind == "distil":
-            student = self._distil(settings, teacher, method.random_tokens, work)
+            student = self._distil(settings, method.random_tokens, work)
         elif method.kind in ("sft", "dpo"):
             student = self._imitate(settings, method.kind, work)
         seconds = {"train": time.perf_counter() - started + self.saved_seconds}
         memory.stop()
-        started = time.perf_counter()
-        if student is not None:
-            speaker = Speaker("model", self.model, student)
-        else:
-            speaker = Speaker("model", self.model, self.model.model, teacher)
-        entries = self._judge(settings, speaker, [*COLUMNS[:4], *self.benchmarks])
-        if speaker.teacher is None:
-            harmless = _messages(self.sets["harmless"].test)[: settings.evaluate.drift_prompts]
-            entries |= measure_drift(
-                self.model,
-                speaker.runner,
-                harmless,
-                max_new_tokens=settings.evaluate.max_new_tokens,
-            )
-        seconds["evaluate"] = time.perf_counter() - started
         if student is not None:
             student.save_pretrained(work / "adapter")
+        started = time.perf_counter()
+        names = [*COLUMNS[:4], *_asked(method, self.benchmarks)]
+        entries = self._judge(settings, method, student, names)
+        if student is not None:
+            harmless = _messages(self.sets["harmless"].test)[: settings.evaluate.drift_prompts]
+            entries |= measure_drift(
+                self.model, student, harmless, max_new_tokens=settings.evaluate.max_new_tokens
+            )
             for checkpoint in work.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
             student.unload()
+        seconds["evaluate"] = time.perf_counter() - started
         return {
             "method": name,
             "says": method.says,
@@ -347,15 +335,18 @@ class Laboratory:
             "settings": settings.model_dump(mode="json"),
         }
 
-    def _distil(self, settings: Settings, teacher: Teacher, random_tokens: bool, work: Path) -> Any:
-        chosen = settings.tokens
+    def _teacher(self, settings: Settings) -> Teacher:
+        steers = settings.teacher.steering
+        return make_teacher(settings.teacher, self.direction(settings) if steers else None)
+
+    def _distil(self, settings: Settings, random_tokens: bool, work: Path) -> Any:
+        chosen, teacher = settings.tokens, self._teacher(settings)
         prompts = _messages(self.sets[chosen.prompts].validation)[: chosen.prompt_count]
         seed = settings.seed
-        key = json.dumps(
-            ["tokens", chosen.model_dump(), settings.teacher.model_dump(mode="json"), seed]
-        )
+        parts = (chosen, settings.teacher, settings.direction)
         ids = self._once(
-            f"{key}{settings.direction.model_dump_json()}",
+            "tokens",
+            [seed, *(part.model_dump(mode="json") for part in parts)],
             lambda: select_safety_tokens(self.model, teacher, prompts, chosen, seed=seed).ids,
         )
         if random_tokens:
@@ -473,33 +464,85 @@ class Laboratory:
             trainer.train()
         return trainer.accelerator.unwrap_model(trainer.model).eval()
 
-    def _judge(self, settings: Settings, speaker: Speaker, names: list[str]) -> dict[str, Any]:
-        work = self.output / "work" / "answers"
+    def _suite(self, settings: Settings, names: Sequence[str]) -> Suite:
         judged = [name for name in names if name not in SOLUTIONS]
-        entries = {}
-        if judged:
-            suite = Suite.plan(judged, settings, self.sets, work)
-            (found,) = suite.measure([speaker], work).values()
-            entries = {name: result.to_json() for name, result in found.items()}
-        for name in names:
-            if name in SOLUTIONS and speaker.teacher is None:
-                entries[name] = measure_solutions(self.model, speaker.runner, self.problems[name])
-        return entries
+        return Suite.plan(judged, settings, self.sets, self.output / "work" / "answers")
 
-    def complete(self, name: str, seed: int, result: dict[str, Any]) -> dict[str, Any] | None:
-        """`result` with the benchmarks that it lacks; None: none, or its student is not there."""
-        missing = [each for each in self.benchmarks if each not in result["benchmarks"]]
-        adapter = self.output / "work" / f"{name}-seed{seed}" / "adapter"
-        kind = METHODS[name].kind
-        if not missing or kind == "teacher" or (kind != "base" and not adapter.is_dir()):
-            return None
-        base: Any = self.model.model
-        student: Any = base if kind == "base" else PeftModel.from_pretrained(base, adapter).eval()
-        speaker = Speaker("model", self.model, student)
-        entries = self._judge(self.settings_of(METHODS[name], seed), speaker, missing)
-        if student is not base:
+    def _judge(
+        self, settings: Settings, method: Method, student: Any, names: Sequence[str]
+    ) -> dict[str, Any]:
+        """Entries of `names`, of the student or, without one, of the base or the teacher."""
+        runner = self.model.model if student is None else student
+        if method.kind == "teacher":
+            speaker = Speaker("teacher", self.model, runner, self._teacher(settings))
+        else:
+            speaker = Speaker("model", self.model, runner)
+        suite = self._suite(settings, names)
+        (found,) = suite.measure([speaker], self.output / "work" / "answers").values()
+        entries = {name: result.to_json() for name, result in found.items()}
+        solved = {
+            name: measure_solutions(self.model, runner, self.problems[name])
+            for name in names
+            if name in SOLUTIONS
+        }
+        return entries | solved
+
+    def complete(
+        self, name: str, seed: int, result: dict[str, Any], missing: Sequence[str]
+    ) -> dict[str, Any]:
+        """`result` with the benchmarks that it lacks, asked of the student as it was kept."""
+        method = METHODS[name]
+        settings = settings_of(self.config, self.overrides, method, seed)
+        student: Any = None
+        if method.kind in ("distil", "sft", "dpo"):
+            kept = PeftModel.from_pretrained(self.model.model, _adapter(self.output, name, seed))
+            student = compute_in_model_dtype(kept.eval())
+        entries = self._judge(settings, method, student, missing)
+        if student is not None:
             student.unload()
         return {**result, "benchmarks": {**result["benchmarks"], **entries}}
+
+
+def settings_of(config: str, overrides: Sequence[str], method: Method, seed: int) -> Settings:
+    """The recipe, the method's changes, and what the command line sets."""
+    changes = [f"{key}={json.dumps(value)}" for key, value in method.changes.items()]
+    return load_settings(config, [f"train.updates={UPDATES}", *changes, *overrides, f"seed={seed}"])
+
+
+def _asked(method: Method, benchmarks: Sequence[str]) -> list[str]:
+    """Without solutions for the teacher, which would have to be shown what it reads first."""
+    return [name for name in benchmarks if method.kind != "teacher" or name not in SOLUTIONS]
+
+
+def _adapter(output: Path, name: str, seed: int) -> Path:
+    return output / "work" / f"{name}-seed{seed}" / "adapter"
+
+
+def _missing(
+    output: Path, name: str, seed: int, result: dict[str, Any], benchmarks: Sequence[str]
+) -> list[str]:
+    """The benchmarks that a result lacks and that can be asked of what is there."""
+    method = METHODS[name]
+    if method.kind not in ("base", "teacher") and not _adapter(output, name, seed).is_dir():
+        return []
+    return [each for each in _asked(method, benchmarks) if each not in result["benchmarks"]]
+
+
+def _check_settings(path: Path, made: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError where a result was made with other settings than are asked for now."""
+    before, after = _flat(made), _flat(now)
+    for key in before.keys() & after.keys() - {"evaluate.data_dir", "evaluate.benchmarks"}:
+        if before[key] != after[key]:
+            raise InputError(
+                f"{path} was made with {key} = {json.dumps(before[key])}, and this sweep has"
+                f" {json.dumps(after[key])}: set it to the same, or give another OUTPUT"
+            )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """{"section.key": value}."""
+    sections = {name: part for name, part in settings.items() if isinstance(part, dict)}
+    return {f"{name}.{key}": part[key] for name, part in sections.items() for key in part}
 
 
 Found = dict[str, list[dict[str, Any]]]  # {method: one of each seed}
@@ -508,7 +551,8 @@ Found = dict[str, list[dict[str, Any]]]  # {method: one of each seed}
 def read_results(folder: Path) -> Found:
     """What lies in `folder`, in the order of METHODS."""
     contents = [read_json(path) for path in sorted(folder.glob("*-seed*.json"))]
-    found = {name: [c for c in contents if c["method"] == name] for name in METHODS}
+    names = dict.fromkeys([*METHODS, *(content["method"] for content in contents)])
+    found = {name: [c for c in contents if c["method"] == name] for name in names}
     if not contents:
         raise InputError(f"{folder} holds no results yet")
     return {name: runs for name, runs in found.items() if runs}
@@ -526,9 +570,12 @@ def means(found: Found) -> list[Entrant]:
             for key, entry in runs[0]["benchmarks"].items()
             if key not in SOLUTIONS  # capability is agreement here, which says more
         }
-        for key, entry in entries.items():
+        for key in list(entries):
             values = [value for run in runs if (value := _share(run, key)) is not None]
-            entry |= {"value": statistics.mean(values), "ci95": None}
+            if len(values) < len(runs):  # not of every seed
+                del entries[key]
+            else:
+                entries[key] |= {"value": statistics.mean(values), "ci95": None}
         if name == "base":
             known = (each[0]["benchmarks"].get("agreement") for each in found.values())
             if (agreement := next(filter(None, known), None)) is not None:
@@ -646,27 +693,35 @@ def _sweep(arguments: argparse.Namespace) -> None:
     if arguments.data_dir:
         overrides.append(f"evaluate.data_dir={arguments.data_dir}")
     settings = load_settings(arguments.config, overrides)
-    benchmarks = {part.strip(): None for part in arguments.benchmarks.split(",") if part.strip()}
+    benchmarks = [part.strip() for part in arguments.benchmarks.split(",") if part.strip()]
     laboratory: Laboratory | None = None
     for seed in map(int, arguments.seeds.split(",")):
         for name in names:
             path = arguments.output / f"{name}-seed{seed}.json"
-            if path.exists() and benchmarks.keys() <= read_json(path)["benchmarks"].keys():
-                continue
+            if path.exists():
+                asked = settings_of(arguments.config, overrides, METHODS[name], seed)
+                result = read_json(path)
+                _check_settings(path, result["settings"], asked.model_dump(mode="json"))
+                if not _missing(arguments.output, name, seed, result, benchmarks):
+                    continue
             claim = arguments.output / "work" / "claims" / path.stem
             claim.mkdir(parents=True, exist_ok=True)
             try:
                 lock = RunLock(claim)
-            except InputError:  # another process makes it
+            except InputError as error:
+                print(f"{name}, seed {seed} is left out: {error}", file=sys.stderr, flush=True)
                 continue
             laboratory = laboratory or Laboratory(
-                arguments.output, arguments.config, settings, overrides, list(benchmarks)
+                arguments.output, arguments.config, settings, overrides, benchmarks
             )
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
             if not path.exists():
                 write_json(path, laboratory.run(name, seed))
-            elif (completed := laboratory.complete(name, seed, read_json(path))) is not None:
-                write_json(path, completed)
+            else:  # another process may have been at it
+                result = read_json(path)
+                missing = _missing(arguments.output, name, seed, result, benchmarks)
+                if missing:
+                    write_json(path, laboratory.complete(name, seed, result, missing))
             lock.release()
 
 

@@ -1,7 +1,8 @@
 """How well a model knows right solutions: the probability of reference answers, token by token.
 
-Too small a model solves no problem of GSM8K or HumanEval before or after, so that a score moves by
-luck alone. The probability of the solutions moves with every weight, and on the same problems.
+A model as small as the built-in one solves no problem of GSM8K or HumanEval, before or after; so
+a score moves by luck alone. The probability of the solutions moves with every weight, and on the
+same problems.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ SOLUTIONS = {
 }
 
 
-def read_problems(name: str, data_dir: str | Path | None, limit: int) -> list[Problem]:
-    """The first `limit` problems of one of SOLUTIONS.
+def read_problems(name: str, data_dir: str | Path | None, limit: int | None) -> list[Problem]:
+    """The first `limit` problems of one of SOLUTIONS; all of them where it is None.
 
     Raises InputError where its file is missing.
     """
@@ -60,7 +61,7 @@ def measure_solutions(
 
     Of each solution the geometric mean over its tokens, of these the mean over problems.
     """
-    chat, head = model.chat, OutputHead.of(runner)
+    chat, head = model.chat.closed, OutputHead.of(runner)
     asked = [chat.ids([{"role": "user", "content": question}]) for question, _ in problems]
     answers = [chat.answer_ids(answer) for _, answer in problems]
 
