@@ -131,6 +131,15 @@ METHODS = {
     "sft-whitened@2e-3": Method(
         "sft with steps whitened as the recipe's", {"train.learning_rate": 2e-3}, "sft"
     ),
+    "dpo-no-anchors@5e-4": Method(
+        "DPO on harmful prompts alone, learning rate 5e-4",
+        {
+            "train.learning_rate": 5e-4,
+            "train.lora.whitening": None,
+            "train.anchor_share": 0.0,
+        },
+        "dpo",
+    ),
     # Divergences on S, each at two rates; the recipe is `symmetric` at 2e-3
     **{
         f"{name}@{rate}": Method(
@@ -372,7 +381,7 @@ class Laboratory:
 
         The refusal is the first refusing opening of the settings; the base's answers are greedy
         and as long as whole rollouts. Where the plan begins an answer, either goes on from its
-        words.
+        words. Prompts are not dropped for their length (`train.max_prompt_tokens`).
         """
         train_settings = settings.train
         harmful = _messages(self.sets["harmful"].train)
@@ -568,7 +577,7 @@ def means(found: Found) -> list[Entrant]:
         entries = {
             key: dict(entry)
             for key, entry in runs[0]["benchmarks"].items()
-            if key not in SOLUTIONS  # capability is agreement here, which says more
+            if key not in SOLUTIONS  # no axis of the plot, as agreement is
         }
         for key in list(entries):
             values = [value for run in runs if (value := _share(run, key)) is not None]
