@@ -469,7 +469,7 @@ class Laboratory:
             factors = dict(trainer.model.named_parameters())
             step_whitened(trainer.create_optimizer(), factors, whitening)
         compute_in_model_dtype(trainer.model)  # DPO adds an adapter of its own, for the reference
-        with training.fast_attention(self.model.model):
+        with training.training_attention(self.model.model):
             trainer.train()
         return trainer.accelerator.unwrap_model(trainer.model).eval()
 

@@ -570,6 +570,39 @@ def test_a_single_completion_that_does_not_fit_is_said(tiny_chat_model, tmp_path
         run(tiny_chat_model, tmp_path)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_end_the_training(
+    bad, tiny_chat_model, tmp_path, monkeypatch
+):
+    original, updates = Accelerator.clip_grad_norm_, []
+
+    def spoil(self, parameters, *args, **kwargs):  # type: ignore[no-untyped-def]
+        parameters = list(parameters)
+        updates.append(None)
+        if len(updates) == 3:  # the loss of this update is as it should be
+            next(p for p in parameters if p.grad is not None).grad.fill_(bad)
+        return original(self, parameters, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "clip_grad_norm_", spoil)
+        with pytest.raises(SafeSteerError, match="update 3: its gradients are not finite"):
+            run(tiny_chat_model, tmp_path, updates=6, save_every=2)
+    # What was good stays, and the same call goes on from there.
+    assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+    run(tiny_chat_model, tmp_path, updates=6, save_every=2)
+    assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_cudnn_has_no_part_in_the_attention_of_a_training(tiny_chat_model, tmp_path):
+    allowed = torch.backends.cuda.cudnn_sdp_enabled
+    assert allowed()
+    seen: list[bool] = []
+    run(tiny_chat_model, tmp_path, on_update=lambda *_: seen.append(allowed()))
+    assert seen == [False, False]
+    assert allowed()
+
+
 def test_rollouts_that_do_not_fit_are_made_in_smaller_batches(
     tiny_chat_model, tmp_path, monkeypatch, caplog
 ):

@@ -67,7 +67,7 @@ def measure_whitening(
 
 def inverse_root(moment: torch.Tensor, floor: float) -> torch.Tensor:
     """W of second moments [d, d], which may be of any scale; of their type, on their device."""
-    values, vectors = torch.linalg.eigh(moment.double().cpu())
+    values, vectors = torch.linalg.eigh(moment.double())
     scale = (values.clamp(min=0) / values.mean() + floor).rsqrt()
     scale = scale / scale.square().mean().sqrt()
     return ((vectors * scale) @ vectors.T).to(moment)
