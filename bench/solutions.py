@@ -1,12 +1,16 @@
 """How well a model knows right solutions: the probability of reference answers, token by token.
 
+    python bench/solutions.py RUN --data-dir DIR [--limit N]
+
 A model as small as the built-in one solves no problem of GSM8K or HumanEval, before or after; so
 a score moves by luck alone. The probability of the solutions moves with every weight, and on the
-same problems.
+same problems. The command prints it in Markdown, for the base and the aligned model of a finished
+run and paired, for docs/results.md; bench/methods.py asks all its students for it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -15,13 +19,16 @@ from typing import Any
 
 import torch
 
+from safesteer.cli.silence import silence_libraries
+from safesteer.contents import RunContents
 from safesteer.errors import InputError
-from safesteer.evaluate.statistics import mean_interval
+from safesteer.evaluate.statistics import mean_interval, paired_difference
 from safesteer.models.batches import in_batches
 from safesteer.models.chat import pad_left
 from safesteer.models.forward import hidden_states
 from safesteer.models.head import OutputHead
 from safesteer.models.load import ChatModel
+from safesteer.runs import RunDirectory
 
 Problem = tuple[str, str]  # (what is asked, the answer)
 
@@ -54,13 +61,10 @@ def read_problems(name: str, data_dir: str | Path | None, limit: int | None) -> 
 
 
 @torch.no_grad()
-def measure_solutions(
+def solution_probabilities(
     model: ChatModel, runner: Any, problems: Sequence[Problem], batch_size: int = 8
-) -> dict[str, Any]:
-    """Probability of a solution's token under `runner`; an entry as of eval/*.json.
-
-    Of each solution the geometric mean over its tokens, of these the mean over problems.
-    """
+) -> list[float]:
+    """Probability of each solution's tokens under `runner`, their geometric mean."""
     chat, head = model.chat.closed, OutputHead.of(runner)
     asked = [chat.ids([{"role": "user", "content": question}]) for question, _ in problems]
     answers = [chat.answer_ids(answer) for _, answer in problems]
@@ -78,7 +82,14 @@ def measure_solutions(
         return found
 
     order = sorted(range(len(problems)), key=lambda row: len(asked[row]) + len(answers[row]))
-    likely = [value for part in in_batches(order, batch_size, read) for value in part]
+    found = [value for part in in_batches(order, batch_size, read) for value in part]
+    likely = dict(zip(order, found, strict=True))
+    return [likely[index] for index in range(len(problems))]
+
+
+def measure_solutions(model: ChatModel, runner: Any, problems: Sequence[Problem]) -> dict[str, Any]:
+    """The mean over problems of their solutions' probabilities, an entry as of eval/*.json."""
+    likely = solution_probabilities(model, runner, problems)
     return {
         "metric": "solution_probability",
         "value": sum(likely) / len(likely),
@@ -87,3 +98,39 @@ def measure_solutions(
         "judge": None,
         "kind": "capability",
     }
+
+
+def main() -> None:
+    """Print one row for each of SOLUTIONS."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--limit", type=int, help="the first so many problems of each")
+    arguments = parser.parse_args()
+    silence_libraries(debug=False)
+    try:
+        run = RunContents(RunDirectory.load(arguments.run))
+        asked = {
+            name: read_problems(name, arguments.data_dir, arguments.limit) for name in SOLUTIONS
+        }
+        model = run.model
+        # Of the base first: an adapter changes its modules in place.
+        before = [solution_probabilities(model, model.model, part) for part in asked.values()]
+        student = run.load_student()
+        after = [solution_probabilities(model, student, part) for part in asked.values()]
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    print("| probability of a right solution's token | base | aligned | on the same problems |")
+    print("|---|---|---|---|")
+    for name, old, new in zip(asked, before, after, strict=True):
+        words = paired_difference(old, new).words()
+        print(f"| {name} | {_cell(old)} | {_cell(new)} | {words} |")
+
+
+def _cell(likely: list[float]) -> str:
+    low, high = mean_interval(likely, share=True)
+    return f"{sum(likely) / len(likely):.2%} ({low:.1%}-{high:.1%}, n {len(likely)})"
+
+
+if __name__ == "__main__":
+    main()
