@@ -351,8 +351,8 @@ class MetricsFile(TrainerCallback):
         if norm is not None and not math.isfinite(norm):
             raise SafeSteerError(
                 f"training stopped at update {state.global_step}: its gradients are not finite, and"
-                " would have broken the model; what may do: --set model.dtype=float32, or a lower"
-                " train.learning_rate"
+                " would have broken the model; what may do: a lower train.learning_rate, or --set"
+                " model.dtype=float32"
             )
         if not state.is_world_process_zero:
             return
