@@ -71,7 +71,8 @@ def train(
     Raises InputError for a plan that cannot be made, see `plan_rows`, for begun answers of a model
     that thinks first, for whitening without anchors, with weight decay or with adapters that are
     spread over processes, and where vLLM is asked for and cannot be used, see `check_rollouts`;
-    SafeSteerError where not even one completion at a time fits.
+    SafeSteerError where not even one completion at a time fits, and where gradients are not finite,
+    after which the student in memory is spoilt.
     """
     settings = settings or TrainSettings()
     check_rollouts(settings, model.model.device)
@@ -351,8 +352,7 @@ class MetricsFile(TrainerCallback):
         if norm is not None and not math.isfinite(norm):
             raise SafeSteerError(
                 f"training stopped at update {state.global_step}: its gradients are not finite, and"
-                " would have broken the model; what may do: a lower train.learning_rate, or --set"
-                " model.dtype=float32"
+                " would have broken the model; what may do: a lower train.learning_rate"
             )
         if not state.is_world_process_zero:
             return
