@@ -590,8 +590,10 @@ def test_gradients_that_are_not_finite_end_the_training(
     # What was good stays, and the same call goes on from there.
     assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2]
     assert last_checkpoint(tmp_path).name == "checkpoint-2"
-    run(tiny_chat_model, tmp_path, updates=6, save_every=2)
-    assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    _, resumed = run(tiny_chat_model, tmp_path, updates=6, save_every=2)
+    _, undisturbed = run(tiny_chat_model, tmp_path / "again", updates=6, save_every=2)
+    assert [line["update"] for line in resumed] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in resumed] == [line["loss"] for line in undisturbed]
 
 
 def test_cudnn_has_no_part_in_the_attention_of_a_training(tiny_chat_model, tmp_path):

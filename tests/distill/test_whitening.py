@@ -19,7 +19,7 @@ from safesteer.distill.whitening import (
     start_whitened,
     step_whitened,
 )
-from safesteer.errors import InputError
+from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.generate import generate
 from safesteer.models.layers import find_blocks
 from safesteer.teacher import Teacher
@@ -120,6 +120,17 @@ def test_every_adapter_is_measured_on_what_its_layer_reads_and_adds_to(new_chat_
             x = torch.cat([one.flatten(0, -2) for one in rows]).float()
             (w,) = (w for key, w in found.items() if f"layers.1.{name}.{factor}" in key)
             torch.testing.assert_close(w, inverse_root(x.T @ x, 0.1), atol=1e-4, rtol=1e-3)
+
+
+def test_a_moment_that_is_not_finite_is_no_layer_that_was_never_reached(new_chat_model):
+    """Left out, its factors would be trained in plain steps without a word."""
+    model = new_chat_model()
+    lora = LoraSettings(rank=2, alpha=4, target_modules=["q_proj", "down_proj"])
+    student = with_lora(model.model, TrainSettings(lora=lora), 0)
+    spoilt = find_blocks(model.model)[1].mlp.down_proj
+    spoilt.register_full_backward_hook(lambda _, down, up: tuple(g * torch.inf for g in down))
+    with pytest.raises(SafeSteerError, match=r"moments behind \S*lora_B\S* are not finite"):
+        measure_whitening(model, student, HARMLESS, 0.1, seed=0)
 
 
 @pytest.mark.parametrize("updates, factor", [(1, "lora_B"), (2, "lora_A")])

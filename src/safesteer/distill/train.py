@@ -71,8 +71,8 @@ def train(
     Raises InputError for a plan that cannot be made, see `plan_rows`, for begun answers of a model
     that thinks first, for whitening without anchors, with weight decay or with adapters that are
     spread over processes, and where vLLM is asked for and cannot be used, see `check_rollouts`;
-    SafeSteerError where not even one completion at a time fits, and where gradients are not finite,
-    after which the student in memory is spoilt.
+    SafeSteerError where not even one completion at a time fits, where gradients are not finite,
+    after which the student in memory is spoilt, and where what whitening measures is not.
     """
     settings = settings or TrainSettings()
     check_rollouts(settings, model.model.device)
@@ -160,9 +160,9 @@ def train(
             student = with_lora(student, settings, seed, steered)
             if floor is not None:
                 # Measured once: what a smaller micro-batch goes on with has to be the same.
-                whitening = whitening or measure_whitening(
-                    model, student, short_anchors, floor, seed
-                )
+                if not whitening:
+                    with sound_attention():
+                        whitening = measure_whitening(model, student, short_anchors, floor, seed)
                 start_whitened(student, whitening)  # and a checkpoint, if there is one, goes on
         # Other processes would wait for the passes that this one makes again.
         if (once() if ranks.count() > 1 else attempt(once)) is not None:
@@ -260,23 +260,34 @@ def _keep_metrics(folder: Path, updates: int) -> None:
 
 
 @contextmanager
-def training_attention(model: Any) -> Iterator[None]:
-    """Train with the kernels of attention whose backward is right, and fast.
+def sound_attention() -> Iterator[None]:
+    """Compute without those kernels of attention whose backward can be wrong.
 
-    On CUDA not with cuDNN's, whose gradients can be NaN where there is a mask, in 16 bits on Hopper
-    cards (https://github.com/pytorch/pytorch/issues/196678): torch has others. On the CPU with
-    plain attention: the backward of torch's fused one is slower there. Measured on the built-in
-    model at 32 x 61 tokens: 6.5 s fused, 4.2 s plain, forward and backward (docs/experiments.md).
+    On CUDA these are cuDNN's, whose gradients can be NaN where there is a mask, in 16 bits on
+    Hopper cards (https://github.com/pytorch/pytorch/issues/196678): torch has others.
     """
-    fused = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if fused:
-        model.set_attn_implementation("eager")
     try:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+@contextmanager
+def training_attention(model: Any) -> Iterator[None]:
+    """Train with `sound_attention`, and on the CPU with plain attention.
+
+    The backward of torch's fused one is slower there. Measured on the built-in model at 32 x 61
+    tokens: 6.5 s fused, 4.2 s plain, forward and backward (docs/experiments.md).
+    """
+    fused = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    if fused:
+        model.set_attn_implementation("eager")
+    try:
+        with sound_attention():
+            yield
+    finally:
         if fused:
             model.set_attn_implementation("sdpa")
 

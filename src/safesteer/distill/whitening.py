@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+from safesteer.errors import SafeSteerError
 from safesteer.models.chat import Message
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
@@ -53,6 +54,8 @@ def measure_whitening(
     `student` is a PEFT model around `model`; the matrices are float32. Factors whose layers the
     prompts never reach are left out. The prompts are a sample of at most PROMPTS different ones,
     drawn by `seed`, and so are the tokens that gradients are taken of.
+
+    Raises SafeSteerError where moments are not finite.
     """
     different = list({json.dumps(messages): messages for messages in anchors}.values())
     chosen = random.Random(seed).sample(different, min(PROMPTS, len(different)))
@@ -60,6 +63,11 @@ def measure_whitening(
     found = {}
     while moments:  # each is as large as what it becomes
         name, moment = moments.popitem()
+        if not moment.isfinite().all():
+            raise SafeSteerError(
+                f"the second moments behind {name} are not finite: the model overflows on harmless"
+                " answers; what may do: model.dtype=float32, or train.lora.whitening=null"
+            )
         if moment.trace() > 0:
             found[name] = inverse_root(moment, floor)
     return found
