@@ -11,7 +11,9 @@ those of the built-in model.
 Directions: `refuse-comply` (the recipe's source) and `reading`, the mean change that reading two
 refusals makes to the last prompt token of harmful prompts. `gated` lets the teacher speak only on
 prompts whose own projection on the difference of harmful and harmless training prompts lies above
-that of 95 % of harmless and borderline ones, and the model itself on the others. `null-space`
+that of 95 % of harmless and borderline ones, and the model itself on the others. `judged over the
+request` is such a gate too: by a regression on the mean over the tokens of the request, where the
+others look at the prompt's last token (bench/recognition.py). `null-space`
 steers each prompt by its own strength, between 0 and 1 in steps of a fifth: a linear function of
 its last token that is about 1 on harmful training prompts and looks only at those dimensions that
 harmless and borderline ones use least (after AlphaSteer, Sheng et al. 2025, arXiv 2506.07022, which
@@ -25,10 +27,13 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from recognition import features, fitted
 
 from safesteer.cli.silence import silence_libraries
 from safesteer.config import DirectionSettings, ModelSettings
@@ -83,6 +88,7 @@ class Laboratory:
 
     def __init__(self, model: ChatModel, limit: int) -> None:
         self.model = model
+        self.judges: dict[int, Any] = {}  # {layer: the regression of `take_for_harmful`}
         sets = {name: load_prompt_set(name) for name in SETS}
         self.train = {name: [p.messages for p in found.train] for name, found in sets.items()}
         self.judged = {
@@ -139,6 +145,19 @@ class Laboratory:
         bound = torch.quantile(self.of_harmless[layer] @ axis, 0.95)
         return lambda prompts: (self.last(prompts)[layer] @ axis > bound).float()
 
+    def take_for_harmful(self, layer: int, prompts: Prompts) -> torch.Tensor:
+        """1 for a prompt that a regression over its request's tokens takes for harmful; or 0."""
+
+        def look(prompts: Prompts) -> np.ndarray:
+            return features(self.model, prompts, [layer], ["prompt"])[layer, "prompt"]
+
+        if layer not in self.judges:
+            kinds = [look(self.train[name]) for name in SETS]
+            # A fifth says how strongly it is held back: the validation prompts are to be judged.
+            parts = [np.split(kind, [len(kind) * 4 // 5]) for kind in kinds]
+            self.judges[layer] = fitted([one for one, _ in parts], [rest for _, rest in parts])
+        return torch.tensor(self.judges[layer].predict(look(prompts))).float()
+
     def null_space(self, layer: int, kept: float) -> Callable[[Prompts], torch.Tensor]:
         """The strength of `null-space`; it looks at this share of the dimensions."""
         harmless, harmful = self.of_harmless[layer], self.of_harmful[layer]
@@ -183,6 +202,10 @@ class Laboratory:
         for layer in LAYERS:
             found[f"gated at layer {layer}, two refusals, layer 17, c 0.44"] = Asked(
                 Teacher(steering(17, 0.44), refusals), self.gate(layer)
+            )
+        for layer in (14, 17):
+            found[f"judged over the request at layer {layer}, two refusals, layer 17, c 0.44"] = (
+                Asked(Teacher(steering(17, 0.44), refusals), partial(self.take_for_harmful, layer))
             )
         for layer in (12, 17):
             for kept in (0.3, 0.6, 0.9):

@@ -1,0 +1,157 @@
+"""What a model's own representation tells of a request's harm, and where in the prompt it lies.
+
+    python bench/recognition.py [MODEL] [--layers 12,14,17] [--data-dir DIR --benchmarks a,b]
+        [--limit N]
+
+A logistic regression learns to tell our harmful from our harmless and borderline training prompts
+by what the untrained model computes at one layer, and is asked about prompts it has not seen. It
+looks at one of
+
+- *end*: the residual stream over the template's end, where the answer begins, their mean;
+- *prompt*: the residual stream over the tokens of the request, their mean;
+- *attended*: the layer's normalised input as the template's end attends to it, the mean over its
+  heads and positions: what an adapter on `v_proj` could tell without any change of attention.
+
+The share of prompts that it takes for harmful at even odds is printed in Markdown. How strongly it
+is held back (C) is chosen by its log loss on our validation prompts; no other prompt is used for a
+choice. So the table says what is there to be learned; no model is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from safesteer.cli.silence import silence_libraries
+from safesteer.errors import InputError
+from safesteer.evaluate.benchmarks.sources import load_benchmarks
+from safesteer.models.chat import Message
+from safesteer.models.layers import backbone, find_blocks
+from safesteer.models.load import ChatModel, load_model
+from safesteer.prompts import load_prompt_sets
+from safesteer.recipe import load_settings
+
+PLACES = ("end", "prompt", "attended")
+HELD_BACK = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@torch.no_grad()
+def features(
+    model: ChatModel,
+    prompts: Sequence[Sequence[Message]],
+    layers: Sequence[int],
+    places: Sequence[str] = PLACES,
+) -> dict[tuple[int, str], np.ndarray]:
+    """{(layer, place): [prompts, D]} of the layers' inputs; "attended" needs eager attention."""
+    end = len(model.chat.post_instruction_ids())
+    plain, other = (model.chat.ids([{"role": "user", "content": text}]) for text in ("x", "Banana"))
+    start = next(i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b)
+    streams: dict[int, torch.Tensor] = {}
+    normalised: dict[int, torch.Tensor] = {}
+    blocks = find_blocks(model.model)
+    found: dict[tuple[int, str], list[torch.Tensor]] = {}
+    with ExitStack() as hooks:
+        for layer in layers:
+
+            def keep(_: Any, inputs: tuple, named: dict, layer: int = layer) -> None:
+                streams[layer] = (inputs[0] if inputs else named["hidden_states"])[0].float()
+
+            def keep_normalised(_: Any, inputs: tuple, named: dict, layer: int = layer) -> None:
+                normalised[layer] = (inputs[0] if inputs else named["hidden_states"])[0].float()
+
+            block = blocks[layer]
+            for module, hook in ((block, keep), (block.self_attn, keep_normalised)):
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                hooks.callback(handle.remove)
+        for messages in prompts:
+            ids = torch.tensor([model.chat.ids(messages)], device=model.model.device)
+            attends = "attended" in places
+            weights = backbone(model.model)(
+                ids, use_cache=False, output_attentions=attends
+            ).attentions
+            for layer in layers:
+                seen = {
+                    "end": streams[layer][-end:].mean(0),
+                    "prompt": streams[layer][start:-end].mean(0),
+                }
+                if attends:
+                    attention = weights[layer][0, :, -end:].float().mean((0, 1))  # over the tokens
+                    seen["attended"] = attention @ normalised[layer]
+                for place in places:
+                    found.setdefault((layer, place), []).append(seen[place].cpu())
+    return {key: torch.stack(vectors).numpy() for key, vectors in found.items()}
+
+
+def fitted(
+    train: Sequence[np.ndarray], validation: Sequence[np.ndarray]
+) -> Any:  # each: harmful, then the other kinds
+    """The regression that is best on validation prompts."""
+
+    def labelled(kinds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        harmful = np.repeat([kind is kinds[0] for kind in kinds], [len(kind) for kind in kinds])
+        return np.concatenate(kinds), harmful
+
+    fits = [
+        make_pipeline(
+            StandardScaler(), LogisticRegression(C=c, max_iter=1000, class_weight="balanced")
+        ).fit(*labelled(train))
+        for c in HELD_BACK
+    ]
+    asked, harmful = labelled(validation)
+    return min(fits, key=lambda fit: log_loss(harmful, fit.predict_proba(asked)))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument(
+        "--layers", default="12,14,17", help="whose inputs are looked at, from 0 on"
+    )
+    parser.add_argument("--data-dir", help="files of --benchmarks")
+    parser.add_argument("--benchmarks", default="")
+    parser.add_argument("--limit", type=int, default=100, help="prompts of each benchmark")
+    arguments = parser.parse_args()
+    silence_libraries(debug=False)
+    overrides = [f"model.id={arguments.model}", f"evaluate.limit={arguments.limit}"]
+    if arguments.data_dir:
+        overrides.append(f"evaluate.data_dir={arguments.data_dir}")
+    try:
+        settings = load_settings("smollm2-135m", overrides)
+        sets = load_prompt_sets(settings.prompts, 0)
+        names = [name.strip() for name in arguments.benchmarks.split(",") if name.strip()]
+        benchmarks = load_benchmarks(names, settings.evaluate, sets)
+        model = load_model(settings.model)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    model.model.set_attn_implementation("eager")  # which alone returns what it attends to
+    layers = [int(layer) for layer in arguments.layers.split(",")]
+    kinds = ("harmful", "harmless", "borderline")
+    split = {
+        part: [features(model, [p.messages for p in getattr(sets[k], part)], layers) for k in kinds]
+        for part in ("train", "validation", "test")
+    }
+    asked = dict(zip(kinds, split["test"], strict=True))
+    for one in benchmarks:
+        asked[one.name] = features(model, [item.prompt.messages for item in one.items], layers)
+    print("| layer | looks at | " + " | ".join(asked) + " |")
+    print("|---|---|" + "---|" * len(asked))
+    for layer in layers:
+        for place in PLACES:
+            key = (layer, place)
+            fit = fitted(*([kind[key] for kind in split[p]] for p in ("train", "validation")))
+            shares = [f"{100 * fit.predict(each[key]).mean():.0f} %" for each in asked.values()]
+            print(f"| {layer} | {place} | " + " | ".join(shares) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
