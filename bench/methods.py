@@ -293,11 +293,12 @@ class Laboratory:
     def _whitening(self, model: Any, student: Any, anchors: Any, floor: float, seed: int) -> Any:
         """`measure_whitening`, which does not look at the values of the fresh factors."""
         factors = [name for name, _ in student.named_parameters() if ".lora_" in name]
-        return self._once(
-            "whitening",
-            [factors, anchors, floor, seed],
-            lambda: measure_whitening(model, student, anchors, floor, seed),
-        )
+        with training.sound_attention():
+            return self._once(
+                "whitening",
+                [factors, anchors, floor, seed],
+                lambda: measure_whitening(model, student, anchors, floor, seed),
+            )
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train and judge one method with one seed."""

@@ -14,13 +14,14 @@ looks at one of
 
 The share of prompts that it takes for harmful at even odds is printed in Markdown. How strongly it
 is held back (C) is chosen by its log loss on our validation prompts; no other prompt is used for a
-choice. So the table says what is there to be learned; no model is trained.
+choice. So the table says what is there to be learned; no model is trained. scikit-learn, which the
+regression is of, comes with the extra `eval`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -44,6 +45,15 @@ PLACES = ("end", "prompt", "attended")
 HELD_BACK = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
+def _keep(into: dict[int, torch.Tensor], layer: int) -> Callable[..., None]:
+    """A hook that puts what its module reads, [T, D], into `into`."""
+
+    def keep(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        into[layer] = (inputs[0] if inputs else named["hidden_states"])[0].float()
+
+    return keep
+
+
 @torch.no_grad()
 def features(
     model: ChatModel,
@@ -57,24 +67,18 @@ def features(
     start = next(i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b)
     streams: dict[int, torch.Tensor] = {}
     normalised: dict[int, torch.Tensor] = {}
-    blocks = find_blocks(model.model)
+    blocks, attends = find_blocks(model.model), "attended" in places
     found: dict[tuple[int, str], list[torch.Tensor]] = {}
     with ExitStack() as hooks:
         for layer in layers:
-
-            def keep(_: Any, inputs: tuple, named: dict, layer: int = layer) -> None:
-                streams[layer] = (inputs[0] if inputs else named["hidden_states"])[0].float()
-
-            def keep_normalised(_: Any, inputs: tuple, named: dict, layer: int = layer) -> None:
-                normalised[layer] = (inputs[0] if inputs else named["hidden_states"])[0].float()
-
-            block = blocks[layer]
-            for module, hook in ((block, keep), (block.self_attn, keep_normalised)):
-                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            looked_at = [(blocks[layer], streams)]
+            if attends:
+                looked_at.append((blocks[layer].self_attn, normalised))
+            for module, into in looked_at:
+                handle = module.register_forward_pre_hook(_keep(into, layer), with_kwargs=True)
                 hooks.callback(handle.remove)
         for messages in prompts:
             ids = torch.tensor([model.chat.ids(messages)], device=model.model.device)
-            attends = "attended" in places
             weights = backbone(model.model)(
                 ids, use_cache=False, output_attentions=attends
             ).attentions

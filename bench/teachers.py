@@ -33,7 +33,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from recognition import features, fitted
 
 from safesteer.cli.silence import silence_libraries
 from safesteer.config import DirectionSettings, ModelSettings
@@ -147,6 +146,7 @@ class Laboratory:
 
     def take_for_harmful(self, layer: int, prompts: Prompts) -> torch.Tensor:
         """1 for a prompt that a regression over its request's tokens takes for harmful; or 0."""
+        from recognition import features, fitted  # needs scikit-learn
 
         def look(prompts: Prompts) -> np.ndarray:
             return features(self.model, prompts, [layer], ["prompt"])[layer, "prompt"]

@@ -65,8 +65,9 @@ def measure_whitening(
         name, moment = moments.popitem()
         if not moment.isfinite().all():
             raise SafeSteerError(
-                f"the second moments behind {name} are not finite: the model overflows on harmless"
-                " answers; what may do: model.dtype=float32, or train.lora.whitening=null"
+                f"the second moments behind {name} are not finite: the model's activations or its"
+                " gradients on harmless answers are not; what may do: model.dtype=float32, or"
+                " train.lora.whitening=null"
             )
         if moment.trace() > 0:
             found[name] = inverse_root(moment, floor)
