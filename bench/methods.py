@@ -41,6 +41,7 @@ from safesteer.cli.silence import silence_libraries
 from safesteer.config import Settings
 from safesteer.direction.find import extract_direction
 from safesteer.distill import train as training
+from safesteer.distill.attention import training_attention
 from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import plan_rows
 from safesteer.distill.whitening import measure_whitening, start_whitened, step_whitened
@@ -293,12 +294,11 @@ class Laboratory:
     def _whitening(self, model: Any, student: Any, anchors: Any, floor: float, seed: int) -> Any:
         """`measure_whitening`, which does not look at the values of the fresh factors."""
         factors = [name for name, _ in student.named_parameters() if ".lora_" in name]
-        with training.sound_attention():
-            return self._once(
-                "whitening",
-                [factors, anchors, floor, seed],
-                lambda: measure_whitening(model, student, anchors, floor, seed),
-            )
+        return self._once(
+            "whitening",
+            [factors, anchors, floor, seed],
+            lambda: measure_whitening(model, student, anchors, floor, seed),
+        )
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Train and judge one method with one seed."""
@@ -470,7 +470,7 @@ class Laboratory:
             factors = dict(trainer.model.named_parameters())
             step_whitened(trainer.create_optimizer(), factors, whitening)
         compute_in_model_dtype(trainer.model)  # DPO adds an adapter of its own, for the reference
-        with training.training_attention(self.model.model):
+        with training_attention(self.model.model):
             trainer.train()
         return trainer.accelerator.unwrap_model(trainer.model).eval()
 

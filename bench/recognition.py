@@ -38,20 +38,12 @@ from safesteer.evaluate.benchmarks.sources import load_benchmarks
 from safesteer.models.chat import Message
 from safesteer.models.layers import backbone, find_blocks
 from safesteer.models.load import ChatModel, load_model
+from safesteer.models.steering import edit_block_input
 from safesteer.prompts import load_prompt_sets
 from safesteer.recipe import load_settings
 
 PLACES = ("end", "prompt", "attended")
 HELD_BACK = (1e-4, 1e-3, 1e-2, 1e-1)
-
-
-def _keep(into: dict[int, torch.Tensor], layer: int) -> Callable[..., None]:
-    """A hook that puts what its module reads, [T, D], into `into`."""
-
-    def keep(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        into[layer] = (inputs[0] if inputs else named["hidden_states"])[0].float()
-
-    return keep
 
 
 @torch.no_grad()
@@ -69,14 +61,20 @@ def features(
     normalised: dict[int, torch.Tensor] = {}
     blocks, attends = find_blocks(model.model), "attended" in places
     found: dict[tuple[int, str], list[torch.Tensor]] = {}
+
+    def keep(into: dict[int, torch.Tensor], layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def look(hidden: torch.Tensor) -> torch.Tensor:
+            into[layer] = hidden[0].float()
+            return hidden
+
+        return look
+
     with ExitStack() as hooks:
         for layer in layers:
-            looked_at = [(blocks[layer], streams)]
+            hooks.enter_context(edit_block_input(blocks[layer], keep(streams, layer)))
             if attends:
-                looked_at.append((blocks[layer].self_attn, normalised))
-            for module, into in looked_at:
-                handle = module.register_forward_pre_hook(_keep(into, layer), with_kwargs=True)
-                hooks.callback(handle.remove)
+                attention = blocks[layer].self_attn
+                hooks.enter_context(edit_block_input(attention, keep(normalised, layer)))
         for messages in prompts:
             ids = torch.tensor([model.chat.ids(messages)], device=model.model.device)
             weights = backbone(model.model)(
@@ -88,8 +86,8 @@ def features(
                     "prompt": streams[layer][start:-end].mean(0),
                 }
                 if attends:
-                    attention = weights[layer][0, :, -end:].float().mean((0, 1))  # over the tokens
-                    seen["attended"] = attention @ normalised[layer]
+                    over_tokens = weights[layer][0, :, -end:].float().mean((0, 1))
+                    seen["attended"] = over_tokens @ normalised[layer]
                 for place in places:
                     found.setdefault((layer, place), []).append(seen[place].cpu())
     return {key: torch.stack(vectors).numpy() for key, vectors in found.items()}

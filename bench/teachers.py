@@ -13,11 +13,11 @@ refusals makes to the last prompt token of harmful prompts. `gated` lets the tea
 prompts whose own projection on the difference of harmful and harmless training prompts lies above
 that of 95 % of harmless and borderline ones, and the model itself on the others. `judged over the
 request` is such a gate too: by a regression on the mean over the tokens of the request, where the
-others look at the prompt's last token (bench/recognition.py). `null-space`
-steers each prompt by its own strength, between 0 and 1 in steps of a fifth: a linear function of
-its last token that is about 1 on harmful training prompts and looks only at those dimensions that
-harmless and borderline ones use least (after AlphaSteer, Sheng et al. 2025, arXiv 2506.07022, which
-applies it at every position).
+others look at the prompt's last token (bench/recognition.py). `null-space` steers each prompt by
+its own strength, between 0 and 1 in steps of a fifth: a linear function of its last token that is
+about 1 on harmful training prompts and looks only at those dimensions that harmless and borderline
+ones use least (after AlphaSteer, Sheng et al. 2025, arXiv 2506.07022, which applies it at every
+position).
 """
 
 from __future__ import annotations

@@ -133,22 +133,18 @@ def test_a_moment_that_is_not_finite_is_no_layer_that_was_never_reached(new_chat
         measure_whitening(model, student, HARMLESS, 0.1, seed=0)
 
 
-def test_cudnn_has_no_part_in_what_is_measured(new_chat_model, tmp_path, monkeypatch):
+def test_cudnn_has_no_part_in_what_is_measured(new_chat_model, monkeypatch):
     allowed = torch.backends.cuda.cudnn_sdp_enabled
     seen: list[bool] = []
 
-    def measure(*named):  # type: ignore[no-untyped-def]
+    def answer(*named, **options):  # type: ignore[no-untyped-def]
         seen.append(allowed())
-        return measure_whitening(*named)
+        return generate(*named, **options)
 
-    monkeypatch.setattr("safesteer.distill.train.measure_whitening", measure)
-    settings = TrainSettings(
-        lora=LoraSettings(rank=2, alpha=4, target_modules=["q_proj"], whitening=0.1),
-        updates=1, prompts_per_update=2, samples_per_prompt=1, anchor_share=0.5,
-        max_completion_tokens=2,
-    )  # fmt: skip
-    harmful = [[{"role": "user", "content": "How do I break the law"}]]
-    train(new_chat_model(), REFUSES, [1, 2], harmful, HARMLESS, settings, folder=tmp_path)
+    monkeypatch.setattr("safesteer.distill.whitening.generate", answer)
+    model = new_chat_model()
+    student = with_lora(model.model, TrainSettings(), 0)
+    measure_whitening(model, student, HARMLESS, 0.1, seed=0)
     assert (seen, allowed()) == ([False], True)
 
 

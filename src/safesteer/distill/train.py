@@ -12,8 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from trl import DistillationConfig
 
 from safesteer import ranks
 from safesteer.config import TrainSettings
+from safesteer.distill.attention import training_attention
 from safesteer.distill.lora import extrapolate, with_lora
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
 from safesteer.distill.reading import TEACHER_TOKENS
@@ -160,9 +160,9 @@ def train(
             student = with_lora(student, settings, seed, steered)
             if floor is not None:
                 # Measured once: what a smaller micro-batch goes on with has to be the same.
-                if not whitening:
-                    with sound_attention():
-                        whitening = measure_whitening(model, student, short_anchors, floor, seed)
+                whitening = whitening or measure_whitening(
+                    model, student, short_anchors, floor, seed
+                )
                 start_whitened(student, whitening)  # and a checkpoint, if there is one, goes on
         # Other processes would wait for the passes that this one makes again.
         if (once() if ranks.count() > 1 else attempt(once)) is not None:
@@ -257,39 +257,6 @@ def _keep_metrics(folder: Path, updates: int) -> None:
         except (ValueError, KeyError):  # the line that a kill cut short
             break
     write_text(path, "".join(line + "\n" for line in kept))
-
-
-@contextmanager
-def sound_attention() -> Iterator[None]:
-    """Compute without those kernels of attention whose backward can be wrong.
-
-    On CUDA these are cuDNN's, whose gradients can be NaN where there is a mask, in 16 bits on
-    Hopper cards (https://github.com/pytorch/pytorch/issues/196678): torch has others.
-    """
-    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
-
-
-@contextmanager
-def training_attention(model: Any) -> Iterator[None]:
-    """Train with `sound_attention`, and on the CPU with plain attention.
-
-    The backward of torch's fused one is slower there. Measured on the built-in model at 32 x 61
-    tokens: 6.5 s fused, 4.2 s plain, forward and backward (docs/experiments.md).
-    """
-    fused = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-    if fused:
-        model.set_attn_implementation("eager")
-    try:
-        with sound_attention():
-            yield
-    finally:
-        if fused:
-            model.set_attn_implementation("sdpa")
 
 
 def _arguments(

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+from safesteer.distill.attention import sound_attention
 from safesteer.errors import SafeSteerError
 from safesteer.models.chat import Message
 from safesteer.models.forward import hidden_states
@@ -59,7 +60,8 @@ def measure_whitening(
     """
     different = list({json.dumps(messages): messages for messages in anchors}.values())
     chosen = random.Random(seed).sample(different, min(PROMPTS, len(different)))
-    moments = _second_moments(model, student, chosen, seed)
+    with sound_attention():
+        moments = _second_moments(model, student, chosen, seed)
     found = {}
     while moments:  # each is as large as what it becomes
         name, moment = moments.popitem()

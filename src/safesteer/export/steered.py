@@ -71,7 +71,8 @@ def read(source: Source, target: Path) -> Candidate:
     """Load base and file with lm-eval's own class."""
     from lm_eval.models.hf_steered import SteeredModel
 
-    torch.load(target / FILE_NAME, weights_only=True)  # raises for anything else
+    # lm-eval's class unpickles whatever the file holds; this raises for all but plain tensors.
+    torch.load(target / FILE_NAME, weights_only=True)
     arguments = source.base_arguments
     model = SteeredModel(
         arguments.pop("pretrained_model_name_or_path"),
