@@ -137,6 +137,9 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     model.model.set_attn_implementation("eager")  # which alone returns what it attends to
     layers = [int(layer) for layer in arguments.layers.split(",")]
+    last = len(find_blocks(model.model)) - 1
+    if not all(0 <= layer <= last for layer in layers):
+        raise SystemExit(f"--layers {arguments.layers}: this model's layers are 0 to {last}")
     kinds = ("harmful", "harmless", "borderline")
     split = {
         part: [features(model, [p.messages for p in getattr(sets[k], part)], layers) for k in kinds]
