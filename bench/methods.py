@@ -208,7 +208,18 @@ METHODS = {
     "o-and-down": Method(
         "adapters where blocks write alone", {"train.lora.target_modules": ["o_proj", "down_proj"]}
     ),
+    "rank-64": Method("LoRA of rank 64", {"train.lora.rank": 64, "train.lora.alpha": 128}),
+    "and-keys": Method(
+        "adapters on k_proj too",
+        {"train.lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]},
+    ),
+    "all-modules": Method(
+        "adapters on all seven kinds of matrices", {"train.lora.target_modules": "all-linear"}
+    ),
+    "dropout": Method("a fifth of an adapter's inputs is dropped", {"train.lora.dropout": 0.2}),
     "from-layer-0": Method("adapters in all layers", {"train.lora.first_layer": 0}),
+    "from-layer-6": Method("adapters from layer 6 of 30 on", {"train.lora.first_layer": 6}),
+    "from-layer-8": Method("adapters from layer 8 of 30 on", {"train.lora.first_layer": 8}),
     "from-layer-17": Method("adapters from layer 17 of 30 on", {"train.lora.first_layer": 17}),
     # Prompts
     **{

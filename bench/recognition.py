@@ -43,6 +43,7 @@ from safesteer.prompts import load_prompt_sets
 from safesteer.recipe import load_settings
 
 PLACES = ("end", "prompt", "attended")
+BATCH = 32
 HELD_BACK = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -57,39 +58,46 @@ def features(
     end = len(model.chat.post_instruction_ids())
     plain, other = (model.chat.ids([{"role": "user", "content": text}]) for text in ("x", "Banana"))
     start = next(i for i, (a, b) in enumerate(zip(plain, other, strict=False)) if a != b)
-    streams: dict[int, torch.Tensor] = {}
+    streams: dict[int, torch.Tensor] = {}  # [B, T, D] of each layer
     normalised: dict[int, torch.Tensor] = {}
     blocks, attends = find_blocks(model.model), "attended" in places
-    found: dict[tuple[int, str], list[torch.Tensor]] = {}
+    found = {
+        (layer, place): [torch.empty(0)] * len(prompts) for layer in layers for place in places
+    }
 
     def keep(into: dict[int, torch.Tensor], layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         def look(hidden: torch.Tensor) -> torch.Tensor:
-            into[layer] = hidden[0].float()
+            into[layer] = hidden.float()
             return hidden
 
         return look
 
+    rendered = [model.chat.ids(messages) for messages in prompts]
+    alike: dict[int, list[int]] = {}  # of one length, so that nothing is padded
+    for row, one in enumerate(rendered):
+        alike.setdefault(len(one), []).append(row)
     with ExitStack() as hooks:
         for layer in layers:
             hooks.enter_context(edit_block_input(blocks[layer], keep(streams, layer)))
             if attends:
                 attention = blocks[layer].self_attn
                 hooks.enter_context(edit_block_input(attention, keep(normalised, layer)))
-        for messages in prompts:
-            ids = torch.tensor([model.chat.ids(messages)], device=model.model.device)
+        for rows in (r[i : i + BATCH] for r in alike.values() for i in range(0, len(r), BATCH)):
+            ids = torch.tensor([rendered[row] for row in rows], device=model.model.device)
             weights = backbone(model.model)(
                 ids, use_cache=False, output_attentions=attends
             ).attentions
             for layer in layers:
                 seen = {
-                    "end": streams[layer][-end:].mean(0),
-                    "prompt": streams[layer][start:-end].mean(0),
+                    "end": streams[layer][:, -end:].mean(1),
+                    "prompt": streams[layer][:, start:-end].mean(1),
                 }
                 if attends:
-                    over_tokens = weights[layer][0, :, -end:].float().mean((0, 1))
-                    seen["attended"] = over_tokens @ normalised[layer]
+                    over_tokens = weights[layer][:, :, -end:].float().mean((1, 2))  # [B, T]
+                    seen["attended"] = torch.einsum("bt,btd->bd", over_tokens, normalised[layer])
                 for place in places:
-                    found.setdefault((layer, place), []).append(seen[place].cpu())
+                    for row, vector in zip(rows, seen[place].cpu(), strict=True):
+                        found[layer, place][row] = vector
     return {key: torch.stack(vectors).numpy() for key, vectors in found.items()}
 
 
