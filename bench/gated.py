@@ -8,7 +8,8 @@ ADAPTERs are folders of one recipe's adapters of the built-in model, one for eac
 harmful is said by a logistic regression on what the *base* computes over its tokens
 (bench/recognition.py), fitted on four fifths of our training prompts; the last fifth says how
 strongly it is held back, and at which odds it takes a given share of the harmless and borderline
-ones for harmful. Where it says no, the base answers, word for word as before. The Markdown table
+ones for harmful (one fifth for both, so that the share is a little low). Where it says no, the
+base answers, word for word as before, and agreement is 1 by construction. The Markdown table
 gives what is refused of our validation prompts (of our test prompts with --test) and of the
 benchmarks, and how often the next token is the base's on answers to harmless prompts; means and
 standard deviations over the adapters. *everywhere*: no gate. *gate alone*: what it takes for
@@ -39,6 +40,7 @@ from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.chat import Message
+from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel, load_model
 from safesteer.prompts import load_prompt_sets
 from safesteer.recipe import load_settings
@@ -107,8 +109,14 @@ def main() -> None:
         outside = [name.strip() for name in arguments.benchmarks.split(",") if name.strip()]
         with tempfile.TemporaryDirectory() as cache:
             suite = Suite.plan([*RATES, *outside], settings, sets, Path(cache))
+        for loaded in suite.benchmarks:
+            if loaded.benchmark.harness is not None:
+                raise InputError(f"{loaded.name} asks for no refusal: leave it out of --benchmarks")
         suite.prepare()
         model = load_model(settings.model)
+        last = len(find_blocks(model.model)) - 1
+        if not 0 <= arguments.layer <= last:
+            raise InputError(f"--layer {arguments.layer}: this model's layers are 0 to {last}")
     except InputError as error:
         raise SystemExit(str(error)) from None
     gate = Gate(model, arguments.layer, train)
