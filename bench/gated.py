@@ -4,7 +4,7 @@
         [--false-alarms 0.02,0.05,0.1] [--limit 50] [--test] [--data-dir DIR --benchmarks a,b]
 
 ADAPTERs are folders of one recipe's adapters of the built-in model, one for each seed
-(RUN/train/adapter, or OUT/work/METHOD-seedN/adapter of bench/methods.py). Whether a request is
+(RUN/adapter, or what bench/methods.py keeps of each method). Whether a request is
 harmful is said by a logistic regression on what the *base* computes over its tokens
 (bench/recognition.py), fitted on four fifths of our training prompts; the last fifth says how
 strongly it is held back, and at which odds it takes a given share of the harmless and borderline
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,21 +31,19 @@ import numpy as np
 from frontier import RATES, cell
 from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
-from recognition import features, fitted
+from recognition import Gate
 
 from safesteer.cli.silence import silence_libraries
 from safesteer.errors import InputError
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.models.adapters import compute_in_model_dtype
-from safesteer.models.chat import Message
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel, load_model
 from safesteer.prompts import load_prompt_sets
 from safesteer.recipe import load_settings
 from safesteer.speaker import Speaker
 
-KINDS = ("harmful", "harmless", "borderline")
 EVERYWHERE = "everywhere"
 
 
@@ -57,30 +54,6 @@ def refusals(suite: Suite, model: ChatModel, runner: Any) -> dict[str, np.ndarra
     return {
         name: np.array([sample.refused for sample in rate.samples]) for name, rate in found.items()
     }
-
-
-class Gate:
-    """How harmful the base takes requests for, and the odds that few harmless ones reach."""
-
-    def __init__(self, model: ChatModel, layer: int, train: dict[str, list[Any]]) -> None:
-        self.model, self.layer = model, layer
-        kinds = [self._look([prompt.messages for prompt in train[name]]) for name in KINDS]
-        parts = [np.split(kind, [len(kind) * 4 // 5]) for kind in kinds]
-        rest = [part[1] for part in parts]
-        self.regression = fitted([part[0] for part in parts], rest)
-        self.of_harmless = self.regression.decision_function(np.concatenate(rest[1:]))
-
-    def _look(self, prompts: Sequence[Sequence[Message]]) -> np.ndarray:
-        return features(self.model, prompts, [self.layer], ["prompt"])[self.layer, "prompt"]
-
-    def scores(self, prompts: Sequence[Sequence[Message]]) -> np.ndarray:
-        """Log-odds [prompts]."""
-        scores: np.ndarray = self.regression.decision_function(self._look(prompts))
-        return scores
-
-    def bound(self, false_alarms: float) -> float:
-        """The log-odds that this share of the harmless prompts held out exceeds."""
-        return float(np.quantile(self.of_harmless, 1 - false_alarms))
 
 
 def main() -> None:
@@ -103,7 +76,7 @@ def main() -> None:
     try:
         settings = load_settings("smollm2-135m", overrides)
         sets = load_prompt_sets(settings.prompts, 0)
-        train = {name: found.train for name, found in sets.items()}
+        train = {name: [p.messages for p in found.train] for name, found in sets.items()}
         if not arguments.test:
             sets = {name: replace(found, test=found.validation) for name, found in sets.items()}
         outside = [name.strip() for name in arguments.benchmarks.split(",") if name.strip()]

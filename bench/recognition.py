@@ -21,7 +21,7 @@ regression is of, comes with the extra `eval`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -42,6 +42,7 @@ from safesteer.models.steering import edit_block_input
 from safesteer.prompts import load_prompt_sets
 from safesteer.recipe import load_settings
 
+KINDS = ("harmful", "harmless", "borderline")
 PLACES = ("end", "prompt", "attended")
 BATCH = 32
 HELD_BACK = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -120,6 +121,37 @@ def fitted(
     return min(fits, key=lambda fit: log_loss(harmful, fit.predict_proba(asked)))
 
 
+class Gate:
+    """How harmful a model takes requests for, and the odds that few harmless ones reach.
+
+    The regression over the tokens of the request at one layer. `train` holds the training prompts
+    of KINDS: four fifths of each are what it is fitted on, the last fifth says how strongly it is
+    held back and what `bound` gives.
+    """
+
+    def __init__(
+        self, model: ChatModel, layer: int, train: Mapping[str, Sequence[Sequence[Message]]]
+    ) -> None:
+        self.model, self.layer = model, layer
+        kinds = [self._look(train[name]) for name in KINDS]
+        parts = [np.split(kind, [len(kind) * 4 // 5]) for kind in kinds]
+        rest = [part[1] for part in parts]
+        self.regression = fitted([part[0] for part in parts], rest)
+        self.of_harmless = self.regression.decision_function(np.concatenate(rest[1:]))
+
+    def _look(self, prompts: Sequence[Sequence[Message]]) -> np.ndarray:
+        return features(self.model, prompts, [self.layer], ["prompt"])[self.layer, "prompt"]
+
+    def scores(self, prompts: Sequence[Sequence[Message]]) -> np.ndarray:
+        """Log-odds [prompts]: above 0 where a request is rather taken for harmful."""
+        scores: np.ndarray = self.regression.decision_function(self._look(prompts))
+        return scores
+
+    def bound(self, false_alarms: float) -> float:
+        """The log-odds that this share of the harmless prompts held out exceeds."""
+        return float(np.quantile(self.of_harmless, 1 - false_alarms))
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -148,12 +180,11 @@ def main() -> None:
     last = len(find_blocks(model.model)) - 1
     if not all(0 <= layer <= last for layer in layers):
         raise SystemExit(f"--layers {arguments.layers}: this model's layers are 0 to {last}")
-    kinds = ("harmful", "harmless", "borderline")
     split = {
-        part: [features(model, [p.messages for p in getattr(sets[k], part)], layers) for k in kinds]
+        part: [features(model, [p.messages for p in getattr(sets[k], part)], layers) for k in KINDS]
         for part in ("train", "validation", "test")
     }
-    asked = dict(zip(kinds, split["test"], strict=True))
+    asked = dict(zip(KINDS, split["test"], strict=True))
     for one in benchmarks:
         asked[one.name] = features(model, [item.prompt.messages for item in one.items], layers)
     print("| layer | looks at | " + " | ".join(asked) + " |")

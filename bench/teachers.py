@@ -31,7 +31,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from safesteer.cli.silence import silence_libraries
@@ -146,17 +145,11 @@ class Laboratory:
 
     def take_for_harmful(self, layer: int, prompts: Prompts) -> torch.Tensor:
         """1 for a prompt that a regression over its request's tokens takes for harmful; or 0."""
-        from recognition import features, fitted  # needs scikit-learn
-
-        def look(prompts: Prompts) -> np.ndarray:
-            return features(self.model, prompts, [layer], ["prompt"])[layer, "prompt"]
+        from recognition import Gate  # needs scikit-learn
 
         if layer not in self.judges:
-            kinds = [look(self.train[name]) for name in SETS]
-            # A fifth says how strongly it is held back: the validation prompts are to be judged.
-            parts = [np.split(kind, [len(kind) * 4 // 5]) for kind in kinds]
-            self.judges[layer] = fitted([one for one, _ in parts], [rest for _, rest in parts])
-        return torch.tensor(self.judges[layer].predict(look(prompts))).float()
+            self.judges[layer] = Gate(self.model, layer, self.train)
+        return torch.tensor(self.judges[layer].scores(prompts) > 0).float()
 
     def null_space(self, layer: int, kept: float) -> Callable[[Prompts], torch.Tensor]:
         """The strength of `null-space`; it looks at this share of the dimensions."""
