@@ -1,25 +1,31 @@
 """Judge a finished run's base and aligned model by every benchmark whose file is at hand.
 
     python bench/evidence.py RUN --data-dir DIR [--limit N] [--limit-of mmlu=200,humaneval=20]
+        [--leave-out 50,60,100]
 
 Writes RUN/evidence.json, every prompt, answer and verdict into RUN/evidence/, and prints the tables
 in Markdown, for docs/results.md. What was answered is kept in RUN/eval/cache, capability benchmarks
 task by task, so that the same command goes on after an interruption and ends with the same figures.
 None of the prompts is in the package. `safesteer benchmarks --data-dir DIR` says which files are
 looked for.
+
+With --leave-out nothing is asked that was asked before: no prompt of a file that a sample of any of
+these limits holds, and, of our own sets, which are asked too, no test prompt that the run itself
+asked. That is for figures of prompts touched once. Capability benchmarks are asked as without it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks import BENCHMARKS, load_benchmarks
 from safesteer.evaluate.benchmarks.capability import check_requirements
-from safesteer.evaluate.benchmarks.sources import found_files
+from safesteer.evaluate.benchmarks.sources import Loaded, evenly, found_files
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
@@ -28,6 +34,7 @@ from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
 from safesteer.runs.files import write_json, write_jsonl
 
+OWN = ("harmful", "harmful+prefill", "harmless", "borderline")  # asked with --leave-out
 DRIFT_PROMPTS = 64
 LONGEST_PROMPT = 600  # characters, of the harmless prompts that drift is measured on
 
@@ -68,18 +75,34 @@ def at_hand(pipeline: Pipeline, wanted: list[str], reporter: Reporter) -> list[s
 
 
 def measure(
-    pipeline: Pipeline, names: list[str], limits: dict[str, int], reporter: Reporter
+    pipeline: Pipeline,
+    names: list[str],
+    limits: dict[str, int],
+    leave_out: list[int],
+    own: int,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """{"base": {benchmark: entry}, "aligned": ...}; the aligned one's with `versus_base`."""
     settings = pipeline.settings
     speakers = [pipeline.speaker("aligned"), pipeline.speaker("base")]
     found: dict[str, Any] = {"base": {}, "aligned": {}}
     rows: dict[str, Any] = {"base": {}, "aligned": {}}
-    whole = settings.evaluate.limit
+    whole, alpaca = settings.evaluate.limit, []
     for limit in dict.fromkeys(limits.get(name, whole) for name in names):
         settings.evaluate.limit = limit
         asked = [name for name in names if limits.get(name, whole) == limit]
         suite = Suite.plan(asked, settings, pipeline.prompts, pipeline.cache_dir)
+        if leave_out:
+            settings.evaluate.limit = None  # so that every prompt of a file can be had
+            every = load_benchmarks(asked, settings.evaluate, pipeline.prompts)
+            settings.evaluate.limit = limit
+            suite.benchmarks = [
+                loaded
+                if loaded.benchmark.harness is not None
+                else untouched(loaded, limit, leave_out, own)
+                for loaded in every
+            ]
+        alpaca += [i.prompt for b in suite.benchmarks if b.name == "alpaca" for i in b.items]
         results = suite.measure(reversed(speakers), pipeline.cache_dir, reporter)
         for who, by_name in results.items():
             found[who] |= {name: result.to_json() for name, result in by_name.items()}
@@ -88,9 +111,8 @@ def measure(
                 write_jsonl(pipeline.run.path / "evidence" / f"{who}-{name}.jsonl", rows[who][name])
     compare_with_base(found["aligned"], rows["aligned"], found["base"], rows["base"])
     settings.evaluate.limit = whole
-    if "alpaca" in names:
-        (alpaca,) = load_benchmarks(["alpaca"], settings.evaluate, {})
-        harmless = [i.prompt.messages for i in alpaca.items if len(i.prompt.text) < LONGEST_PROMPT]
+    harmless = [prompt.messages for prompt in alpaca if len(prompt.text) < LONGEST_PROMPT]
+    if harmless:
         found["aligned"] |= measure_drift(
             speakers[0].model,
             speakers[0].runner,
@@ -99,6 +121,21 @@ def measure(
             progress=lambda done, total: reporter.progress("drift", done, total),
         )
     return found
+
+
+def untouched(every: Loaded, limit: int | None, leave_out: list[int], own: int) -> Loaded:
+    """`limit` prompts, evenly spaced over those that no sample of a limit in `leave_out` holds.
+
+    Of our own sets all but the first `own` test prompts, which are what a run asks.
+    """
+    count = len(every.items)
+    if every.name in OWN:
+        return replace(every, items=every.items[own:])
+    seen = {place for other in leave_out for place in evenly(count, other)}
+    rest = [item for place, item in enumerate(every.items) if place not in seen]
+    if not rest:
+        raise InputError(f"{every.name}: a sample of {leave_out} holds all of its {count} prompts")
+    return replace(every, items=[rest[place] for place in evenly(len(rest), limit)])
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -151,6 +188,7 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--limit", type=int, help="prompts per benchmark, evenly spaced")
     parser.add_argument("--limit-of", default="", help="other limits: NAME=N,NAME=N")
+    parser.add_argument("--leave-out", default="", help="limits whose samples are not asked")
     parser.add_argument("--max-new-tokens", type=int, help="of a judged answer; the run's own")
     parser.add_argument("--benchmarks", default="", help="only these, separated by commas")
     parser.add_argument("--judges", default="", help="separated by commas; the run's own")
@@ -159,18 +197,23 @@ def main() -> None:
     reporter = Lines()
     run = RunDirectory.load(arguments.run)
     chosen = run.settings.evaluate
-    chosen.data_dir = arguments.data_dir
+    chosen.data_dir, own = arguments.data_dir, chosen.limit
     chosen.limit = arguments.limit
     chosen.max_new_tokens = arguments.max_new_tokens or chosen.max_new_tokens
     chosen.allow_code_execution = arguments.allow_code_execution
     chosen.judges = _split(arguments.judges) or chosen.judges
     pipeline = Pipeline(run, reporter)
     try:
-        names = at_hand(pipeline, _split(arguments.benchmarks), reporter)
+        wanted, leave_out = _split(arguments.benchmarks), _split(arguments.leave_out)
+        names = at_hand(pipeline, wanted, reporter)
+        if leave_out:
+            if own is None:
+                raise InputError("--leave-out: this run asked all of our own test prompts")
+            names = [name for name in OWN if not wanted or name in wanted] + names
         limits = {
             name: int(n) for name, _, n in (p.partition("=") for p in _split(arguments.limit_of))
         }
-        found = measure(pipeline, names, limits, reporter)
+        found = measure(pipeline, names, limits, [*map(int, leave_out)], own or 0, reporter)
     except InputError as error:
         raise SystemExit(str(error)) from None
     settings = {"limit": chosen.limit, "max_new_tokens": chosen.max_new_tokens}

@@ -1,6 +1,6 @@
 """A student whose adapter is on only for requests that the base itself takes for harmful.
 
-    python bench/gated.py ADAPTER [ADAPTER ...] [--layer 14] [--scales 1,1.25]
+    python bench/gated.py ADAPTER [ADAPTER ...] [--layer 14] [--scales 1,1.25] [--average]
         [--false-alarms 0.02,0.05,0.1] [--limit 50] [--test] [--data-dir DIR --benchmarks a,b]
 
 ADAPTERs are folders of one recipe's adapters of the built-in model, one for each seed
@@ -11,9 +11,10 @@ strongly it is held back, and at which odds it takes a given share of the harmle
 ones for harmful (one fifth for both, so that the share is a little low). Where it says no, the
 base answers, word for word as before, and agreement is 1 by construction. The Markdown table
 gives what is refused of our validation prompts (of our test prompts with --test) and of the
-benchmarks, and how often the next token is the base's on answers to harmless prompts; means and
-standard deviations over the adapters. *everywhere*: no gate. *gate alone*: what it takes for
-harmful.
+benchmarks, and how often the next token is the base's on answers to harmless prompts (of ours, and
+of alpaca where that is among the benchmarks); means and standard deviations over the adapters.
+*everywhere*: no gate. *gate alone*: what it takes for harmful. With --average one more student is
+judged: the mean of what the adapters change, by itself.
 
 What this is: the two halves of the problem, telling and refusing, taken apart. A server can choose
 an adapter for each request; weights that were merged cannot.
@@ -22,6 +23,7 @@ an adapter for each request; weights that were merged cannot.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +37,7 @@ from recognition import Gate
 
 from safesteer.cli.silence import silence_libraries
 from safesteer.errors import InputError
-from safesteer.evaluate.drift import measure_drift
+from safesteer.evaluate.drift import drift_by_prompt
 from safesteer.evaluate.suite import Suite
 from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.layers import find_blocks
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("adapters", type=Path, nargs="+")
     parser.add_argument("--layer", type=int, default=14, help="whose input the gate looks at")
     parser.add_argument("--scales", default="1,1.25", help="of the adapters, as bench/frontier.py")
+    parser.add_argument("--average", action="store_true", help="their mean as one more student")
     parser.add_argument("--false-alarms", default="0.02,0.05,0.1")
     parser.add_argument("--limit", type=int, default=50, help="prompts of each kind")
     parser.add_argument("--test", action="store_true", help="our test prompts: for reporting")
@@ -93,54 +96,64 @@ def main() -> None:
     except InputError as error:
         raise SystemExit(str(error)) from None
     gate = Gate(model, arguments.layer, train)
-    scores = {
-        loaded.name: gate.scores([item.prompt.messages for item in loaded.items])
-        for loaded in suite.benchmarks
-    }
-    harmless = [prompt.messages for prompt in sets["harmless"].test]
-    harmless = harmless[: settings.evaluate.drift_prompts]
-    harmless_scores = gate.scores(harmless)
+    asked = {one.name: [i.prompt.messages for i in one.items] for one in suite.benchmarks}
+    texts = {"agreement": [p.messages for p in sets["harmless"].test]}
+    if "alpaca" in asked:
+        texts["agreement, alpaca"] = asked["alpaca"]
+    texts = {name: each[: settings.evaluate.drift_prompts] for name, each in texts.items()}
+    scores = {name: gate.scores(each) for name, each in (asked | texts).items()}
     base = refusals(suite, model, model.model)
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for folder in arguments.adapters:
-        student: Any = compute_in_model_dtype(PeftModel.from_pretrained(model.model, folder).eval())
+    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+
+    def judge(who: str, student: Any, scale: str) -> None:
+        refused = refusals(suite, model, student)
+        longest = settings.evaluate.max_new_tokens
+        same = {
+            name: np.array(drift_by_prompt(model, student, each, max_new_tokens=longest))[:, 0]
+            for name, each in texts.items()
+        }
+        for share in (EVERYWHERE, *map(str, alarms)):
+            bound = -np.inf if share == EVERYWHERE else gate.bound(float(share))
+            row = {
+                name: float(np.where(scores[name] > bound, each, base.get(name, 1.0)).mean())
+                for name, each in (refused | same).items()
+            }
+            found.setdefault((who, scale, share), []).append(row)
+            print(f"{who} x{scale}, {share}: {row}", file=sys.stderr, flush=True)
+
+    student: Any = None
+    names = [f"seed{index}" for index in range(len(arguments.adapters))]
+    for name, folder in zip(names, arguments.adapters, strict=True):
+        if student is None:
+            student = PeftModel.from_pretrained(model.model, folder, adapter_name=name)
+        else:
+            student.load_adapter(folder, adapter_name=name)
+    kinds = dict.fromkeys(names, "each")
+    if arguments.average:
+        # The factors one below the other, so that their product is the mean of the products.
+        weights = [1 / len(names)] * len(names)
+        student.add_weighted_adapter(names, weights, "average", combination_type="cat")
+        kinds["average"] = "average"
+    compute_in_model_dtype(student.eval())
+    for name, kind in kinds.items():
+        student.set_adapter(name)
         for scale in arguments.scales.split(","):
             with rescale_adapter_scale(student, float(scale)):
-                refused = refusals(suite, model, student)
-                for share in (EVERYWHERE, *map(str, alarms)):
-                    bound = -np.inf if share == EVERYWHERE else gate.bound(float(share))
-                    row = {
-                        name: float(np.where(scores[name] > bound, each, base[name]).mean())
-                        for name, each in refused.items()
-                    }
-                    asked = [m for m, s in zip(harmless, harmless_scores, strict=True) if s > bound]
-                    row["agreement"] = 1.0
-                    if asked:
-                        drift = measure_drift(
-                            model,
-                            student,
-                            asked,
-                            max_new_tokens=settings.evaluate.max_new_tokens,
-                        )
-                        apart = 1 - drift["agreement"]["value"]
-                        row["agreement"] -= apart * len(asked) / len(harmless)
-                    found.setdefault((scale, share), []).append(row)
-                    print(f"{folder} x{scale}, {share}: {row}", flush=True)
-        student.unload()
-    columns = [*base, "agreement"]
-    print("| scale | gate's false alarms | " + " | ".join(columns) + " |")
-    print("|---|---|" + "---|" * len(columns))
-    lines = {("", "the base"): [{name: float(each.mean()) for name, each in base.items()}]}
+                judge(kind, student, scale)
+    columns = [*base, *texts]
+    print("| student | scale | gate's false alarms | " + " | ".join(columns) + " |")
+    print("|---|---|---|" + "---|" * len(columns))
+    lines = {("the base", "", ""): [{name: float(each.mean()) for name, each in base.items()}]}
     for share in alarms:
-        lines["", f"{share:g}, gate alone"] = [
-            {name: float((each > gate.bound(share)).mean()) for name, each in scores.items()}
+        lines["gate alone", "", f"{share:g}"] = [
+            {name: float((scores[name] > gate.bound(share)).mean()) for name in base}
         ]
-    for (scale, share), rows in (lines | found).items():
+    for key, rows in (lines | found).items():
         cells = [
             cell([row[name] for row in rows], percent=True) if name in rows[0] else ""
             for name in columns
         ]
-        print(f"| {scale} | {share} | " + " | ".join(cells) + " |")
+        print("| " + " | ".join([*key, *cells]) + " |")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from solutions import SOLUTIONS, measure_solutions, read_problems
 
 from safesteer.cli.silence import silence_libraries
 from safesteer.config import Settings
+from safesteer.direction.activations import prompt_means
 from safesteer.direction.find import extract_direction
 from safesteer.distill import train as training
 from safesteer.distill.attention import training_attention
@@ -74,12 +75,17 @@ class Method:
         changes: settings that differ from the recipe's.
         kind: distil; or sft, dpo (TRL's trainers), teacher and base (no training at all).
         random_tokens: whether S is drawn at random, as many as the method would choose.
+        means: whether the teacher steers by the difference of means over harmful and harmless
+            prompts, at the layer and of the length of the direction that was found.
+        anchor_prompts: how many prompts of each set anchors come from; all if None.
     """
 
     says: str
     changes: dict[str, Any] = field(default_factory=dict)
     kind: str = "distil"
     random_tokens: bool = False
+    means: bool = False
+    anchor_prompts: int | None = None
 
 
 _PUBLISHED = {
@@ -160,6 +166,11 @@ METHODS = {
     },
     # Teachers
     "steering-only": Method("the teacher steers at full strength, reads nothing", _READS_NOTHING),
+    "steering-by-means": Method(
+        "steering-only by the difference of harmful and harmless prompts",
+        _READS_NOTHING,
+        means=True,
+    ),
     "refusals-only": Method("the teacher reads refusals, no steering", {"teacher.steering": False}),
     "system-prompt": Method(
         "the teacher reads a safety system prompt, no steering",
@@ -189,6 +200,12 @@ METHODS = {
     "anchors-borderline": Method(
         "anchors from the borderline set", {"train.anchors": ["borderline"]}
     ),
+    **{
+        f"anchor-prompts-{count}": Method(
+            f"anchors come from {count} prompts of each set", anchor_prompts=count
+        )
+        for count in (10, 50, 200)
+    },
     # Rollouts
     "whole-rollouts": Method("no short openings", {"train.opening_tokens": None}),
     "no-prefills": Method("no answers are begun", {"train.prefill_share": 0.0}),
@@ -224,7 +241,7 @@ METHODS = {
     # Prompts
     **{
         f"prompts-{count}": Method(f"{count} harmful prompts", {"train.prompts": count})
-        for count in (10, 25, 50, 100)
+        for count in (10, 25, 50, 100, 200)
     },
     "samples-4": Method(
         "four rollouts of a prompt, of a quarter as many prompts an update",
@@ -322,9 +339,9 @@ class Laboratory:
         started, self.saved_seconds = time.perf_counter(), 0.0
         student = None
         if method.kind == "distil":
-            student = self._distil(settings, method.random_tokens, work)
+            student = self._distil(settings, method, work)
         elif method.kind in ("sft", "dpo"):
-            student = self._imitate(settings, method.kind, work)
+            student = self._imitate(settings, method, work)
         seconds = {"train": time.perf_counter() - started + self.saved_seconds}
         memory.stop()
         if student is not None:
@@ -356,21 +373,33 @@ class Laboratory:
             "settings": settings.model_dump(mode="json"),
         }
 
-    def _teacher(self, settings: Settings) -> Teacher:
-        steers = settings.teacher.steering
-        return make_teacher(settings.teacher, self.direction(settings) if steers else None)
+    def _teacher(self, settings: Settings, *, means: bool = False) -> Teacher:
+        direction = self.direction(settings) if settings.teacher.steering else None
+        if means and direction is not None:
+            direction = self._difference_of_means(direction, settings.direction.train_prompts)
+        return make_teacher(settings.teacher, direction)
 
-    def _distil(self, settings: Settings, random_tokens: bool, work: Path) -> Any:
-        chosen, teacher = settings.tokens, self._teacher(settings)
+    def _difference_of_means(self, like: Direction, count: int) -> Direction:
+        """Of the prompts' last tokens, refused or not: the built-in model refuses too few."""
+        harmful, harmless = (
+            prompt_means(self.model, _messages(self.sets[name].train)[:count], 1)[0, like.layer]
+            for name in ("harmful", "harmless")
+        )
+        vector = (harmful - harmless).float()
+        vector *= like.vector.norm() / vector.norm()
+        return replace(like, vector=vector, method="harmful-harmless", position=-1)
+
+    def _distil(self, settings: Settings, method: Method, work: Path) -> Any:
+        chosen, teacher = settings.tokens, self._teacher(settings, means=method.means)
         prompts = _messages(self.sets[chosen.prompts].validation)[: chosen.prompt_count]
         seed = settings.seed
         parts = (chosen, settings.teacher, settings.direction)
         ids = self._once(
             "tokens",
-            [seed, *(part.model_dump(mode="json") for part in parts)],
+            [seed, method.means, *(part.model_dump(mode="json") for part in parts)],
             lambda: select_safety_tokens(self.model, teacher, prompts, chosen, seed=seed).ids,
         )
-        if random_tokens:
+        if method.random_tokens:
             vocabulary = self.model.model.get_output_embeddings().weight.shape[0]
             ids = random.Random(seed).sample(range(vocabulary), len(ids))
         return training.train(
@@ -378,17 +407,18 @@ class Laboratory:
             teacher,
             ids,
             _messages(self.sets["harmful"].train),
-            self._anchors(settings),
+            self._anchors(settings, method),
             settings.train,
             folder=work,
             seed=seed,
             on_update=_told,
         )
 
-    def _anchors(self, settings: Settings) -> list[Conversation]:
-        return [m for name in settings.train.anchors for m in _messages(self.sets[name].train)]
+    def _anchors(self, settings: Settings, method: Method) -> list[Conversation]:
+        sets = (self.sets[name].train for name in settings.train.anchors)
+        return [m for prompts in sets for m in _messages(prompts[: method.anchor_prompts])]
 
-    def _imitate(self, settings: Settings, kind: str, work: Path) -> Any:
+    def _imitate(self, settings: Settings, method: Method, work: Path) -> Any:
         """A LoRA student trained by TRL on fixed answers to the prompts that distilling would use.
 
         The refusal is the first refusing opening of the settings; the base's answers are greedy
@@ -397,7 +427,8 @@ class Laboratory:
         """
         train_settings = settings.train
         harmful = _messages(self.sets["harmful"].train)
-        rows = plan_rows(train_settings, harmful, self._anchors(settings), settings.seed)
+        anchors = self._anchors(settings, method)
+        rows = plan_rows(train_settings, harmful, anchors, settings.seed)
         chat = self.model.chat
         end = chat.tokenizer.eos_token_id
         refusal = settings.direction.refusing_openings[0]
@@ -422,9 +453,7 @@ class Laboratory:
         student = with_lora(self.model.model, train_settings, settings.seed)
         floor, whitening = train_settings.lora.whitening, {}
         if floor is not None:
-            whitening = self._whitening(
-                self.model, student, self._anchors(settings), floor, settings.seed
-            )
+            whitening = self._whitening(self.model, student, anchors, floor, settings.seed)
             start_whitened(student, whitening)
         shared: dict[str, Any] = {
             "output_dir": str(work),
@@ -451,7 +480,7 @@ class Laboratory:
         from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
         data: list[dict[str, Any]]
-        if kind == "sft":
+        if method.kind == "sft":
             data = [
                 {"input_ids": prompt + good, "labels": [-100] * len(prompt) + good}
                 for prompt, good, _ in examples

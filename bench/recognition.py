@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ BATCH = 32
 HELD_BACK = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
+class _SeenEnough(Exception):
+    """Ends a forward pass whose later layers nobody looks at."""
+
+
 @torch.no_grad()
 def features(
     model: ChatModel,
@@ -69,6 +73,8 @@ def features(
     def keep(into: dict[int, torch.Tensor], layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         def look(hidden: torch.Tensor) -> torch.Tensor:
             into[layer] = hidden.float()
+            if not attends and layer == max(layers):
+                raise _SeenEnough
             return hidden
 
         return look
@@ -85,9 +91,11 @@ def features(
                 hooks.enter_context(edit_block_input(attention, keep(normalised, layer)))
         for rows in (r[i : i + BATCH] for r in alike.values() for i in range(0, len(r), BATCH)):
             ids = torch.tensor([rendered[row] for row in rows], device=model.model.device)
-            weights = backbone(model.model)(
-                ids, use_cache=False, output_attentions=attends
-            ).attentions
+            weights: Sequence[torch.Tensor] = ()
+            with suppress(_SeenEnough):
+                weights = backbone(model.model)(
+                    ids, use_cache=False, output_attentions=attends
+                ).attentions
             for layer in layers:
                 seen = {
                     "end": streams[layer][:, -end:].mean(1),

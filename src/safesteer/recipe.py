@@ -49,10 +49,13 @@ def recipe_for_model(model_id: str) -> str:
     names = recipe_names()
     if model_id in names:
         return model_id
-    for name in names:
-        if yaml.safe_load(recipe_text(name)).get("model", {}).get("id") == model_id:
-            return name
-    return "default"
+    return next((name for name in names if recipe_model(name) == model_id), "default")
+
+
+def recipe_model(name: str) -> str | None:
+    """The ``model.id`` of a recipe; None for one of any model."""
+    model_id: str | None = yaml.safe_load(recipe_text(name)).get("model", {}).get("id")
+    return model_id
 
 
 def load_settings(

@@ -169,8 +169,12 @@ def test_a_config_names_its_model_unless_another_is_given():
     assert str(other.path) == "safesteer-runs/other"
     assert qwen.model.id.startswith("Qwen/")
     assert find_target(qwen.model.id).settings == qwen
+    published = find_target("owner/other", config="published").settings
+    assert published.tokens == qwen.tokens and published.train == qwen.train
 
 
 def test_version_and_recipes(safesteer):
     assert __version__ in safesteer("--version").out
-    assert safesteer("recipes").code == 0
+    listed = dict(line.split(maxsplit=1) for line in safesteer("recipes").out.splitlines())
+    assert listed["smollm2-135m"] == "smollm2-135m"
+    assert listed["published"] == listed["default"] == "any model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -77,3 +78,15 @@ def test_names_of_runs_are_escaped_and_do_not_overlap():
     root = parse(plots.plane(points, "x", "y"))
     names = [element for element in root.iter() if element.get("class") == "name"]
     assert len({element.get("y") for element in names}) == 4
+
+
+def test_names_of_many_runs_stay_apart_and_inside():
+    points = [(f"run {i}", 0.9 + i / 1000, 0.5 + i / 1000, i == 0) for i in range(40)]
+    root = parse(plots.plane(points, "x", "y"))
+    names = [element for element in root.iter() if element.get("class") == "name"]
+    _, _, width, height = map(float, root.get("viewBox").split())
+    ys = [float(element.get("y")) for element in names]
+    assert [element.text for element in names] == [f"run {i}" for i in reversed(range(40))]
+    assert all(b - a >= 13 for a, b in pairwise(ys))
+    assert ys[0] > 0 and ys[-1] < height
+    assert all(float(element.get("x")) < width - 100 for element in names)

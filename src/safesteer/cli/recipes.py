@@ -8,7 +8,7 @@ import typer
 
 from safesteer.cli.options import Debug
 from safesteer.errors import InputError, nearest
-from safesteer.recipe import accelerate_names, load_settings, recipe_names, recipe_text
+from safesteer.recipe import accelerate_names, recipe_model, recipe_names, recipe_text
 
 
 def recipes(
@@ -19,7 +19,7 @@ def recipes(
     """List the recipes, or show one as YAML."""
     if action == "list":
         for recipe in recipe_names():
-            print(f"{recipe:<28} {load_settings(recipe).model.id}")
+            print(f"{recipe:<28} {recipe_model(recipe) or 'any model'}")
         for launch in accelerate_names():
             print(f"{launch:<28} for accelerate launch --config_file (docs/devices.md)")
     elif action == "show" and name:

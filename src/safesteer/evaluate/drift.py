@@ -24,7 +24,6 @@ from safesteer.models.load import ChatModel
 from safesteer.teacher import base_weights
 
 
-@torch.no_grad()
 def measure_drift(
     base: ChatModel,
     student: Any,
@@ -39,6 +38,43 @@ def measure_drift(
     `student` is a PEFT model around ``base.model``, or a separate model with all weights trained.
     Returns two entries of eval/aligned.json; intervals are over prompts, not tokens.
     """
+    pairs = drift_by_prompt(
+        base,
+        student,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    agreement, divergence = [same for same, _ in pairs], [kl for _, kl in pairs]
+
+    def entry(metric: str, values: list[float], *, share: bool = False) -> dict[str, Any]:
+        return {
+            "metric": metric,
+            "value": sum(values) / len(values),
+            "ci95": list(mean_interval(values, share=share)),
+            "n": len(values),
+            "judge": None,
+            "kind": "capability",
+        }
+
+    return {
+        "agreement": entry("next_token_agreement", agreement, share=True),
+        "divergence": entry("kl_base_aligned", divergence),
+    }
+
+
+@torch.no_grad()
+def drift_by_prompt(
+    base: ChatModel,
+    student: Any,
+    prompts: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> list[tuple[float, float]]:
+    """What `measure_drift` takes means of: agreement and KL, nats, over each prompt's answer."""
     rendered = [base.chat.ids(messages) for messages in prompts]
     with base_weights(base.model if student is None else student):
         answers = generate(
@@ -69,20 +105,4 @@ def measure_drift(
             found.append((same.float().mean().item(), kl.item()))
         return found
 
-    pairs = [pair for part in in_batches(range(len(rendered)), batch_size, read) for pair in part]
-    agreement, divergence = [same for same, _ in pairs], [kl for _, kl in pairs]
-
-    def entry(metric: str, values: list[float], *, share: bool = False) -> dict[str, Any]:
-        return {
-            "metric": metric,
-            "value": sum(values) / len(values),
-            "ci95": list(mean_interval(values, share=share)),
-            "n": len(values),
-            "judge": None,
-            "kind": "capability",
-        }
-
-    return {
-        "agreement": entry("next_token_agreement", agreement, share=True),
-        "divergence": entry("kl_base_aligned", divergence),
-    }
+    return [pair for part in in_batches(range(len(rendered)), batch_size, read) for pair in part]

@@ -235,15 +235,21 @@ def plane(
     x_title: str,
     y_title: str,
 ) -> Markup:
-    """Runs in a plane of two shares, better to the top right; those on the front are filled."""
-    height, left, bottom, right, top = 300, 46, 40, 14, 12
+    """Runs in a plane of two shares, better to the top right; those on the front are filled.
+
+    Names stand in a column beside the plane, in the order of y, a line leading to each mark: marks
+    may lie close together, names must not.
+    """
+    left, bottom, top = 46, 40, 12
+    right, line = _W - 130, 14  # where the plane ends, and the height of a name
+    height = max(300, top + line * len(points) + bottom)
     xs, ys = [point[1] for point in points], [point[2] for point in points]
     x_ticks, y_ticks = _share_ticks(xs), _share_ticks(ys)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return left + across * (_W - left - right), height - bottom - up * (height - top - bottom)
+        return left + across * (right - left), height - bottom - up * (height - top - bottom)
 
     parts = []
     for tick in x_ticks:
@@ -257,15 +263,13 @@ def plane(
         )
     for tick in y_ticks:
         _, y = place(x_ticks[0], tick)
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{_W - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
             f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">'
             f"{100 * tick:.3g} %</text>"
         )
     parts.append(
-        f'<text class="axis" x="{(left + _W - right) / 2}" y="{height - 6}" text-anchor="middle">'
+        f'<text class="axis" x="{(left + right) / 2}" y="{height - 6}" text-anchor="middle">'
         f"{escape(x_title)} →</text>"
     )
     parts.append(
@@ -276,24 +280,18 @@ def plane(
     if len(front) > 1:
         at = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{at}"/>')
-    taken: list[tuple[float, float]] = []
-    for name, x_value, y_value, on in sorted(points, key=lambda point: -point[2]):
-        x, y = place(x_value, y_value)
+    ordered = sorted(points, key=lambda point: (-point[2], point[1]))
+    marks = [place(x, y) for _, x, y, _ in ordered]
+    beside = _apart([y for _, y in marks], line, top, height - bottom)
+    for (name, x_value, y_value, on), (x, y), name_y in zip(ordered, marks, beside, strict=True):
         kind = "aligned" if on else "base"
-        parts.append(
-            f'<g class="of-{kind}"><title>{escape(name)}: {100 * x_value:.1f} %,'
-            f" {100 * y_value:.1f} %</title>{shape(kind, round(x, 1), round(y, 1))}"
-        )
-        # Names stand beside their marks, on the side with more room, and not on each other.
-        after = x < (left + _W - right) / 2
-        text_y = y + 4
-        while any(abs(text_y - other) < 13 and abs(x - at_x) < 130 for at_x, other in taken):
-            text_y += 13
-        taken.append((x, text_y))
         shown = name if len(name) <= 20 else name[:19] + "…"
         parts.append(
-            f'<text class="name" x="{x + (10 if after else -10):.1f}" y="{text_y:.1f}"'
-            f' text-anchor="{"start" if after else "end"}">{escape(shown)}</text></g>'
+            f'<g class="of-{kind}"><title>{escape(name)}: {100 * x_value:.1f} %,'
+            f' {100 * y_value:.1f} %</title><polyline class="leader"'
+            f' points="{x:.1f},{y:.1f} {right + 4},{name_y:.1f} {right + 9},{name_y:.1f}"/>'
+            f"{shape(kind, round(x, 1), round(y, 1))}"
+            f'<text class="name" x="{right + 12}" y="{name_y + 4:.1f}">{escape(shown)}</text></g>'
         )
     return svg(
         f"{y_title} against {x_title}: "
@@ -302,6 +300,21 @@ def plane(
         f'viewBox="0 0 {_W} {height}"',
         "plane",
     )
+
+
+def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """The ascending `places`, moved as little as a pass down and one up do, `gap` or more apart.
+
+    They stay between `low` and `high` if there is room for all.
+    """
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap if moved else low))
+    limit = high
+    for index in reversed(range(len(moved))):
+        moved[index] = min(moved[index], limit)
+        limit = moved[index] - gap
+    return moved
 
 
 def _share_ticks(values: Sequence[float]) -> list[float]:
