@@ -1,7 +1,7 @@
 """Judge a finished run's base and aligned model by every benchmark whose file is at hand.
 
     python bench/evidence.py RUN --data-dir DIR [--limit N] [--limit-of mmlu=200,humaneval=20]
-        [--leave-out 50,60,100]
+        [--leave-out 50,60]
 
 Writes RUN/evidence.json, every prompt, answer and verdict into RUN/evidence/, and prints the tables
 in Markdown, for docs/results.md. What was answered is kept in RUN/eval/cache, capability benchmarks
@@ -9,23 +9,26 @@ task by task, so that the same command goes on after an interruption and ends wi
 None of the prompts is in the package. `safesteer benchmarks --data-dir DIR` says which files are
 looked for.
 
-With --leave-out nothing is asked that was asked before: no prompt of a file that a sample of any of
-these limits holds, and, of our own sets, which are asked too, no test prompt that the run itself
-asked. That is for figures of prompts touched once. Capability benchmarks are asked as without it.
+--leave-out is for figures of prompts touched once: requests that a sample of any of these limits
+holds, in whatever file, are not asked, and of our own sets those test prompts are that the run has
+left over (bench/untouched.py). It writes RUN/untouched.json and RUN/untouched.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from untouched import OWN, seen_texts, untouched
 
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks import BENCHMARKS, load_benchmarks
 from safesteer.evaluate.benchmarks.capability import check_requirements
-from safesteer.evaluate.benchmarks.sources import Loaded, evenly, found_files
+from safesteer.evaluate.benchmarks.sources import Loaded, found_files
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
@@ -34,7 +37,6 @@ from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
 from safesteer.runs.files import write_json, write_jsonl
 
-OWN = ("harmful", "harmful+prefill", "harmless", "borderline")  # asked with --leave-out
 DRIFT_PROMPTS = 64
 LONGEST_PROMPT = 600  # characters, of the harmless prompts that drift is measured on
 
@@ -78,37 +80,37 @@ def measure(
     pipeline: Pipeline,
     names: list[str],
     limits: dict[str, int],
-    leave_out: list[int],
-    own: int,
+    only: Callable[[Loaded, int | None], Loaded] | None,
+    folder: Path,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """{"base": {benchmark: entry}, "aligned": ...}; the aligned one's with `versus_base`."""
+    """{"base": {benchmark: entry}, "aligned": ...}; the aligned one's with `versus_base`.
+
+    `only` chooses a benchmark's prompts from all of its file, given the limit.
+    """
     settings = pipeline.settings
     speakers = [pipeline.speaker("aligned"), pipeline.speaker("base")]
     found: dict[str, Any] = {"base": {}, "aligned": {}}
     rows: dict[str, Any] = {"base": {}, "aligned": {}}
     whole, alpaca = settings.evaluate.limit, []
     for limit in dict.fromkeys(limits.get(name, whole) for name in names):
-        settings.evaluate.limit = limit
+        settings.evaluate.limit = None if only else limit
         asked = [name for name in names if limits.get(name, whole) == limit]
         suite = Suite.plan(asked, settings, pipeline.prompts, pipeline.cache_dir)
-        if leave_out:
-            settings.evaluate.limit = None  # so that every prompt of a file can be had
-            every = load_benchmarks(asked, settings.evaluate, pipeline.prompts)
-            settings.evaluate.limit = limit
-            suite.benchmarks = [
-                loaded
-                if loaded.benchmark.harness is not None
-                else untouched(loaded, limit, leave_out, own)
-                for loaded in every
-            ]
+        settings.evaluate.limit = limit
+        if only:
+            suite.benchmarks = [only(loaded, limit) for loaded in suite.benchmarks]
+            for loaded in suite.benchmarks:
+                if not loaded.items and loaded.benchmark.harness is None:
+                    reporter.note(f"{loaded.name}: everything in it was asked before")
+            suite.benchmarks = [b for b in suite.benchmarks if b.items or b.benchmark.harness]
         alpaca += [i.prompt for b in suite.benchmarks if b.name == "alpaca" for i in b.items]
         results = suite.measure(reversed(speakers), pipeline.cache_dir, reporter)
         for who, by_name in results.items():
             found[who] |= {name: result.to_json() for name, result in by_name.items()}
             for name, result in by_name.items():
                 rows[who][name] = result.rows()
-                write_jsonl(pipeline.run.path / "evidence" / f"{who}-{name}.jsonl", rows[who][name])
+                write_jsonl(folder / f"{who}-{name}.jsonl", rows[who][name])
     compare_with_base(found["aligned"], rows["aligned"], found["base"], rows["base"])
     settings.evaluate.limit = whole
     harmless = [prompt.messages for prompt in alpaca if len(prompt.text) < LONGEST_PROMPT]
@@ -121,21 +123,6 @@ def measure(
             progress=lambda done, total: reporter.progress("drift", done, total),
         )
     return found
-
-
-def untouched(every: Loaded, limit: int | None, leave_out: list[int], own: int) -> Loaded:
-    """`limit` prompts, evenly spaced over those that no sample of a limit in `leave_out` holds.
-
-    Of our own sets all but the first `own` test prompts, which are what a run asks.
-    """
-    count = len(every.items)
-    if every.name in OWN:
-        return replace(every, items=every.items[own:])
-    seen = {place for other in leave_out for place in evenly(count, other)}
-    rest = [item for place, item in enumerate(every.items) if place not in seen]
-    if not rest:
-        raise InputError(f"{every.name}: a sample of {leave_out} holds all of its {count} prompts")
-    return replace(every, items=[rest[place] for place in evenly(len(rest), limit)])
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -196,8 +183,8 @@ def main() -> None:
     arguments = parser.parse_args()
     reporter = Lines()
     run = RunDirectory.load(arguments.run)
-    chosen = run.settings.evaluate
-    chosen.data_dir, own = arguments.data_dir, chosen.limit
+    chosen, of_run = run.settings.evaluate, run.settings.evaluate.model_copy()
+    chosen.data_dir = arguments.data_dir
     chosen.limit = arguments.limit
     chosen.max_new_tokens = arguments.max_new_tokens or chosen.max_new_tokens
     chosen.allow_code_execution = arguments.allow_code_execution
@@ -206,18 +193,22 @@ def main() -> None:
     try:
         wanted, leave_out = _split(arguments.benchmarks), _split(arguments.leave_out)
         names = at_hand(pipeline, wanted, reporter)
-        if leave_out:
-            if own is None:
-                raise InputError("--leave-out: this run asked all of our own test prompts")
-            names = [name for name in OWN if not wanted or name in wanted] + names
         limits = {
             name: int(n) for name, _, n in (p.partition("=") for p in _split(arguments.limit_of))
         }
-        found = measure(pipeline, names, limits, [*map(int, leave_out)], own or 0, reporter)
+        only = None
+        if leave_out:
+            names = [name for name in OWN if not wanted or name in wanted] + names
+            seen = seen_texts(chosen, [int(limit) for limit in leave_out])
+            only = partial(untouched, seen=seen, settings=of_run)
+        place = Path(arguments.run) / ("untouched" if leave_out else "evidence")
+        found = measure(pipeline, names, limits, only, place, reporter)
     except InputError as error:
         raise SystemExit(str(error)) from None
     settings = {"limit": chosen.limit, "max_new_tokens": chosen.max_new_tokens}
-    path = Path(arguments.run) / "evidence.json"
+    if leave_out:
+        settings["leave_out"] = leave_out
+    path = place.with_suffix(".json")
     write_json(path, {**settings, "judges": chosen.judges, "benchmarks": found})
     print(markdown(found))
     print(f"\n{path}", file=sys.__stderr__)

@@ -11,8 +11,9 @@ strongly it is held back, and at which odds it takes a given share of the harmle
 ones for harmful (one fifth for both, so that the share is a little low). Where it says no, the
 base answers, word for word as before, and agreement is 1 by construction. The Markdown table
 gives what is refused of our validation prompts (of our test prompts with --test) and of the
-benchmarks, and how often the next token is the base's on answers to harmless prompts (of ours, and
-of alpaca where that is among the benchmarks); means and standard deviations over the adapters.
+benchmarks, and how often the next token is the base's on answers to harmless prompts (the first
+evaluate.drift_prompts of ours, and of alpaca's where that is among the benchmarks); means and
+standard deviations over the adapters.
 *everywhere*: no gate. *gate alone*: what it takes for harmful. With --average one more student is
 judged: the mean of what the adapters change, by itself.
 

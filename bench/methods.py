@@ -373,9 +373,9 @@ class Laboratory:
             "settings": settings.model_dump(mode="json"),
         }
 
-    def _teacher(self, settings: Settings, *, means: bool = False) -> Teacher:
+    def _teacher(self, settings: Settings, method: Method) -> Teacher:
         direction = self.direction(settings) if settings.teacher.steering else None
-        if means and direction is not None:
+        if method.means and direction is not None:
             direction = self._difference_of_means(direction, settings.direction.train_prompts)
         return make_teacher(settings.teacher, direction)
 
@@ -390,7 +390,7 @@ class Laboratory:
         return replace(like, vector=vector, method="harmful-harmless", position=-1)
 
     def _distil(self, settings: Settings, method: Method, work: Path) -> Any:
-        chosen, teacher = settings.tokens, self._teacher(settings, means=method.means)
+        chosen, teacher = settings.tokens, self._teacher(settings, method)
         prompts = _messages(self.sets[chosen.prompts].validation)[: chosen.prompt_count]
         seed = settings.seed
         parts = (chosen, settings.teacher, settings.direction)
@@ -524,7 +524,7 @@ class Laboratory:
         """Entries of `names`, of the student or, without one, of the base or the teacher."""
         runner = self.model.model if student is None else student
         if method.kind == "teacher":
-            speaker = Speaker("teacher", self.model, runner, self._teacher(settings))
+            speaker = Speaker("teacher", self.model, runner, self._teacher(settings, method))
         else:
             speaker = Speaker("model", self.model, runner)
         suite = self._suite(settings, names)

@@ -22,9 +22,9 @@ where |log(p_t / p_0)| > 1, `contrast` the mass on harmful less that on harmless
 the token's own term on the very text that is measured: no set of that size covers more;
 `mass by position` a set of its own, by mass, for each position of an answer.
 
-The second table is for a K that is not fixed: how many tokens a rule takes until they cover a
-share of the forward divergence of the base on the text that it chooses on, and what they then cover
-of the text that is measured.
+The second table is for a K that is not fixed: how many tokens `vote` and `mass` take until they
+cover a share of the forward divergence of the base on the text that they choose on, and what they
+then cover of the text that is measured.
 """
 
 from __future__ import annotations

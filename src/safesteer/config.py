@@ -2,9 +2,9 @@
 
 One class per section of the YAML file, one attribute per key, with the meaning of the key in its
 description (``--help`` and ``safesteer recipes show`` print it). The classes know nothing of the
-stages that read them. Defaults are close to the paper's; they are not a recipe. What measured best
-on the built-in model (docs/experiments.md) is in its recipe and in `default`, the paper's own
-settings in `published` and in the recipes of its four models.
+stages that read them. The defaults are no recipe: the paper's sizes and rates with this project's
+loss, tokens and adapters. What measured best on the built-in model (docs/experiments.md) is in its
+recipe, the paper's own settings in `published` and in the recipes of its four models.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""Prompts that were not asked before: what the samples of given limits leave over.
+
+For figures of prompts touched once (`bench/evidence.py --leave-out`). An evenly spaced sample of a
+file is the same each time, so that what was asked with `--limit 50` can be named by its limit.
+Files share requests (harmful_val is made of others, HarmBench among them), so texts are compared
+over all files at hand, not places in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from safesteer.config import EvaluateSettings
+from safesteer.evaluate.benchmarks import BENCHMARKS, load_benchmarks
+from safesteer.evaluate.benchmarks.sources import Loaded, evenly, found_files
+
+OWN = ("harmful", "harmful+prefill", "harmless", "borderline")
+
+
+def seen_texts(settings: EvaluateSettings, limits: Sequence[int]) -> set[str]:
+    """The requests that a sample of any of `limits` holds, of every file of `settings.data_dir`."""
+    assert settings.data_dir is not None
+    names = [
+        entry.name
+        for entry in BENCHMARKS
+        if entry.harness is None
+        and entry.metric != "win_rate"
+        and found_files(entry, settings.data_dir)
+    ]
+    every = load_benchmarks(names, settings.model_copy(update={"limit": None}), {})
+    return {
+        _plain(loaded.items[place].prompt.text)
+        for loaded in every
+        for limit in limits
+        for place in evenly(len(loaded.items), limit)
+    }
+
+
+def untouched(
+    loaded: Loaded, limit: int | None, seen: set[str], settings: EvaluateSettings
+) -> Loaded:
+    """`limit` prompts of a file, evenly spaced over those not in `seen`; perhaps none.
+
+    `loaded` holds all of a file. Of our own sets the rest behind the test prompts that a run with
+    these `settings` asks, however many. Questions of a capability stay as they are.
+    """
+    if loaded.benchmark.harness is not None:
+        return loaded
+    if loaded.name in OWN:
+        asked = settings.limit if settings.limit is not None else len(loaded.items)
+        if loaded.name == "harmless":
+            asked = max(asked, settings.drift_prompts)
+        return replace(loaded, items=loaded.items[asked:])
+    rest = [item for item in loaded.items if _plain(item.prompt.text) not in seen]
+    return replace(loaded, items=[rest[place] for place in evenly(len(rest), limit)])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".?!")
