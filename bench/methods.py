@@ -113,9 +113,12 @@ METHODS = {
     "teacher": Method("the teacher itself, nothing learned", kind="teacher"),
     "recipe": Method("SafeSteer with this project's recipe"),
     "published": Method("SafeSteer with the published choices", _PUBLISHED),
-    "published@1e-4": Method(
-        "and a learning rate of 1e-4", {**_PUBLISHED, "train.learning_rate": 1e-4}
-    ),
+    **{
+        f"published@{rate}": Method(
+            f"and a learning rate of {rate}", {**_PUBLISHED, "train.learning_rate": float(rate)}
+        )
+        for rate in ("5e-4", "1e-4")
+    },
     "published+anchors": Method("and harmless anchors", {**_PUBLISHED, "train.anchor_share": 0.75}),
     # Other ways to learn
     "full-vocabulary": Method("reverse KL over the vocabulary", {"train.divergence": "full"}),
