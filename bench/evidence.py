@@ -141,7 +141,8 @@ def markdown(found: dict[str, Any]) -> str:
         for name in names:
             before, after = found["base"][name], found["aligned"][name]
             versus = after.get("versus_base", {}).get("words", "")
-            lines.append(f"| {name} | {_cell(before)} | {_cell(after)} | {versus} |")
+            other = ": refused" * (kind == "safety" and after["metric"] == "refusal_rate")
+            lines.append(f"| {name}{other} | {_cell(before)} | {_cell(after)} | {versus} |")
         lines.append("")
     for name in ("agreement", "divergence"):
         if name in found["aligned"]:
