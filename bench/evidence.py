@@ -11,7 +11,8 @@ looked for.
 
 --leave-out is for figures of prompts touched once: requests that a sample of any of these limits
 holds, in whatever file, are not asked, and of our own sets those test prompts are that the run has
-left over (bench/untouched.py). It writes RUN/untouched.json and RUN/untouched.
+left over (bench/untouched.py); questions of capability benchmarks are asked as without it. It
+writes RUN/untouched.json and RUN/untouched.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from safesteer.pipeline import Pipeline
 from safesteer.reporter import Reporter
 from safesteer.runs import RunDirectory
 from safesteer.runs.files import write_json, write_jsonl
+from safesteer.runs.system import versions
 
 DRIFT_PROMPTS = 64
 LONGEST_PROMPT = 600  # characters, of the harmless prompts that drift is measured on
@@ -193,20 +195,27 @@ def main() -> None:
     pipeline = Pipeline(run, reporter)
     try:
         wanted, leave_out = _split(arguments.benchmarks), _split(arguments.leave_out)
-        names = at_hand(pipeline, wanted, reporter)
+        own = [name for name in OWN if leave_out and (not wanted or name in wanted)]
+        names = list(own)
+        if not wanted or set(wanted) - set(own):
+            names += at_hand(pipeline, wanted, reporter)
         limits = {
             name: int(n) for name, _, n in (p.partition("=") for p in _split(arguments.limit_of))
         }
         only = None
         if leave_out:
-            names = [name for name in OWN if not wanted or name in wanted] + names
             seen = seen_texts(chosen, [int(limit) for limit in leave_out])
             only = partial(untouched, seen=seen, settings=of_run)
         place = Path(arguments.run) / ("untouched" if leave_out else "evidence")
         found = measure(pipeline, names, limits, only, place, reporter)
     except InputError as error:
         raise SystemExit(str(error)) from None
-    settings = {"limit": chosen.limit, "max_new_tokens": chosen.max_new_tokens}
+    settings: dict[str, Any] = {
+        "seed": run.settings.seed,
+        "limit": chosen.limit,
+        "max_new_tokens": chosen.max_new_tokens,
+        "versions": versions(),
+    }
     if leave_out:
         settings["leave_out"] = leave_out
     path = place.with_suffix(".json")

@@ -3,7 +3,7 @@
 For figures of prompts touched once (`bench/evidence.py --leave-out`). An evenly spaced sample of a
 file is the same each time, so that what was asked with `--limit 50` can be named by its limit.
 Files share requests (harmful_val is made of others, HarmBench among them), so texts are compared
-over all files at hand, not places in one.
+over all files at hand, not places in one; near-duplicates are not looked for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def seen_texts(settings: EvaluateSettings, limits: Sequence[int]) -> set[str]:
     ]
     every = load_benchmarks(names, settings.model_copy(update={"limit": None}), {})
     return {
-        _plain(loaded.items[place].prompt.text)
+        _plain(loaded.items[place].request)
         for loaded in every
         for limit in limits
         for place in evenly(len(loaded.items), limit)
@@ -52,7 +52,7 @@ def untouched(
         if loaded.name == "harmless":
             asked = max(asked, settings.drift_prompts)
         return replace(loaded, items=loaded.items[asked:])
-    rest = [item for item in loaded.items if _plain(item.prompt.text) not in seen]
+    rest = [item for item in loaded.items if _plain(item.request) not in seen]
     return replace(loaded, items=[rest[place] for place in evenly(len(rest), limit)])
 
 
