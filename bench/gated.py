@@ -123,7 +123,8 @@ def main() -> None:
             print(f"{who} x{scale}, {share}: {row}", file=sys.stderr, flush=True)
 
     student: Any = None
-    names = [f"seed{index}" for index in range(len(arguments.adapters))]
+    # A speaker takes its identity from the adapter of this name; no cache outlives a student here.
+    names = ["default", *(f"other{index}" for index in range(1, len(arguments.adapters)))]
     for name, folder in zip(names, arguments.adapters, strict=True):
         if student is None:
             student = PeftModel.from_pretrained(model.model, folder, adapter_name=name)
