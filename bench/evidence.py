@@ -24,12 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from untouched import OWN, seen_texts, untouched
+from untouched import OWN, seen_texts, untouched, with_files
 
 from safesteer.errors import InputError
-from safesteer.evaluate.benchmarks import BENCHMARKS, load_benchmarks
+from safesteer.evaluate.benchmarks import load_benchmarks
 from safesteer.evaluate.benchmarks.capability import check_requirements
-from safesteer.evaluate.benchmarks.sources import Loaded, found_files
+from safesteer.evaluate.benchmarks.sources import Loaded
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
@@ -59,12 +59,9 @@ class Lines(Reporter):
 def at_hand(pipeline: Pipeline, wanted: list[str], reporter: Reporter) -> list[str]:
     """The benchmarks whose files are there and whose requirements are met; notes on the rest."""
     settings = pipeline.settings.evaluate
-    assert settings.data_dir is not None
     names = []
-    for entry in BENCHMARKS:
+    for entry in with_files(settings):
         if wanted and entry.name not in wanted:
-            continue
-        if not found_files(entry, settings.data_dir) or entry.metric == "win_rate":
             continue
         if entry.harness is not None:
             try:
@@ -101,11 +98,10 @@ def measure(
         suite = Suite.plan(asked, settings, pipeline.prompts, pipeline.cache_dir)
         settings.evaluate.limit = limit
         if only:
-            suite.benchmarks = [only(loaded, limit) for loaded in suite.benchmarks]
-            for loaded in suite.benchmarks:
-                if not loaded.items and loaded.benchmark.harness is None:
-                    reporter.note(f"{loaded.name}: everything in it was asked before")
-            suite.benchmarks = [b for b in suite.benchmarks if b.items or b.benchmark.harness]
+            chosen = [only(loaded, limit) for loaded in suite.benchmarks]
+            suite.benchmarks = [b for b in chosen if b.items or b.benchmark.harness]
+            for name in sorted({b.name for b in chosen} - {b.name for b in suite.benchmarks}):
+                reporter.note(f"{name}: everything in it was asked before")
         alpaca += [i.prompt for b in suite.benchmarks if b.name == "alpaca" for i in b.items]
         results = suite.measure(reversed(speakers), pipeline.cache_dir, reporter)
         for who, by_name in results.items():

@@ -12,22 +12,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from safesteer.config import EvaluateSettings
-from safesteer.evaluate.benchmarks import BENCHMARKS, load_benchmarks
+from safesteer.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmarks
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly, found_files
 
 OWN = ("harmful", "harmful+prefill", "harmless", "borderline")
 
 
+def with_files(settings: EvaluateSettings) -> list[Benchmark]:
+    """The benchmarks whose files lie in `settings.data_dir`, but for win rates."""
+    assert settings.data_dir is not None
+    return [
+        entry
+        for entry in BENCHMARKS
+        if entry.metric != "win_rate" and found_files(entry, settings.data_dir)
+    ]
+
+
 def seen_texts(settings: EvaluateSettings, limits: Sequence[int]) -> set[str]:
     """The requests that a sample of any of `limits` holds, of every file of `settings.data_dir`."""
-    assert settings.data_dir is not None
-    names = [
-        entry.name
-        for entry in BENCHMARKS
-        if entry.harness is None
-        and entry.metric != "win_rate"
-        and found_files(entry, settings.data_dir)
-    ]
+    names = [entry.name for entry in with_files(settings) if entry.harness is None]
     every = load_benchmarks(names, settings.model_copy(update={"limit": None}), {})
     return {
         _plain(loaded.items[place].request)
