@@ -5,6 +5,7 @@ SAFESTEER_WRITE_DOCS=1 pytest tests/test_architectures.py writes the table.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImage
 
 import safesteer
 from safesteer.export.proven import export
+from safesteer.models.float32 import in_float32
+from safesteer.models.forward import hidden_states
 from safesteer.models.layers import find_blocks, text_tower_name
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
@@ -239,6 +242,28 @@ def test_the_whole_job_runs(name, tokenizer, sections, tmp_path):
     if name in SEEING:
         only_the_text_tower_has_changed(model, run, tmp_path / "merged")
     ran[name] = type(model).__name__
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *SEEING])
+def test_weights_of_16_bits_can_compute_in_float32(name, tokenizer, tmp_path):
+    """As a copy in float32 does, wherever a model keeps its weights; afterwards as before."""
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {name}")
+    model = save_tiny(name, tokenizer, tmp_path).eval().to(torch.bfloat16)
+    whole = copy.deepcopy(model).float()
+    for part, same in zip(whole.modules(), model.modules(), strict=True):
+        if isinstance(part, torch.nn.Embedding):  # Gemma's scales are of the embeddings' type
+            part.register_forward_hook(lambda _, inputs, out, same=same: same(*inputs).float())
+    ids = torch.arange(5, 21).reshape(2, 8)
+    with torch.no_grad():
+        plain = hidden_states(model, ids, torch.ones_like(ids))
+        with in_float32(model):
+            found = hidden_states(model, ids, torch.ones_like(ids))
+        again = hidden_states(model, ids, torch.ones_like(ids))
+        expected = hidden_states(whole, ids, torch.ones_like(ids))
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 0.1 * (plain.float() - expected).abs().max()
+    assert torch.equal(again, plain)
 
 
 def only_the_text_tower_has_changed(model: Any, run: Any, folder: Path) -> None:

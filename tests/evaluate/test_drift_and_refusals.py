@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import rescale_adapter_scale
 
 from safesteer import speaker
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.refusals import Rate, Sample, refusal_rate
 from safesteer.evaluate.statistics import wilson_interval
+from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.generate import generate
 from safesteer.prompts import Prompt
 from safesteer.teacher import Direction, Teacher
@@ -67,6 +69,20 @@ def test_drift_is_agreement_and_kl_on_the_bases_answers(
     assert drift["agreement"]["value"] == pytest.approx(sum(agreements) / 3)
     assert drift["agreement"]["value"] < 1
     assert drift["divergence"]["value"] == pytest.approx(sum(divergences) / 3, rel=1e-3)
+
+
+def test_rounding_is_not_drift(tiny_chat_model):
+    """A change of weights that bfloat16 hardly holds moves nothing, though it rounds otherwise."""
+    tiny_chat_model.model.to(torch.bfloat16)
+    student = compute_in_model_dtype(with_lora(tiny_chat_model.model, trained=True))
+    ids = torch.tensor([tiny_chat_model.chat.ids(PROMPTS[2])])
+    with rescale_adapter_scale(student, 1e-4), torch.no_grad():
+        drift = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
+        moved = student(ids).logits
+    with torch.no_grad(), student.disable_adapter():
+        assert not torch.equal(student(ids).logits, moved)
+    assert drift["agreement"]["value"] == 1
+    assert 0 < drift["divergence"]["value"] < 1e-6
 
 
 def test_drift_of_a_model_with_all_weights_trained(tiny_chat_model, new_chat_model):

@@ -8,6 +8,7 @@ that something other than safety has changed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from safesteer.evaluate.batches import rows_that_fit
 from safesteer.evaluate.statistics import mean_interval
 from safesteer.models.batches import in_batches
 from safesteer.models.chat import Message, pad_left
+from safesteer.models.float32 import in_float32
 from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress
 from safesteer.models.head import OutputHead
@@ -36,6 +38,8 @@ def measure_drift(
     """Next-token agreement and KL(base || student) on the base's answers to harmless prompts.
 
     `student` is a PEFT model around ``base.model``, or a separate model with all weights trained.
+    Both read the answers in float32 (`models.float32`), so that what is measured is the change of
+    the weights and not that of the rounding.
     Returns two entries of eval/aligned.json; intervals are over prompts, not tokens.
     """
     pairs = drift_by_prompt(
@@ -92,14 +96,17 @@ def drift_by_prompt(
     def read(part: Sequence[int]) -> list[tuple[float, float]]:
         full = [rendered[row] + answers[row] for row in part]
         ids, mask = pad_left(full, base.tokenizer.pad_token_id, base.model.device)
-        with base_weights(student):
-            before = hidden_states(base.model, ids, mask)
-        after = hidden_states(student, ids, mask)
+        with ExitStack() as exact:
+            for model in (base.model, student):
+                exact.enter_context(in_float32(model))
+            with base_weights(student):
+                before = hidden_states(base.model, ids, mask)
+            after = hidden_states(student, ids, mask)
         found = []
         for row, index in enumerate(part):
             where = slice(-len(answers[index]) - 1, -1)
-            log_0 = torch.log_softmax(base_head.logits(before[row, where]), dim=-1)
-            log_s = torch.log_softmax(head.logits(after[row, where]), dim=-1)
+            log_0 = base_head.every_log_prob(before[row, where])
+            log_s = head.every_log_prob(after[row, where])
             same = log_0.argmax(-1) == log_s.argmax(-1)
             kl = (log_0.exp() * (log_0 - log_s)).sum(-1).mean()
             found.append((same.float().mean().item(), kl.item()))

@@ -266,11 +266,15 @@ class _Stages:
             weights += Peak({"trained": FLOAT32 * adapters})
         rows = self.rows_of_answers(lengths.taught + new)
         said = self.answers(rows, lengths.taught, lengths.taught_shared, new, drawn=False)
-        read = self.reading(rows, lengths.prompt + new, lengths.shared)
+        read = self.reading(rows, lengths.prompt + new, lengths.shared, size=FLOAT32)
+        widened = 0.0
+        if self.place.size < FLOAT32 and self.place.bits is None:
+            widened = FLOAT32 * s.block_weights / s.layers
         drift = Peak(
             {
                 "hidden states": 2 * read.states,
                 "one pass": read.alive,
+                "a block in float32": widened,
                 "logits": 5 * FLOAT32 * new * s.vocabulary,
             }
         )

@@ -94,6 +94,11 @@ class OutputHead:
             raw = self.softcap * torch.tanh(raw / self.softcap)
         return (raw / self.temperature if self.temperature != 1.0 else raw).to(device)
 
+    def every_log_prob(self, hidden: torch.Tensor) -> torch.Tensor:  # [N, D] to [N, V]
+        """Log-probabilities of all tokens, in float32 throughout, for a few positions."""
+        rows = torch.arange(self.vocabulary).split(max(1, _BLOCK_ELEMENTS // self.weight.shape[1]))
+        return torch.cat([self.logits(hidden, part) for part in rows], dim=-1).log_softmax(-1)
+
     def log_probs(
         self,
         hidden: torch.Tensor,  # [N, D]
