@@ -188,9 +188,10 @@ METHODS = {
     # Safety tokens
     "vote": Method("S by vote, 50 tokens", {"tokens.method": "vote", "tokens.count": 50}),
     "vote-200": Method("S by vote, 200 tokens", {"tokens.method": "vote"}),
-    "mass-10": Method("S by mass, 10 tokens", {"tokens.count": 10}),
-    "mass-50": Method("S by mass, 50 tokens", {"tokens.count": 50}),
-    "mass-1000": Method("S by mass, 1000 tokens", {"tokens.count": 1000}),
+    **{
+        f"mass-{count}": Method(f"S by mass, {count} tokens", {"tokens.count": count})
+        for count in (3, 10, 50, 1000)
+    },
     "harmless-ground": Method("S found on harmless prompts", {"tokens.prompts": "harmless"}),
     "random-tokens": Method("S at random, of the same size", random_tokens=True),
     # Anchors

@@ -262,11 +262,15 @@ class TrainSettings(Section):
     opening_tokens: int | None = Field(
         None,
         ge=1,
-        description="cap of the rollouts in the first updates: whether an answer refuses shows in"
-        " its first words; unset, as published: all are of full length",
+        description="cap of the rollouts in most updates: whether an answer refuses shows in its"
+        " first words; unset, as published: all are of full length",
     )
     opening_share: float = Field(
-        0.75, ge=0, le=1, description="share of the updates that see opening_tokens alone"
+        0.75,
+        ge=0,
+        le=1,
+        description="share of the updates that see opening_tokens alone; the others lie evenly"
+        " between them",
     )
     updates_per_rollout: int = Field(
         1,

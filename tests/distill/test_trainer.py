@@ -313,15 +313,32 @@ def test_a_surer_teacher(tiny_chat_model, recorded, tmp_path):
     assert metrics[0]["loss"] != pytest.approx(plain["loss"], rel=1e-2)
 
 
-@pytest.mark.parametrize("share, short", [(0.5, 2), (0.6, 3), (0.0, 0), (1.0, 4)])
-def test_the_first_updates_may_see_openings_alone(
-    share, short, tiny_chat_model, recorded, tmp_path
+@pytest.mark.parametrize(
+    "share, window, whole",
+    [
+        (0.5, 1, [1, 3]),
+        (0.75, 1, [3]),
+        (0.6, 1, [2]),
+        (0.5, 2, [1]),
+        (0.0, 2, [0, 1]),
+        (1.0, 1, []),
+    ],
+)
+def test_most_updates_may_see_openings_alone(
+    share, window, whole, tiny_chat_model, recorded, tmp_path
 ):
-    """Rollouts are cut after `opening_tokens` in the first share of the updates, in no other."""
-    run(tiny_chat_model, tmp_path, updates=4, opening_tokens=2, opening_share=share)
+    """Rollouts are cut after `opening_tokens` but for windows of updates evenly between them."""
+    run(
+        tiny_chat_model,
+        tmp_path,
+        updates=4,
+        opening_tokens=2,
+        opening_share=share,
+        updates_per_rollout=window,
+    )
     longest = [max(map(len, update["completions"])) for update in recorded]
-    assert longest[:short] == [2] * short
-    assert all(length > 2 for length in longest[short:])
+    assert [index for index, length in enumerate(longest) if length > 2] == whole
+    assert all(length == 2 for index, length in enumerate(longest) if index not in whole)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])

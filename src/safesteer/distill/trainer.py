@@ -8,6 +8,7 @@ against the pinned range of TRL.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -57,9 +58,10 @@ class SafeSteerTrainer(DistillationTrainer):
         base_model: frozen copy of the base; needed when all weights are trained, None for LoRA.
         rollout_batch: sequences generated at once; halved where they do not fit into memory.
         teacher_tokens: about how many tokens a pass of the teacher reads.
-        opening: (tokens, share): in this share of the updates, the first ones, rollouts are cut
-            after so many tokens; a window that begins among them is cut as a whole. Those of a
-            model that thinks first are not: of their answers the loss sees so many tokens.
+        opening: (tokens, share): in this share of the windows of updates rollouts are cut after so
+            many tokens; the others lie evenly between them, so that whole answers are learned at
+            every rate. Those of a model that thinks first are not cut: of their answers the loss
+            sees so many tokens.
         updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
             as it is before the first of them, and the teacher reads them at once; 1 is strictly
             on-policy. Resuming has to begin with a window.
@@ -206,8 +208,12 @@ class SafeSteerTrainer(DistillationTrainer):
 
     @property
     def _in_opening(self) -> bool:
-        share = self.opening[1] if self.opening is not None else 0.0
-        return self.state.global_step < share * self.state.max_steps
+        if self.opening is None:
+            return False
+        whole = 1 - self.opening[1]
+        window = self.state.global_step // self.updates_per_rollout
+        before, after = (math.floor(n * whole + 1e-6) for n in (window, window + 1))
+        return before == after
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):  # type: ignore[no-untyped-def]
         self.max_completion_length = self._rollout_length()
