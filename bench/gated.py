@@ -110,7 +110,9 @@ def main() -> None:
         refused = refusals(suite, model, student)
         longest = settings.evaluate.max_new_tokens
         same = {
-            name: np.array(drift_by_prompt(model, student, each, max_new_tokens=longest))[:, 0]
+            name: np.array(drift_by_prompt(model, student, each, max_new_tokens=longest).pairs)[
+                :, 0
+            ]
             for name, each in texts.items()
         }
         for share in (EVERYWHERE, *map(str, alarms)):

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 
@@ -45,7 +46,7 @@ def main() -> None:
     print("| scale | agreement, bfloat16 | KL | agreement, float32 | KL |\n|---|---|---|---|---|")
     for scale in arguments.scales.split(","):
         cells = []
-        for passes in (lambda _: nullcontext(), drift.in_float32):
+        for passes in (lambda _: nullcontext(torch.bfloat16), drift.in_float32):
             with (
                 rescale_adapter_scale(student, float(scale)),
                 patch.object(drift, "in_float32", passes),

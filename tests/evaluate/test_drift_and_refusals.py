@@ -1,6 +1,8 @@
 """Drift from the base and refusal rates, on a tiny model."""
 
+import copy
 import json
+import logging
 from dataclasses import replace
 
 import pytest
@@ -83,6 +85,49 @@ def test_rounding_is_not_drift(tiny_chat_model):
         assert not torch.equal(student(ids).logits, moved)
     assert drift["agreement"]["value"] == 1
     assert 0 < drift["divergence"]["value"] < 1e-6
+
+
+def test_a_kernel_that_takes_16_bits_alone_is_read_in_them(tiny_chat_model, caplog):
+    """The evaluation goes on, says so in one line, and the entries say in which type."""
+    model = tiny_chat_model.model.to(torch.bfloat16)
+    student = compute_in_model_dtype(with_lora(model, trained=True))
+    exact = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
+
+    def kernel(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].dtype == torch.float32:
+            raise AssertionError("only 16 bits\nand a long explanation")
+
+    hook = model.model.layers[1].mlp.register_forward_pre_hook(kernel)
+    with caplog.at_level(logging.WARNING, "safesteer"):
+        found = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
+    hook.remove()
+    (record,) = caplog.records
+    assert record.getMessage().endswith("the model fails: only 16 bits")
+    for name, entry in found.items():
+        assert (exact[name]["dtype"], entry["dtype"]) == ("float32", "bfloat16")
+    assert found["divergence"]["value"] == pytest.approx(exact["divergence"]["value"], rel=0.2)
+    assert found["divergence"]["value"] != exact["divergence"]["value"]
+    assert not any(p.dtype == torch.float32 for n, p in model.named_parameters() if "lora" not in n)
+
+
+def test_drift_of_a_trained_model_in_16_bits(tiny_chat_model, new_chat_model):
+    """Both models are read in float32, each with its own weights."""
+    trained = new_chat_model(seed=1).model
+    for model in (tiny_chat_model.model, trained):
+        model.to(torch.bfloat16)
+    found = measure_drift(tiny_chat_model, trained, PROMPTS, max_new_tokens=4)
+    ids = [tiny_chat_model.chat.ids(messages) for messages in PROMPTS]
+    answers = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, max_new_tokens=4)
+    wide = [copy.deepcopy(model).float() for model in (tiny_chat_model.model, trained)]
+    means = []
+    for prompt, answer in zip(ids, answers, strict=True):
+        log_0, log_s = (
+            model(torch.tensor([prompt + answer])).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+            for model in wide
+        )
+        means.append((log_0.exp() * (log_0 - log_s)).sum(-1).mean().item())
+    assert found["divergence"]["value"] == pytest.approx(sum(means) / 3, rel=1e-4)
+    assert found["divergence"]["dtype"] == "float32"
 
 
 def test_drift_of_a_model_with_all_weights_trained(tiny_chat_model, new_chat_model):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import MixtralConfig
 
 from safesteer.config import LoraSettings, Settings
 from safesteer.direction import behaviour, find
@@ -138,3 +139,32 @@ def test_lengths_of_prompts_and_what_they_share():
     lengths = Lengths.of([[1, 2, 3, 4], [1, 2, 9]], [[7, 1, 2], [7, 1, 2]])
     assert (lengths.prompt, lengths.shared) == (4, 2)
     assert (lengths.taught, lengths.taught_shared) == (3, 2)  # one token is left over
+
+
+def test_drift_counts_the_largest_block_in_float32_experts_too():
+    """A block of experts holds nearly all of its weights outside linear layers."""
+    config = MixtralConfig(
+        hidden_size=64,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        vocab_size=300,
+    )
+    shape = Shape.of_config(config)
+    linears = [linear.weights for linear in shape.linears]
+    assert max(shape.blocks) > 8 * 3 * 64 * 512 > 10 * sum(linears)
+
+    def widened(place: Placement) -> float:
+        chosen = Settings.model_validate({"evaluate": {"max_new_tokens": 8, "batch_size": 1}})
+        return predict(shape, chosen, LENGTHS, place)["evaluate"].parts.get("a block in float32", 0)
+
+    place = Placement("cuda", 2, card=1e9)
+    assert widened(place) == 4 * max(shape.blocks)
+    # Linear layers stay in 4 bits, and one at a time is made whole.
+    outside = max(shape.blocks) - sum(linears) // 2
+    assert widened(replace(place, bits=4)) == 4 * (outside + max(linears))
+    assert widened(replace(place, bits=8)) == 0
+    # Where the card does not hold the block, drift is measured in 16 bits.
+    assert widened(replace(place, card=4.0 * max(shape.blocks))) == 0

@@ -76,3 +76,12 @@ def test_one_block_at_a_time_is_widened(rounded):
     for hook in hooks:
         hook.remove()
     assert wide == torch.eye(len(blocks)).bool().tolist()
+
+
+def test_weights_that_are_elsewhere_stay_as_they_are(rounded):
+    """Offloaded weights lie on the meta device between passes."""
+    block = rounded.model.layers[0].mlp
+    block.up_proj.weight = torch.nn.Parameter(block.up_proj.weight.to("meta"), requires_grad=False)
+    with in_float32(rounded) as dtype:
+        assert not any(module._forward_pre_hooks for module in rounded.modules())
+    assert dtype == torch.bfloat16

@@ -19,6 +19,7 @@ from safesteer.errors import InputError
 from safesteer.export.commands import commands
 from safesteer.export.proven import export
 from safesteer.models import quantize
+from safesteer.models.float32 import in_float32
 from safesteer.models.forward import hidden_states
 from safesteer.models.head import OutputHead
 from safesteer.models.load import describe, load_model, save_model
@@ -103,6 +104,26 @@ def test_the_student_starts_as_its_base_and_learns_in_float32(load, bits, dtype)
         assert not torch.allclose(student(IDS).logits, before)
         with base_weights(student):
             assert torch.equal(student.eval()(IDS).logits, before)
+
+
+@torch.no_grad()
+def test_drift_of_a_base_in_4_bits_is_read_in_float32(load):
+    """With the values of its own weights, and afterwards as before; in 8 bits it stays as it is."""
+    model = load("4bit", "bfloat16").model
+    mask = torch.ones_like(IDS)
+    plain = hidden_states(model, IDS, mask)
+    with in_float32(model) as dtype:
+        found = hidden_states(model, IDS, mask)
+    assert dtype == found.dtype == torch.float32
+    assert torch.equal(hidden_states(model, IDS, mask), plain)
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.weight.quant_state.dtype = torch.float32  # of the weights made whole
+    exact = hidden_states(model.dequantize(dtype=torch.float32).float(), IDS, mask)
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=0)
+    assert not torch.allclose(plain.float(), exact, atol=1e-3)
+    with in_float32(load("8bit", "bfloat16").model) as dtype:
+        assert dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("bits", BITS)

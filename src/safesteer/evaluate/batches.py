@@ -20,14 +20,17 @@ CUDA_ROWS = 256
 CUDA_SHARE = 0.5
 
 
-def rows_that_fit(model: Any, tokens: int) -> int:
-    """How many sequences of `tokens`, prompt and answer together, to generate at once."""
+def rows_that_fit(model: Any, tokens: int, size: int | None = None) -> int:
+    """How many sequences of `tokens`, prompt and answer together, to generate at once.
+
+    `size`: bytes of a number that the passes compute with; those of the model's own if None.
+    """
     device = next(model.parameters()).device
     if device.type != "cuda":
         return rows_on_cpu(tokens)
     total = torch.cuda.get_device_properties(device).total_memory
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return rows_on_card(total, weights, tokens, bytes_per_token(model))
+    return rows_on_card(total, weights, tokens, bytes_per_token(model, size))
 
 
 def rows_on_cpu(tokens: int) -> int:
@@ -53,10 +56,10 @@ def token_bytes(size: int, layers: int, keys: int, width: int) -> int:
     return size * (2 * layers * keys + 12 * width)
 
 
-def bytes_per_token(model: Any) -> int:
-    """`token_bytes` of a model."""
+def bytes_per_token(model: Any, size: int | None = None) -> int:
+    """`token_bytes` of a model, in its own type or with numbers of `size` bytes."""
     config = text_config(model)
-    size = model.dtype.itemsize
+    size = size or model.dtype.itemsize
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     keys = width * (getattr(config, "num_key_value_heads", 0) or heads)

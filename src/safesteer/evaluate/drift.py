@@ -7,11 +7,14 @@ that something other than safety has changed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from safesteer.evaluate.answers import generate
 from safesteer.evaluate.batches import rows_that_fit
@@ -24,6 +27,21 @@ from safesteer.models.generate import Progress
 from safesteer.models.head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.teacher import base_weights
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far a model is from its base, prompt by prompt.
+
+    Attributes:
+        pairs: (next-token agreement, KL(base || student) in nats), means over a prompt's answer.
+        dtype: in which both models computed them, e.g. "float32".
+    """
+
+    pairs: list[tuple[float, float]]
+    dtype: str
 
 
 def measure_drift(
@@ -38,11 +56,12 @@ def measure_drift(
     """Next-token agreement and KL(base || student) on the base's answers to harmless prompts.
 
     `student` is a PEFT model around ``base.model``, or a separate model with all weights trained.
-    Both read the answers in float32 (`models.float32`), so that what is measured is the change of
-    the weights and not that of the rounding.
-    Returns two entries of eval/aligned.json; intervals are over prompts, not tokens.
+    Both read the answers in float32 where they can (`models.float32`), so that what is measured is
+    the change of the weights and not that of the rounding.
+    Returns two entries of eval/aligned.json, which say in which type ("dtype"); intervals are over
+    prompts, not tokens.
     """
-    pairs = drift_by_prompt(
+    drift = drift_by_prompt(
         base,
         student,
         prompts,
@@ -50,7 +69,7 @@ def measure_drift(
         batch_size=batch_size,
         progress=progress,
     )
-    agreement, divergence = [same for same, _ in pairs], [kl for _, kl in pairs]
+    agreement, divergence = [same for same, _ in drift.pairs], [kl for _, kl in drift.pairs]
 
     def entry(metric: str, values: list[float], *, share: bool = False) -> dict[str, Any]:
         return {
@@ -60,6 +79,7 @@ def measure_drift(
             "n": len(values),
             "judge": None,
             "kind": "capability",
+            "dtype": drift.dtype,
         }
 
     return {
@@ -77,8 +97,8 @@ def drift_by_prompt(
     max_new_tokens: int = 64,
     batch_size: int | None = None,
     progress: Progress | None = None,
-) -> list[tuple[float, float]]:
-    """What `measure_drift` takes means of: agreement and KL, nats, over each prompt's answer."""
+) -> Drift:
+    """What `measure_drift` takes means of."""
     rendered = [base.chat.ids(messages) for messages in prompts]
     with base_weights(base.model if student is None else student):
         answers = generate(
@@ -89,16 +109,20 @@ def drift_by_prompt(
             batch_size=batch_size,
             progress=progress,
         )
-    longest = max(len(p) + len(a) for p, a in zip(rendered, answers, strict=True))
-    batch_size = batch_size or rows_that_fit(base.model, longest)
+    full = [prompt + answer for prompt, answer in zip(rendered, answers, strict=True)]
+    longest = max(full, key=len)
+    dtype = _dtype_of_passes(base.model, student, longest)
+    exact = dtype == torch.float32
+    batch_size = batch_size or rows_that_fit(base.model, len(longest), dtype.itemsize)
     base_head, head = OutputHead.of(base.model), OutputHead.of(student)
 
     def read(part: Sequence[int]) -> list[tuple[float, float]]:
-        full = [rendered[row] + answers[row] for row in part]
-        ids, mask = pad_left(full, base.tokenizer.pad_token_id, base.model.device)
-        with ExitStack() as exact:
-            for model in (base.model, student):
-                exact.enter_context(in_float32(model))
+        ids, mask = pad_left(
+            [full[row] for row in part], base.tokenizer.pad_token_id, base.model.device
+        )
+        with ExitStack() as widened:
+            for model in (base.model, student) if exact else ():
+                widened.enter_context(in_float32(model))
             with base_weights(student):
                 before = hidden_states(base.model, ids, mask)
             after = hidden_states(student, ids, mask)
@@ -112,4 +136,33 @@ def drift_by_prompt(
             found.append((same.float().mean().item(), kl.item()))
         return found
 
-    return [pair for part in in_batches(range(len(rendered)), batch_size, read) for pair in part]
+    parts = in_batches(range(len(full)), batch_size, read)
+    return Drift([pair for part in parts for pair in part], str(dtype).removeprefix("torch."))
+
+
+def _dtype_of_passes(base: Any, student: Any, longest: list[int]) -> torch.dtype:
+    """float32 if both models can read the longest answer in it, else the base's own type.
+
+    There are kernels that take 16 bits alone, and memory that does not hold a block in float32.
+    """
+    if base.dtype == torch.float32:
+        return base.dtype
+    ids = torch.tensor([longest], device=base.device)
+    try:
+        with ExitStack() as stack:
+            dtypes = [stack.enter_context(in_float32(model)) for model in (base, student)]
+            if any(dtype != torch.float32 for dtype in dtypes):
+                return base.dtype
+            for model in (base, student):
+                hidden_states(model, ids, torch.ones_like(ids))
+        return torch.float32
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    clear_device_cache(garbage_collection=True)
+    _log.warning(
+        "agreement with the base is measured in %s, of which rounding alone takes a point or two;"
+        " in float32 the model fails: %s",
+        str(base.dtype).removeprefix("torch."),
+        said,
+    )
+    return base.dtype

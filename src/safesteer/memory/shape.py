@@ -54,6 +54,7 @@ class Shape:
         vocabulary: V, rows of the output matrix.
         tied: whether the output matrix is the embedding.
         linears: the linear layers inside the blocks.
+        blocks: numbers in each block, experts and norms too.
     """
 
     parameters: int
@@ -66,6 +67,7 @@ class Shape:
     vocabulary: int
     tied: bool
     linears: tuple[Linear, ...]
+    blocks: tuple[int, ...]
 
     @classmethod
     def of(cls, model: Any) -> Shape:
@@ -91,6 +93,7 @@ class Shape:
             vocabulary=head.shape[0],
             tied=head is model.get_input_embeddings().weight,
             linears=linears,
+            blocks=tuple(sum(p.numel() for p in block.parameters()) for block in blocks),
         )
 
     @classmethod
@@ -115,6 +118,13 @@ class Shape:
     def block_weights(self) -> int:
         """Numbers in the linear layers of the blocks: what quantisation makes smaller."""
         return sum(linear.weights for linear in self.linears)
+
+    def largest_block(self, *, rounded: bool) -> int:
+        """Numbers in the largest block; of a rounded base without its linear layers."""
+        within = [0] * self.layers
+        for linear in self.linears if rounded else ():
+            within[linear.layer] += linear.weights
+        return max(all_ - some for all_, some in zip(self.blocks, within, strict=True))
 
     def adapted(self, lora: LoraSettings) -> list[Linear]:
         """The linear layers that get an adapter, by the rules of `peft.LoraConfig`."""

@@ -134,8 +134,11 @@ class _Stages:
         weights = Peak({"weights": weight_bytes(self.shape, self.place)})
         if self.place.bits is None:
             return weights
-        largest = max((linear.weights for linear in self.shape.linears), default=0)
-        return weights + Peak({"one pass": largest * self.place.size})
+        return weights + Peak({"one pass": self._largest_matrix * self.place.size})
+
+    @property
+    def _largest_matrix(self) -> int:
+        return max((linear.weights for linear in self.shape.linears), default=0)
 
     def reading(self, rows: int, width: int, shared: int, **more: Any) -> Pass:
         """A pass; what all rows begin with is run once where that is worthwhile."""
@@ -160,8 +163,8 @@ class _Stages:
             {"keys and values": whole.cache, "one pass": max(inside, step), "logits": logits}
         )
 
-    def rows_of_answers(self, tokens: int) -> int:
-        """How many answers `safesteer.evaluate.batches` puts into a batch."""
+    def rows_of_answers(self, tokens: int, size: int) -> int:
+        """How many answers `safesteer.evaluate.batches` puts into a batch; `size` of a number."""
         if self.settings.evaluate.batch_size:
             return self.settings.evaluate.batch_size
         if self.place.device == "cpu":
@@ -169,7 +172,7 @@ class _Stages:
         if self.place.card is None:
             return CUDA_ROWS
         s = self.shape
-        token = token_bytes(self.place.size, s.layers, s.keys, s.width)
+        token = token_bytes(size, s.layers, s.keys, s.width)
         return rows_on_card(self.place.card, weight_bytes(s, self.place), tokens, token)
 
     # The stages ----------------------------------------------------------------------------------
@@ -264,21 +267,33 @@ class _Stages:
         else:
             adapters = s.lora_parameters(self.settings.train.lora)
             weights += Peak({"trained": FLOAT32 * adapters})
-        rows = self.rows_of_answers(lengths.taught + new)
+        rows = self.rows_of_answers(lengths.taught + new, self.place.size)
         said = self.answers(rows, lengths.taught, lengths.taught_shared, new, drawn=False)
-        read = self.reading(rows, lengths.prompt + new, lengths.shared, size=FLOAT32)
-        widened = 0.0
-        if self.place.size < FLOAT32 and self.place.bits is None:
-            widened = FLOAT32 * s.block_weights / s.layers
-        drift = Peak(
+        drift = self._drift(exact=self.place.bits != 8)
+        card = self.place.card
+        if card is not None and (weights + drift).bytes > card:
+            drift = self._drift(exact=False)  # as the evaluation does then
+        return weights + _largest(said, drift)
+
+    def _drift(self, *, exact: bool) -> Peak:
+        """The answers read by both models; `exact`: in float32, a block at a time."""
+        s, lengths, new = self.shape, self.lengths, self.settings.evaluate.max_new_tokens
+        size = FLOAT32 if exact else self.place.size
+        rows = self.rows_of_answers(lengths.prompt + new, size)
+        read = self.reading(rows, lengths.prompt + new, lengths.shared, size=size)
+        widened = 0
+        if exact and self.place.size < FLOAT32:
+            widened = s.largest_block(rounded=self.place.bits is not None)
+            if self.place.bits is not None:
+                widened += self._largest_matrix
+        return Peak(
             {
                 "hidden states": 2 * read.states,
                 "one pass": read.alive,
-                "a block in float32": widened,
+                "a block in float32": FLOAT32 * widened,
                 "logits": 5 * FLOAT32 * new * s.vocabulary,
             }
         )
-        return weights + _largest(said, drift)
 
     # The student ---------------------------------------------------------------------------------
 

@@ -14,21 +14,26 @@ import torch
 from torch import nn
 
 from safesteer.models.layers import find_blocks, is_sharded
+from safesteer.models.quantize import quantization_of
 
 _ROUNDED = (torch.bfloat16, torch.float16)
 
 
 @contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
+def in_float32(model: nn.Module) -> Iterator[torch.dtype]:
     """Let the blocks of `model` and what surrounds them compute in float32 meanwhile.
 
-    The values of the weights are those of the model. A block's are converted when it is entered and
-    put back when it is left, so that no more than one block more has to be held. The output matrix
-    is not touched: see `OutputHead`. Weights in fewer than 16 bits compute as they always do, and a
-    model whose weights are elsewhere (offloaded, spread over processes) stays as it is.
+    The values of the weights are those of the model, also of weights in 4 bits. A block's are
+    converted when it is entered and put back when it is left, so that no more than one block more
+    has to be held. The output matrix is not touched: see `OutputHead`.
+
+    Yields the type in which the model then computes: float32, or its own where it stays as it is,
+    because its weights are elsewhere (offloaded, spread over processes) or in 8 bits, whose
+    products are of whole numbers.
     """
-    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
-        yield
+    elsewhere = is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
+    if elsewhere or quantization_of(model) == "8bit":
+        yield model.dtype  # type: ignore[misc]
         return
     blocks = list(find_blocks(model))
     inside = {module for block in blocks for module in block.modules()}
@@ -45,7 +50,12 @@ def in_float32(model: nn.Module) -> Iterator[None]:
                 weights = list(module.parameters(recurse=module in inside))
                 if any(weight.dtype in _ROUNDED for weight in weights):
                     stack.enter_context(_widened(module, weights))
-        yield
+        if quantization_of(model) == "4bit":
+            for module in model.modules():
+                if hasattr(module, "compute_dtype"):
+                    stack.callback(setattr, module, "compute_dtype", module.compute_dtype)
+                    module.compute_dtype = torch.float32  # type: ignore[assignment]
+        yield torch.float32
 
 
 def _widen(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -69,11 +79,10 @@ def _widened(module: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
             weight.data = data
 
     before = module.register_forward_pre_hook(enter)
-    # Also where the pass fails: the model goes on being used.
-    after = module.register_forward_hook(leave, always_call=True)
+    after = module.register_forward_hook(leave)
     try:
         yield
     finally:
         before.remove()
         after.remove()
-        leave()
+        leave()  # where the pass failed: the model goes on being used

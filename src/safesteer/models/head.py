@@ -75,16 +75,20 @@ class OutputHead:
         self,
         hidden: torch.Tensor,  # [N, D]
         tokens: torch.Tensor | slice = _ALL,  # [K]
+        *,
+        exact: bool = False,
     ) -> torch.Tensor:  # [N, V] or [N, K], float32
-        """Logits of all tokens, of a range, or of given ones computed in float32 throughout."""
+        """Logits of all tokens, of a range, or of given ones.
+
+        Given ones, and with `exact` all, are computed in float32 throughout.
+        """
         device = hidden.device
         hidden = hidden.to(self.weight.device)  # a model may lie on several devices
-        if isinstance(tokens, slice):
-            weight = self.weight[tokens]
-            raw = (hidden.to(weight.dtype) @ weight.T).float()
-        else:
-            tokens = tokens.to(self.weight.device)
-            raw = hidden.float() @ self.weight[tokens].float().T
+        if not isinstance(tokens, slice):
+            tokens, exact = tokens.to(self.weight.device), True
+        weight = self.weight[tokens]
+        dtype = torch.float32 if exact else weight.dtype
+        raw = (hidden.to(dtype) @ weight.to(dtype).T).float()
         bias = None if self.bias is None else self.bias[tokens]
         if bias is not None:
             raw = raw + bias.float()
@@ -96,8 +100,10 @@ class OutputHead:
 
     def every_log_prob(self, hidden: torch.Tensor) -> torch.Tensor:  # [N, D] to [N, V]
         """Log-probabilities of all tokens, in float32 throughout, for a few positions."""
-        rows = torch.arange(self.vocabulary).split(max(1, _BLOCK_ELEMENTS // self.weight.shape[1]))
-        return torch.cat([self.logits(hidden, part) for part in rows], dim=-1).log_softmax(-1)
+        rows = max(1, _BLOCK_ELEMENTS // self.weight.shape[1])  # widened at once
+        parts = [slice(first, first + rows) for first in range(0, self.vocabulary, rows)]
+        logits = [self.logits(hidden, part, exact=True) for part in parts]
+        return torch.cat(logits, dim=-1).log_softmax(-1)
 
     def log_probs(
         self,
