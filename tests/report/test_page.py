@@ -190,6 +190,15 @@ def test_optional_keys_may_be_missing(new_run):
     Page(render_page(findings))
 
 
+def test_agreement_that_was_not_read_in_float32_says_so(new_run):
+    entry = {"metric": "next_token_agreement", "value": 0.95, "ci95": [0.94, 0.96], "n": 20}
+    drift = {"judge": None, "kind": "capability"}
+    for dtype, shown in (("float32", False), ("bfloat16", True)):
+        run = new_run(benchmarks={"aligned": {"agreement": {**entry, **drift, "dtype": dtype}}})
+        text = " ".join(Page(render_page(read_findings(run))).text)
+        assert ("of cases (in bfloat16, of which rounding alone takes" in text) is shown
+
+
 def test_the_page_is_the_same_each_time(new_run):
     run = new_run()
     assert render_page(read_findings(run)) == render_page(read_findings(run))

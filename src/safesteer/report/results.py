@@ -53,7 +53,11 @@ def lead(findings: Findings) -> str:
             words += f" (before: {value_text(before)})"
         said.append(words)
     if "agreement" in aligned:
-        said.append(f"takes the base's next token in {value_text(aligned['agreement'])} of cases")
+        agreement = aligned["agreement"]
+        words = f"takes the base's next token in {value_text(agreement)} of cases"
+        if (dtype := agreement.get("dtype", "float32")) != "float32":
+            words += f" (in {dtype}, of which rounding alone takes a point or two)"
+        said.append(words)
     if not said:
         return ""
     joined = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
