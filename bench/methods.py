@@ -7,7 +7,8 @@
 Each (method, seed) leaves OUTPUT/METHOD-seedN.json with every rate, its interval, seconds, memory,
 the metrics of the training and the settings; what is there is not made again, so a sweep that was
 broken off goes on, on any machine, and several may work on one at once (on one machine the minutes
-of training are then those of a part of it). `--table` prints the mean and spread over seeds and
+of training are then those of a part of it; one process leaves most of a GPU idle, fifteen under
+`nvidia-cuda-mps-control -d` share it well). `--table` prints the mean and spread over seeds and
 writes OUTPUT/pareto.html. The methods are changes to a recipe, that of the built-in model unless
 --config names another (`--set model.id=` another model), with UPDATES updates; `--list` names them.
 They are judged on our *validation* prompts, on which choices are made, and on --benchmarks, which
