@@ -195,6 +195,8 @@ def test_weights_of_most_of_a_card_leave_room_for_more_than_one_answer(monkeypat
     model = SimpleNamespace(parameters=lambda: iter([weight]), config=config, dtype=torch.bfloat16)
     token = 2 * (2 * 32 * 8 * 128 + 12 * 4096)
     assert rows_that_fit(model, 200) == int(4e9 / (200 * token)) > 50
+    half = rows_that_fit(model, 200, 2 * model.dtype.itemsize)
+    assert half == rows_that_fit(model, 200) // 2
 
 
 def test_a_digest_sees_every_number_type_and_name():

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from peft.helpers import rescale_adapter_scale
 
 from safesteer import speaker
+from safesteer.evaluate import drift as drifting
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.refusals import Rate, Sample, refusal_rate
 from safesteer.evaluate.statistics import wilson_interval
@@ -87,10 +88,13 @@ def test_rounding_is_not_drift(tiny_chat_model):
     assert 0 < drift["divergence"]["value"] < 1e-6
 
 
-def test_a_kernel_that_takes_16_bits_alone_is_read_in_them(tiny_chat_model, caplog):
+def test_a_kernel_that_takes_16_bits_alone_is_read_in_them(tiny_chat_model, caplog, monkeypatch):
     """The evaluation goes on, says so in one line, and the entries say in which type."""
     model = tiny_chat_model.model.to(torch.bfloat16)
     student = compute_in_model_dtype(with_lora(model, trained=True))
+    sizes = []  # of the numbers by which batches are made
+    fit = drifting.rows_that_fit
+    monkeypatch.setattr(drifting, "rows_that_fit", lambda *a: sizes.append(a[-1]) or fit(*a))
     exact = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
 
     def kernel(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -101,6 +105,7 @@ def test_a_kernel_that_takes_16_bits_alone_is_read_in_them(tiny_chat_model, capl
     with caplog.at_level(logging.WARNING, "safesteer"):
         found = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
     hook.remove()
+    assert sizes == [4, 2]
     (record,) = caplog.records
     assert record.getMessage().endswith("the model fails: only 16 bits")
     for name, entry in found.items():

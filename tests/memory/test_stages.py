@@ -167,4 +167,15 @@ def test_drift_counts_the_largest_block_in_float32_experts_too():
     assert widened(replace(place, bits=4)) == 4 * (outside + max(linears))
     assert widened(replace(place, bits=8)) == 0
     # Where the card does not hold the block, drift is measured in 16 bits.
-    assert widened(replace(place, card=4.0 * max(shape.blocks))) == 0
+    weights = weight_bytes(shape, place)
+    assert widened(replace(place, card=weights + 3.9 * max(shape.blocks))) == 0
+    # Where it holds it with few rows, batches are halved, and no more than the card is asked for.
+    many = Settings.model_validate({"evaluate": {"max_new_tokens": 8, "batch_size": 64}})
+    room = 1.1 * stages._Stages(shape, many, LENGTHS, place)._drift(1, 4).bytes
+
+    def drift(card: float | None) -> stages.Peak:
+        stage = stages._Stages(shape, many, LENGTHS, replace(place, card=card))
+        return stage._drift_that_fits(stages.Peak({"weights": weights}))
+
+    assert drift(None).bytes > room >= drift(weights + room).bytes
+    assert drift(weights + room).parts["a block in float32"] > 0

@@ -126,6 +126,21 @@ def test_drift_of_a_base_in_4_bits_is_read_in_float32(load):
         assert dtype == torch.bfloat16
 
 
+@torch.no_grad()
+def test_codes_that_are_kept_in_16_bits_are_not_widened(load):
+    """Folders for QLoRA with FSDP keep the codes of 4 bits in numbers of bfloat16."""
+    model = load("4bit", "bfloat16").model
+    mask = torch.ones_like(IDS)
+    with in_float32(model):
+        expected = hidden_states(model, IDS, mask)
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            codes = module.weight.data.flatten()
+            module.weight.data = codes.view(torch.bfloat16)[:, None]
+    with in_float32(model):
+        assert torch.equal(hidden_states(model, IDS, mask), expected)
+
+
 @pytest.mark.parametrize("bits", BITS)
 @torch.no_grad()
 def test_made_whole_a_model_computes_the_same(load, bits, tmp_path):

@@ -26,6 +26,7 @@ from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress
 from safesteer.models.head import OutputHead
 from safesteer.models.load import ChatModel
+from safesteer.models.quantize import quantization_of
 from safesteer.teacher import base_weights
 
 _log = logging.getLogger(__name__)
@@ -141,26 +142,29 @@ def drift_by_prompt(
 
 
 def _dtype_of_passes(base: Any, student: Any, longest: list[int]) -> torch.dtype:
-    """float32 if both models can read the longest answer in it, else the base's own type.
+    """float32 if both models can read the longest answer in it, else the type that they have.
 
     There are kernels that take 16 bits alone, and memory that does not hold a block in float32.
     """
-    if base.dtype == torch.float32:
+    if base.dtype == torch.float32 and quantization_of(base) != "8bit":
         return base.dtype
     ids = torch.tensor([longest], device=base.device)
     try:
         with ExitStack() as stack:
-            dtypes = [stack.enter_context(in_float32(model)) for model in (base, student)]
-            if any(dtype != torch.float32 for dtype in dtypes):
-                return base.dtype
             for model in (base, student):
-                hidden_states(model, ids, torch.ones_like(ids))
+                if (dtype := stack.enter_context(in_float32(model))) != torch.float32:
+                    return dtype
+            mask = torch.ones_like(ids)
+            for model in (base, student):
+                if (dtype := hidden_states(model, ids, mask).dtype) != torch.float32:
+                    return dtype
         return torch.float32
     except Exception as error:
+        _log.debug("a pass in float32", exc_info=True)
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     clear_device_cache(garbage_collection=True)
     _log.warning(
-        "agreement with the base is measured in %s, of which rounding alone takes a point or two;"
+        "agreement with the base is measured in %s, of which rounding alone takes a part;"
         " in float32 the model fails: %s",
         str(base.dtype).removeprefix("torch."),
         said,

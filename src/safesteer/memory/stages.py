@@ -7,6 +7,7 @@ docs/performance.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -269,20 +270,27 @@ class _Stages:
             weights += Peak({"trained": FLOAT32 * adapters})
         rows = self.rows_of_answers(lengths.taught + new, self.place.size)
         said = self.answers(rows, lengths.taught, lengths.taught_shared, new, drawn=False)
-        drift = self._drift(exact=self.place.bits != 8)
-        card = self.place.card
-        if card is not None and (weights + drift).bytes > card:
-            drift = self._drift(exact=False)  # as the evaluation does then
-        return weights + _largest(said, drift)
+        return weights + _largest(said, self._drift_that_fits(weights))
 
-    def _drift(self, *, exact: bool) -> Peak:
-        """The answers read by both models; `exact`: in float32, a block at a time."""
+    def _drift_that_fits(self, weights: Peak) -> Peak:
+        """In float32, batches halved until they fit; in the model's type where no row does."""
+        tokens = self.lengths.prompt + self.settings.evaluate.max_new_tokens
+        card = self.place.card or math.inf
+        if self.place.bits != 8:
+            rows = self.rows_of_answers(tokens, FLOAT32)
+            while rows > 1 and (weights + self._drift(rows, FLOAT32)).bytes > card:
+                rows //= 2
+            drift = self._drift(rows, FLOAT32)
+            if (weights + drift).bytes <= card:
+                return drift
+        return self._drift(self.rows_of_answers(tokens, self.place.size), self.place.size)
+
+    def _drift(self, rows: int, size: int) -> Peak:
+        """Answers read by both models with numbers of `size` bytes, a block widened at a time."""
         s, lengths, new = self.shape, self.lengths, self.settings.evaluate.max_new_tokens
-        size = FLOAT32 if exact else self.place.size
-        rows = self.rows_of_answers(lengths.prompt + new, size)
         read = self.reading(rows, lengths.prompt + new, lengths.shared, size=size)
         widened = 0
-        if exact and self.place.size < FLOAT32:
+        if size > self.place.size:
             widened = s.largest_block(rounded=self.place.bits is not None)
             if self.place.bits is not None:
                 widened += self._largest_matrix

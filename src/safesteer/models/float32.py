@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from safesteer.models.layers import find_blocks, is_sharded
-from safesteer.models.quantize import quantization_of
+from safesteer.models.quantize import is_rounded, quantization_of
 
 _ROUNDED = (torch.bfloat16, torch.float16)
 
@@ -32,8 +32,11 @@ def in_float32(model: nn.Module) -> Iterator[torch.dtype]:
     products are of whole numbers.
     """
     elsewhere = is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
-    if elsewhere or quantization_of(model) == "8bit":
+    if elsewhere:
         yield model.dtype  # type: ignore[misc]
+        return
+    if quantization_of(model) == "8bit":  # whose inputs are float16 on CUDA, whatever the model's
+        yield torch.float16 if model.device.type == "cuda" else model.dtype  # type: ignore[misc]
         return
     blocks = list(find_blocks(model))
     inside = {module for block in blocks for module in block.modules()}
@@ -47,8 +50,10 @@ def in_float32(model: nn.Module) -> Iterator[torch.dtype]:
                 hook = module.register_forward_hook(_widen)
                 stack.callback(hook.remove)
             else:
-                weights = list(module.parameters(recurse=module in inside))
-                if any(weight.dtype in _ROUNDED for weight in weights):
+                found = module.parameters(recurse=module in inside)
+                # Codes of 4 bits may be kept in numbers of 16.
+                weights = [w for w in found if w.dtype in _ROUNDED and not is_rounded(w)]
+                if weights:
                     stack.enter_context(_widened(module, weights))
         if quantization_of(model) == "4bit":
             for module in model.modules():

@@ -56,7 +56,7 @@ def lead(findings: Findings) -> str:
         agreement = aligned["agreement"]
         words = f"takes the base's next token in {value_text(agreement)} of cases"
         if (dtype := agreement.get("dtype", "float32")) != "float32":
-            words += f" (in {dtype}, of which rounding alone takes a point or two)"
+            words += f" (in {dtype}, of which rounding alone takes a part)"
         said.append(words)
     if not said:
         return ""
