@@ -31,3 +31,14 @@ def test_shares_over_the_sets_are_of_all_that_they_are_shares_of():
     (loops,) = (row for row in rows if row[:2] == ["answers", "that"])
     assert ended[-1] == "30.0%" and ended[-2] == "limit"  # the base refused nothing
     assert loops[-2:] == ["0.0%", "33.3%"]
+
+
+def test_drift_says_in_which_type_it_was_read():
+    drift = {"metric": "next_token_agreement", "value": 0.95, "kind": "capability", "judge": None}
+    for dtype, shown in (("float32", "95.0%"), ("bfloat16", "95.0% in bfloat16")):
+        console = Console(width=100, file=None)
+        with console.capture() as text:
+            results = {"aligned": {"agreement": {**drift, "ci95": [0.9, 1.0], "dtype": dtype}}}
+            console.print(evaluation(results))
+        (row,) = (line for line in text.get().splitlines() if "same next token" in line)
+        assert row.endswith(shown)

@@ -197,6 +197,7 @@ def test_agreement_that_was_not_read_in_float32_says_so(new_run):
         run = new_run(benchmarks={"aligned": {"agreement": {**entry, **drift, "dtype": dtype}}})
         text = " ".join(Page(render_page(read_findings(run))).text)
         assert ("of cases (in bfloat16, of which rounding alone takes" in text) is shown
+        assert ("95.0 % in bfloat16" in text) is shown
 
 
 def test_the_page_is_the_same_each_time(new_run):

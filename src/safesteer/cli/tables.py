@@ -13,7 +13,7 @@ from rich.text import Text
 from safesteer.evaluate.benchmarks import Benchmark
 from safesteer.evaluate.benchmarks.forms import FORMS, PLAIN
 from safesteer.evaluate.benchmarks.sources import found_files
-from safesteer.report.words import duration, size
+from safesteer.report.words import duration, rounded_words, size
 from safesteer.runs import RunDirectory
 
 if TYPE_CHECKING:  # both import torch
@@ -388,4 +388,5 @@ def _of_all(benchmarks: dict[str, Any], share: str, of: str) -> str:
 def _drift(name: str, entry: dict[str, Any] | None) -> str:
     if entry is None:
         return ""
-    return f"{entry['value']:.1%}" if name == "agreement" else f"{entry['value']:.3f} nats"
+    value = f"{entry['value']:.1%}" if name == "agreement" else f"{entry['value']:.3f} nats"
+    return value + rounded_words(entry)

@@ -19,6 +19,7 @@ from safesteer.report.words import (
     label,
     metric_words,
     percent,
+    rounded_words,
     value_text,
 )
 
@@ -54,9 +55,9 @@ def lead(findings: Findings) -> str:
         said.append(words)
     if "agreement" in aligned:
         agreement = aligned["agreement"]
-        words = f"takes the base's next token in {value_text(agreement)} of cases"
-        if (dtype := agreement.get("dtype", "float32")) != "float32":
-            words += f" (in {dtype}, of which rounding alone takes a part)"
+        words = f"takes the base's next token in {percent(agreement['value'])} of cases"
+        if rounded := rounded_words(agreement):
+            words += f" ({rounded.strip()}, of which rounding alone takes a part)"
         said.append(words)
     if not said:
         return ""

@@ -70,10 +70,17 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def value_text(entry: dict[str, Any]) -> str:
-    """The value of an entry with its unit."""
+    """The value of an entry with its unit, and the type of passes that were not in float32."""
     if entry.get("value") is None:
         return "no verdict"
-    return percent(entry["value"]) if is_rate(entry) else f"{number(entry['value'])} nats"
+    text = percent(entry["value"]) if is_rate(entry) else f"{number(entry['value'])} nats"
+    return text + rounded_words(entry)
+
+
+def rounded_words(entry: dict[str, Any]) -> str:
+    """` in bfloat16` where drift was measured so: rounding alone takes a point or two of it."""
+    dtype = entry.get("dtype", "float32")
+    return "" if dtype == "float32" else f" in {dtype}"
 
 
 def interval_text(entry: dict[str, Any]) -> str:
