@@ -36,7 +36,7 @@ def test_shares_over_the_sets_are_of_all_that_they_are_shares_of():
 def test_drift_says_in_which_type_it_was_read():
     drift = {"metric": "next_token_agreement", "value": 0.95, "kind": "capability", "judge": None}
     for dtype, shown in (("float32", "95.0%"), ("bfloat16", "95.0% in bfloat16")):
-        console = Console(width=100, file=None)
+        console = Console(width=100)
         with console.capture() as text:
             results = {"aligned": {"agreement": {**drift, "ci95": [0.9, 1.0], "dtype": dtype}}}
             console.print(evaluation(results))

@@ -67,6 +67,19 @@ def test_what_must_not_be_compared_is_marked(new_run, judged):
     assert paired_words(found) == []
 
 
+def test_drift_in_another_type_is_named_and_not_compared(new_run):
+    drift = {"metric": "next_token_agreement", "value": 0.95, "ci95": [0.94, 0.96], "n": 20}
+    entry = {**drift, "judge": None, "kind": "capability"}
+    paths = [
+        new_run(dtype, benchmarks={"aligned": {"agreement": {**entry, "dtype": dtype}}}).path
+        for dtype in ("float32", "bfloat16")
+    ]
+    rows, notes = table_rows(compare(read_entrants(paths)))
+    (shown,) = (row[1:] for row in rows if row[0].startswith("same next token"))
+    assert [cell.split(" (")[0] for cell in shown] == ["95.0 %", "95.0 % in bfloat16"]
+    assert any("another type of numbers (bfloat16)" in note for note in notes)
+
+
 def test_other_prompts_of_the_same_number_are_noticed(new_run):
     other = new_run("other")
     file = other.path / "eval" / "samples" / "aligned-harmful.jsonl"

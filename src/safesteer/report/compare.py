@@ -39,8 +39,9 @@ _MUST_AGREE = {
     "source": "source of prompts",
     "harness": "way of asking",
     "against": "opponent",
+    "dtype": "type of numbers",  # of drift, which rounding alone raises
 }
-_SHOWN = ("metric", "value", "ci95", "n", "judge", "kind")
+_SHOWN = ("metric", "value", "ci95", "n", "judge", "kind", "dtype")
 
 
 @dataclass

@@ -57,7 +57,7 @@ def lead(findings: Findings) -> str:
         agreement = aligned["agreement"]
         words = f"takes the base's next token in {percent(agreement['value'])} of cases"
         if rounded := rounded_words(agreement):
-            words += f" ({rounded.strip()}, of which rounding alone takes a part)"
+            words += f" ({rounded}, of which rounding alone takes a part)"
         said.append(words)
     if not said:
         return ""

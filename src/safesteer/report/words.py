@@ -74,13 +74,13 @@ def value_text(entry: dict[str, Any]) -> str:
     if entry.get("value") is None:
         return "no verdict"
     text = percent(entry["value"]) if is_rate(entry) else f"{number(entry['value'])} nats"
-    return text + rounded_words(entry)
+    return " ".join(filter(None, [text, rounded_words(entry)]))
 
 
 def rounded_words(entry: dict[str, Any]) -> str:
-    """` in bfloat16` where drift was measured so: rounding alone takes a point or two of it."""
-    dtype = entry.get("dtype", "float32")
-    return "" if dtype == "float32" else f" in {dtype}"
+    """`in bfloat16` where drift was measured so: rounding alone takes a point or two of it."""
+    dtype = entry.get("dtype") or "float32"
+    return "" if dtype == "float32" else f"in {dtype}"
 
 
 def interval_text(entry: dict[str, Any]) -> str:
