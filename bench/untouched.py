@@ -1,5 +1,11 @@
 """Prompts that were not asked before: what the samples of given limits leave over.
 
+    python bench/untouched.py FILE --data-dir DIR > rest.json
+
+prints those rows of FILE (a JSON list with "instruction") whose requests no benchmark's file below
+DIR holds, for `safesteer eval RUN --benchmarks refusal-direction --set
+evaluate.sources.refusal-direction=rest.json`.
+
 For figures of prompts touched once (`bench/evidence.py --leave-out`). An evenly spaced sample of a
 file is the same each time, so that what was asked with `--limit 50` can be named by its limit.
 Files share requests (harmful_val is made of others, HarmBench among them), so texts are compared
@@ -8,12 +14,16 @@ over all files at hand, not places in one; near-duplicates are not looked for.
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from safesteer.config import EvaluateSettings
 from safesteer.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmarks
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly, found_files
+from safesteer.recipe import load_settings
 
 OWN = ("harmful", "harmful+prefill", "harmless", "borderline")
 
@@ -28,8 +38,11 @@ def with_files(settings: EvaluateSettings) -> list[Benchmark]:
     ]
 
 
-def seen_texts(settings: EvaluateSettings, limits: Sequence[int]) -> set[str]:
-    """The requests that a sample of any of `limits` holds, of every file of `settings.data_dir`."""
+def seen_texts(settings: EvaluateSettings, limits: Sequence[int | None]) -> set[str]:
+    """The requests that a sample of any of `limits` holds, of every file of `settings.data_dir`.
+
+    None is all of a file.
+    """
     names = [entry.name for entry in with_files(settings) if entry.harness is None]
     every = load_benchmarks(names, settings.model_copy(update={"limit": None}), {})
     return {
@@ -61,3 +74,19 @@ def untouched(
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".?!")
+
+
+def main() -> None:
+    """Print the rows that no benchmark's file holds."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--data-dir", required=True)
+    arguments = parser.parse_args()
+    settings = load_settings("smollm2-135m", [f"evaluate.data_dir={arguments.data_dir}"]).evaluate
+    seen = seen_texts(settings, [None])
+    rows = json.loads(arguments.file.read_text("utf-8"))
+    print(json.dumps([row for row in rows if _plain(row["instruction"]) not in seen], indent=1))
+
+
+if __name__ == "__main__":
+    main()
