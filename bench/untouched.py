@@ -2,8 +2,8 @@
 
     python bench/untouched.py FILE --data-dir DIR > rest.json
 
-prints those rows of FILE (a JSON list with "instruction") whose requests no benchmark's file below
-DIR holds, for `safesteer eval RUN --benchmarks refusal-direction --set
+prints those requests of FILE, a file of prompts, that no benchmark's file below DIR holds, for
+`safesteer eval RUN --benchmarks refusal-direction --set
 evaluate.sources.refusal-direction=rest.json`.
 
 For figures of prompts touched once (`bench/evidence.py --leave-out`). An evenly spaced sample of a
@@ -18,11 +18,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from safesteer.config import EvaluateSettings
+from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmarks
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly, found_files
+from safesteer.prompts.load import load_prompts
 from safesteer.recipe import load_settings
 
 OWN = ("harmful", "harmful+prefill", "harmless", "borderline")
@@ -77,15 +78,18 @@ def _plain(text: str) -> str:
 
 
 def main() -> None:
-    """Print the rows that no benchmark's file holds."""
+    """Print the requests that no benchmark's file holds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file")
     parser.add_argument("--data-dir", required=True)
     arguments = parser.parse_args()
-    settings = load_settings("smollm2-135m", [f"evaluate.data_dir={arguments.data_dir}"]).evaluate
-    seen = seen_texts(settings, [None])
-    rows = json.loads(arguments.file.read_text("utf-8"))
-    print(json.dumps([row for row in rows if _plain(row["instruction"]) not in seen], indent=1))
+    overrides = [f"evaluate.data_dir={arguments.data_dir}"]
+    try:
+        seen = seen_texts(load_settings("smollm2-135m", overrides).evaluate, [None])
+        texts = [prompt.text for prompt in load_prompts(arguments.file)]
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    print(json.dumps([text for text in texts if _plain(text) not in seen], indent=1))
 
 
 if __name__ == "__main__":

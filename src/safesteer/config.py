@@ -395,9 +395,4 @@ class Settings(Section):
         return self
 
 
-# Settings that came after runs had been made, where they stand, and what was done before there was
-# one. A record without them stays what it was.
-ADDED_SETTINGS: dict[str, Any] = {
-    "train": {"anchor_weight": 1.0, "lora": {"extrapolation": 0.0, "whitening": None}}
-}
 DIVERGENCES: tuple[str, ...] = get_args(Divergence)

@@ -389,4 +389,4 @@ def _drift(name: str, entry: dict[str, Any] | None) -> str:
     if entry is None:
         return ""
     value = f"{entry['value']:.1%}" if name == "agreement" else f"{entry['value']:.3f} nats"
-    return " ".join(filter(None, [value, rounded_words(entry)]))
+    return f"{value} {rounded_words(entry)}".rstrip()

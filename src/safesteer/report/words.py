@@ -74,7 +74,7 @@ def value_text(entry: dict[str, Any]) -> str:
     if entry.get("value") is None:
         return "no verdict"
     text = percent(entry["value"]) if is_rate(entry) else f"{number(entry['value'])} nats"
-    return " ".join(filter(None, [text, rounded_words(entry)]))
+    return f"{text} {rounded_words(entry)}".rstrip()
 
 
 def rounded_words(entry: dict[str, Any]) -> str:

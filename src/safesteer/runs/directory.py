@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from safesteer.config import ADDED_SETTINGS, Settings
+from safesteer.config import Settings
 from safesteer.errors import InputError
 from safesteer.recipe import dump_settings, load_settings
 from safesteer.runs.files import (
@@ -40,6 +40,12 @@ CONFIG_NAME = "config.yaml"
 FOLDERS = ("direction", "tokens", "train", "adapter", "model", "eval", "report")
 PARTIAL = ".partial"  # ends the name of a folder that is being written
 FILES = (CONFIG_NAME, "report.html", "README.md")
+
+# Settings that came after runs had been made, where they stand, and what was done before there was
+# one. A record without them stays what it was.
+ADDED_SETTINGS: dict[str, Any] = {
+    "train": {"anchor_weight": 1.0, "lora": {"extrapolation": 0.0, "whitening": None}}
+}
 
 
 class StageCost(NamedTuple):
