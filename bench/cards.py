@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from transformers import AutoConfig
 
-from safesteer.config import Settings
+from safesteer.config.load import load_settings
+from safesteer.config.settings import Settings
 from safesteer.memory.cards import CARDS, OPTIONS, fits
 from safesteer.memory.lengths import assumed_lengths
 from safesteer.memory.shape import Shape
 from safesteer.memory.stages import Placement, predict
-from safesteer.recipe import load_settings
 
 # Recipe: model_type, width, intermediate width, blocks, heads, heads of keys, dimension of a head,
 # vocabulary, whether the output matrix is the embedding.

@@ -17,7 +17,7 @@ import torch
 from transformers import StaticCache
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.config import ModelSettings
+from safesteer.config.settings import ModelSettings
 from safesteer.models.layers import backbone
 from safesteer.models.load import load_model
 

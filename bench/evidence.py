@@ -33,10 +33,10 @@ from safesteer.evaluate.benchmarks.sources import Loaded
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
-from safesteer.pipeline import Pipeline
-from safesteer.reporter import Reporter
-from safesteer.runs import RunDirectory
-from safesteer.runs.files import write_json, write_jsonl
+from safesteer.events import Reporter
+from safesteer.files import write_json, write_jsonl
+from safesteer.pipeline.stages import Pipeline
+from safesteer.runs.directory import RunDirectory
 from safesteer.runs.system import versions
 
 DRIFT_PROMPTS = 64
@@ -88,7 +88,7 @@ def measure(
     `only` chooses a benchmark's prompts from all of its file, given the limit.
     """
     settings = pipeline.settings
-    speakers = [pipeline.speaker("aligned"), pipeline.speaker("base")]
+    variants = [pipeline.variant("aligned"), pipeline.variant("base")]
     found: dict[str, Any] = {"base": {}, "aligned": {}}
     rows: dict[str, Any] = {"base": {}, "aligned": {}}
     whole, alpaca = settings.evaluate.limit, []
@@ -103,7 +103,7 @@ def measure(
             for name in sorted({b.name for b in chosen} - {b.name for b in suite.benchmarks}):
                 reporter.note(f"{name}: everything in it was asked before")
         alpaca += [i.prompt for b in suite.benchmarks if b.name == "alpaca" for i in b.items]
-        results = suite.measure(reversed(speakers), pipeline.cache_dir, reporter)
+        results = suite.measure(reversed(variants), pipeline.cache_dir, reporter)
         for who, by_name in results.items():
             found[who] |= {name: result.to_json() for name, result in by_name.items()}
             for name, result in by_name.items():
@@ -114,8 +114,8 @@ def measure(
     harmless = [prompt.messages for prompt in alpaca if len(prompt.text) < LONGEST_PROMPT]
     if harmless:
         found["aligned"] |= measure_drift(
-            speakers[0].model,
-            speakers[0].runner,
+            variants[0].model,
+            variants[0].runner,
             harmless[:DRIFT_PROMPTS],
             max_new_tokens=settings.evaluate.max_new_tokens,
             progress=lambda done, total: reporter.progress("drift", done, total),

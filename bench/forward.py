@@ -17,10 +17,10 @@ from collections.abc import Callable
 import torch
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.models import forward
+from safesteer.models import hidden_states as forward
 from safesteer.models.chat import pad_left
-from safesteer.models.forward import hidden_states, share_prefix
 from safesteer.models.generate import generate
+from safesteer.models.hidden_states import hidden_states, share_prefix
 from safesteer.models.load import load_model
 from safesteer.prompts import load_prompt_set
 

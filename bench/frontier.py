@@ -28,16 +28,16 @@ import torch
 from peft.helpers import rescale_adapter_scale
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.contents import RunContents
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
-from safesteer.models.batches import in_batches
+from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
-from safesteer.models.head import OutputHead
+from safesteer.models.lm_head import OutputHead
+from safesteer.models.oom import in_batches
 from safesteer.prompts import PromptSet
-from safesteer.runs import RunDirectory
-from safesteer.speaker import Speaker
-from safesteer.tokens.select import hidden_at
+from safesteer.runs.artifacts import RunArtifacts
+from safesteer.runs.directory import RunDirectory
+from safesteer.safety_tokens import hidden_at
 
 RATES = ("harmful", "harmful+prefill", "harmless", "borderline")
 COLUMNS = (*RATES, "agreement", "divergence", "order", "found")
@@ -46,16 +46,16 @@ FALSE_ALARMS = 0.05
 
 @torch.no_grad()
 def likelihoods(
-    speaker: Speaker, prompts: Sequence[Sequence[Message]], opening: str
+    variant: ModelVariant, prompts: Sequence[Sequence[Message]], opening: str
 ) -> list[float]:
     """Log-probability of the words of `opening` as the answer to each prompt."""
-    chat, head = speaker.model.chat, OutputHead.of(speaker.runner)
+    chat, head = variant.model.chat, OutputHead.of(variant.runner)
     words = chat.answer_ids(opening)
     target = torch.tensor(words)
 
     def read(part: Sequence[int]) -> list[float]:
         asked = [chat.ids(prompts[row]) for row in part]
-        hidden, _ = hidden_at(speaker.runner, chat.tokenizer, asked, [words] * len(part))
+        hidden, _ = hidden_at(variant.runner, chat.tokenizer, asked, [words] * len(part))
         each = torch.log_softmax(head.logits(hidden), dim=-1)  # [B, words, V]
         asked_for = target.to(each.device).expand(len(part), -1)[..., None]
         return each.gather(-1, asked_for).sum((1, 2)).tolist()
@@ -70,10 +70,10 @@ def order(harmful: Sequence[float], others: Sequence[float]) -> tuple[float, flo
     return above.mean().item(), (high > low.quantile(1 - FALSE_ALARMS)).float().mean().item()
 
 
-def judge(contents: RunContents, sets: dict[str, PromptSet]) -> dict[str, float]:
+def judge(contents: RunArtifacts, sets: dict[str, PromptSet]) -> dict[str, float]:
     """The student of a run as it is now, in COLUMNS; rates are of refusals."""
     settings = contents.settings
-    student = contents.speaker("aligned")
+    student = contents.variant("aligned")
     with tempfile.TemporaryDirectory() as work:
         suite = Suite.plan(RATES, settings, sets, Path(work))
         (entries,) = suite.measure([student], Path(work)).values()
@@ -121,7 +121,7 @@ def main() -> None:
     for path in arguments.runs:
         run = RunDirectory.load(path)
         run.settings.evaluate.limit = arguments.limit
-        contents = RunContents(run)
+        contents = RunArtifacts(run)
         # Choices are made on validation prompts, so these stand where a run's test prompts do.
         sets = {name: replace(s, test=s.validation) for name, s in contents.prompts.items()}
         for scale in scales:

@@ -37,15 +37,15 @@ from peft.helpers import rescale_adapter_scale
 from recognition import Gate
 
 from safesteer.cli.silence import silence_libraries
+from safesteer.config.load import load_settings
 from safesteer.errors import InputError
 from safesteer.evaluate.drift import drift_by_prompt
 from safesteer.evaluate.suite import Suite
-from safesteer.models.adapters import compute_in_model_dtype
+from safesteer.inference.variant import ModelVariant
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel, load_model
+from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.prompts import load_prompt_sets
-from safesteer.recipe import load_settings
-from safesteer.speaker import Speaker
 
 EVERYWHERE = "everywhere"
 
@@ -53,7 +53,7 @@ EVERYWHERE = "everywhere"
 def refusals(suite: Suite, model: ChatModel, runner: Any) -> dict[str, np.ndarray]:
     """{benchmark: whether each of its prompts is refused}."""
     with tempfile.TemporaryDirectory() as work:
-        (found,) = suite.measure([Speaker("model", model, runner)], Path(work)).values()
+        (found,) = suite.measure([ModelVariant("model", model, runner)], Path(work)).values()
     return {
         name: np.array([sample.refused for sample in rate.samples]) for name, rate in found.items()
     }
@@ -125,7 +125,7 @@ def main() -> None:
             print(f"{who} x{scale}, {share}: {row}", file=sys.stderr, flush=True)
 
     student: Any = None
-    # A speaker takes its identity from the adapter of this name; no cache outlives a student here.
+    # A variant takes its identity from the adapter of this name; no cache outlives a student here.
     names = ["default", *(f"other{index}" for index in range(1, len(arguments.adapters)))]
     for name, folder in zip(names, arguments.adapters, strict=True):
         if student is None:

@@ -21,16 +21,16 @@ import torch
 from transformers import GenerationConfig
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.evaluate.batches import rows_that_fit
+from safesteer.config.load import load_settings
 from safesteer.evaluate.benchmarks import Item, Loaded, find_benchmark
-from safesteer.evaluate.judges import make_judge
 from safesteer.evaluate.suite import Suite
+from safesteer.inference.variant import ModelVariant
+from safesteer.judges import make_judge
+from safesteer.models.batch_size import rows_that_fit
 from safesteer.models.chat import pad_left
 from safesteer.models.generate import end_of_turn_ids
 from safesteer.models.load import ChatModel, load_model
 from safesteer.prompts import Prompt, load_prompts
-from safesteer.recipe import load_settings
-from safesteer.speaker import Speaker
 
 
 @torch.no_grad()
@@ -72,8 +72,8 @@ def ours(model: ChatModel, prompts: list[Prompt], new_tokens: int) -> list[str]:
     judge = make_judge("offline-refusal", settings.evaluate)
     suite = Suite(settings, [loaded], [judge])
     with tempfile.TemporaryDirectory() as folder:
-        speaker = Speaker("model", model, model.model)
-        result = suite.measure([speaker], Path(folder))["model"]["harmless"]
+        variant = ModelVariant("model", model, model.model)
+        result = suite.measure([variant], Path(folder))["model"]["harmless"]
         result.to_json()
         return [row["completion"] for row in result.rows()]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from safesteer.evaluate import refusal_judge
+from safesteer.judges import refusal_patterns as refusal_judge
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 # Characters kept when an answer is cut, about 48 tokens of English.

@@ -24,7 +24,7 @@ from child import in_its_own_process
 from memory import PeakMemory
 
 from safesteer.distill.losses import distillation_loss
-from safesteer.models.head import OutputHead
+from safesteer.models.lm_head import OutputHead
 
 NAMES = ("ours", "trl", "plain")
 # Two float32 log-softmaxes, the gradient of one, and what autograd keeps.

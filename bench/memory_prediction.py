@@ -27,7 +27,7 @@ import psutil
 import torch
 from memory import PeakMemory
 
-from safesteer.config import ModelSettings, Settings
+from safesteer.config.settings import ModelSettings, Settings
 from safesteer.memory.shape import Shape, gguf_file
 from safesteer.memory.stages import Lengths, Placement, predict
 
@@ -77,8 +77,8 @@ def make_models(folder: Path, names: list[str]) -> dict[str, str]:
     """{name: folder or id} of these models; those with random weights are written here."""
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+    from safesteer.models.files import builtin_path
     from safesteer.models.load import quiet_libraries
-    from safesteer.models.locate import builtin_path
 
     path = builtin_path()
     found = {"135M": BUILTIN}
@@ -156,7 +156,8 @@ def longest_prompts(model: Any, count: int = 64) -> list[Any]:
 
 def teacher_for(model: Any, settings: Settings) -> Any:
     """A teacher that reads refusals and is steered at the middle layer by some direction."""
-    from safesteer.teacher import Direction, make_teacher
+    from safesteer.direction.vector import Direction
+    from safesteer.teacher import make_teacher
 
     width = model.model.get_input_embeddings().weight.shape[1]
     vector = 0.01 * torch.randn(width, generator=torch.Generator().manual_seed(0))
@@ -177,8 +178,9 @@ def direction(model: Any, settings: Settings, prompts: list[Any]) -> None:
     from safesteer.direction.activations import answer_means, prompt_means
     from safesteer.direction.behaviour import observe
     from safesteer.direction.candidates import Candidate, score_candidates
-    from safesteer.models.refusal_tokens import refusal_first_tokens
-    from safesteer.teacher import Direction, Teacher
+    from safesteer.direction.refusal_tokens import refusal_first_tokens
+    from safesteer.direction.vector import Direction
+    from safesteer.teacher import Teacher
 
     chosen = settings.direction.model_copy(update={"max_kl": 1e9, "min_addition_score": -1e9})
     positions = len(model.chat.post_instruction_ids())
@@ -193,7 +195,7 @@ def direction(model: Any, settings: Settings, prompts: list[Any]) -> None:
 
 def tokens(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """The whole stage, one sample of each prompt."""
-    from safesteer.tokens.select import select_safety_tokens
+    from safesteer.safety_tokens import select_safety_tokens
 
     chosen = settings.tokens
     teacher = teacher_for(model, settings)
@@ -221,13 +223,13 @@ def evaluate(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """Answers of base and teacher, and drift of an adapter without training."""
     from safesteer.distill.lora import with_lora
     from safesteer.evaluate.drift import measure_drift
-    from safesteer.speaker import Speaker
+    from safesteer.inference.variant import ModelVariant
     from safesteer.teacher import Teacher
 
     new = settings.evaluate.max_new_tokens
     student = with_lora(model.model, settings.train, 0).eval()
     for teacher in (Teacher(), teacher_for(model, settings)):
-        Speaker("base", model, student, teacher).say(prompts, max_new_tokens=new)
+        ModelVariant("base", model, student, teacher).generate(prompts, max_new_tokens=new)
     measure_drift(model, student, prompts[:32], max_new_tokens=new)
 
 
@@ -263,7 +265,7 @@ def main() -> None:
     arguments = parser.parse_args()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["safesteer.pipeline", "trl", "peft", "transformers.models.llama.modeling_llama"]
+        ["safesteer.pipeline.stages", "trl", "peft", "transformers.models.llama.modeling_llama"]
     )
     with tempfile.TemporaryDirectory() as folder:
         names = arguments.models.split(",")

@@ -39,30 +39,31 @@ from peft import PeftModel
 from solutions import SOLUTIONS, measure_solutions, read_problems
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.config import Settings
+from safesteer.config.load import load_settings
+from safesteer.config.settings import Settings
 from safesteer.direction.activations import prompt_means
-from safesteer.direction.find import extract_direction
+from safesteer.direction.extract import extract_direction
+from safesteer.direction.vector import Direction
 from safesteer.distill import train as training
 from safesteer.distill.attention import training_attention
+from safesteer.distill.kfac import measure_whitening, start_whitened, step_whitened
 from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import plan_rows
-from safesteer.distill.whitening import measure_whitening, start_whitened, step_whitened
 from safesteer.errors import InputError, nearest
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
-from safesteer.models.adapters import compute_in_model_dtype
+from safesteer.files import load_tensors, read_json, save_tensors, write_json, write_text
+from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
 from safesteer.models.generate import generate
 from safesteer.models.load import ChatModel, load_model
+from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.prompts import load_prompt_sets
-from safesteer.recipe import load_settings
 from safesteer.report.compare import Entrant, compare, render_comparison
-from safesteer.runs.files import load_tensors, read_json, save_tensors, write_json, write_text
 from safesteer.runs.lock import RunLock
 from safesteer.runs.system import MemorySampler, versions
-from safesteer.speaker import Speaker
-from safesteer.teacher import Direction, Teacher, make_teacher
-from safesteer.tokens.select import select_safety_tokens
+from safesteer.safety_tokens import select_safety_tokens
+from safesteer.teacher import Teacher, make_teacher
 
 Conversation = Sequence[Message]
 
@@ -529,11 +530,11 @@ class Laboratory:
         """Entries of `names`, of the student or, without one, of the base or the teacher."""
         runner = self.model.model if student is None else student
         if method.kind == "teacher":
-            speaker = Speaker("teacher", self.model, runner, self._teacher(settings, method))
+            variant = ModelVariant("teacher", self.model, runner, self._teacher(settings, method))
         else:
-            speaker = Speaker("model", self.model, runner)
+            variant = ModelVariant("model", self.model, runner)
         suite = self._suite(settings, names)
-        (found,) = suite.measure([speaker], self.output / "work" / "answers").values()
+        (found,) = suite.measure([variant], self.output / "work" / "answers").values()
         entries = {name: result.to_json() for name, result in found.items()}
         solved = {
             name: measure_solutions(self.model, runner, self.problems[name])

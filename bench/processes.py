@@ -21,7 +21,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from safesteer.runs import RunDirectory
+from safesteer.runs.directory import RunDirectory
 
 # `accelerate launch --cpu` starts a single process; this file's copies run on hidden GPUs' CPUs.
 COPIES = resources.files("safesteer") / "recipes" / "accelerate" / "ddp-2-gpus.yaml"

@@ -26,9 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.opening import open_run
-from safesteer.pipeline import Pipeline
-from safesteer.recipe import load_settings
+from safesteer.config.load import load_settings
+from safesteer.pipeline.stages import Pipeline
+from safesteer.runs.open import open_run
 
 _aten = torch.ops.aten
 # The formulas of attention on GPUs hold on the CPU too, where none is registered.

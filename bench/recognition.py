@@ -33,6 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from safesteer.cli.silence import silence_libraries
+from safesteer.config.load import load_settings
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.sources import load_benchmarks
 from safesteer.models.chat import Message
@@ -40,7 +41,6 @@ from safesteer.models.layers import backbone, find_blocks
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.steering import edit_block_input
 from safesteer.prompts import load_prompt_sets
-from safesteer.recipe import load_settings
 
 KINDS = ("harmful", "harmless", "borderline")
 PLACES = ("end", "prompt", "attended")

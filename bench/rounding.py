@@ -21,11 +21,11 @@ from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 
 from safesteer.cli.silence import silence_libraries
+from safesteer.config.load import load_settings
 from safesteer.evaluate import drift
-from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.load import load_model
+from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.prompts import load_prompt_sets
-from safesteer.recipe import load_settings
 
 
 def main() -> None:

@@ -26,16 +26,17 @@ from memory import PeakMemory
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.config import TokenSettings, TrainSettings
+from safesteer.config.settings import TokenSettings, TrainSettings
 from safesteer.direction.activations import prompt_means
+from safesteer.direction.vector import Direction
 from safesteer.distill.train import train
-from safesteer.evaluate.answers import generate
+from safesteer.models.answer_cache import generate
 from safesteer.models.chat import ChatRenderer
+from safesteer.models.files import builtin_path
 from safesteer.models.load import ChatModel, quiet_libraries
-from safesteer.models.locate import builtin_path
 from safesteer.prompts import load_prompt_set
-from safesteer.teacher import Direction, Teacher
-from safesteer.tokens.select import select_safety_tokens
+from safesteer.safety_tokens import select_safety_tokens
+from safesteer.teacher import Teacher
 
 WIDTH = 256
 SMALLEST = {"prompts": 32, "new_tokens": 16, "layers": 6, "vocabulary": 49152, "tokens": 50}

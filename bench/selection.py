@@ -34,17 +34,17 @@ from dataclasses import dataclass
 import torch
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.config import DirectionSettings
+from safesteer.config.settings import DirectionSettings
 from safesteer.direction.activations import means_of_kept
 from safesteer.direction.candidates import Candidate, refusal_scores, score_candidates
+from safesteer.direction.refusal_tokens import refusal_first_tokens
+from safesteer.direction.vector import Direction
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.head import OutputHead
 from safesteer.models.layers import find_blocks
+from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel, load_model
-from safesteer.models.refusal_tokens import refusal_first_tokens
 from safesteer.models.steering import ablate, steer
 from safesteer.prompts import load_prompt_set
-from safesteer.teacher import Direction
 
 Prompts = Sequence[Sequence[Message]]
 _NEAR = 1e-4

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.contents import RunContents
 from safesteer.errors import InputError
 from safesteer.evaluate.statistics import mean_interval, paired_difference
-from safesteer.models.batches import in_batches
 from safesteer.models.chat import pad_left
-from safesteer.models.forward import hidden_states
-from safesteer.models.head import OutputHead
+from safesteer.models.hidden_states import hidden_states
+from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
-from safesteer.runs import RunDirectory
+from safesteer.models.oom import in_batches
+from safesteer.runs.artifacts import RunArtifacts
+from safesteer.runs.directory import RunDirectory
 
 Problem = tuple[str, str]  # (what is asked, the answer)
 
@@ -109,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     silence_libraries(debug=False)
     try:
-        run = RunContents(RunDirectory.load(arguments.run))
+        run = RunArtifacts(RunDirectory.load(arguments.run))
         asked = {
             name: read_problems(name, arguments.data_dir, arguments.limit) for name in SOLUTIONS
         }

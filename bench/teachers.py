@@ -34,21 +34,22 @@ from typing import Any
 import torch
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.config import DirectionSettings, ModelSettings
+from safesteer.config.settings import DirectionSettings, ModelSettings
 from safesteer.direction.activations import answer_means, prompt_means
 from safesteer.direction.behaviour import answer_nll
+from safesteer.direction.vector import Direction
 from safesteer.evaluate.benchmarks.forms import OPENING
-from safesteer.evaluate.refusal_judge import judge_refusal
-from safesteer.evaluate.text import is_looping
+from safesteer.files import read_json, write_json
+from safesteer.judges.looping import is_looping
+from safesteer.judges.refusal_patterns import judge_refusal
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
+from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.steering import edit_block_input
 from safesteer.prompts import load_prompt_set
-from safesteer.runs.files import read_json, write_json
-from safesteer.teacher import Direction, Teacher, demonstrations
+from safesteer.teacher import Teacher, demonstrations
 
 Prompts = Sequence[Sequence[Message]]
 SETS = ("harmful", "harmless", "borderline")

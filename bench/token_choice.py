@@ -36,14 +36,14 @@ from pathlib import Path
 import torch
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.contents import RunContents
+from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
 from safesteer.models.generate import end_of_turn_ids, generate
-from safesteer.models.head import OutputHead
-from safesteer.runs import RunDirectory
-from safesteer.speaker import Speaker
+from safesteer.models.lm_head import OutputHead
+from safesteer.runs.artifacts import RunArtifacts
+from safesteer.runs.directory import RunDirectory
+from safesteer.safety_tokens import eligible, hidden_at
 from safesteer.teacher import Teacher
-from safesteer.tokens.select import eligible, hidden_at
 
 SCORES = ("vote", "mass", "reverse", "forward", "weighted", "floor")
 BY_POSITION = "mass by position"
@@ -55,9 +55,9 @@ Sums = dict[str, torch.Tensor]  # of SCORES and of the teacher's probability, [H
 @torch.no_grad()
 def compare(
     prompts: Sequence[Sequence[Message]],
-    teacher: Speaker,
-    model: Speaker,
-    writer: Speaker,
+    teacher: ModelVariant,
+    model: ModelVariant,
+    writer: ModelVariant,
     seed: int,
     horizon: int,
     until_end: bool = False,
@@ -70,9 +70,9 @@ def compare(
     torch.manual_seed(seed)
     samples = [list(messages) for messages in prompts for _ in range(SAMPLES)]
 
-    def read_by(speaker: Speaker) -> list[list[int]]:
-        reader = speaker.teacher or Teacher()
-        return [speaker.model.chat.ids(reader.messages(messages)) for messages in samples]
+    def read_by(variant: ModelVariant) -> list[list[int]]:
+        reader = variant.teacher or Teacher()
+        return [variant.model.chat.ids(reader.messages(messages)) for messages in samples]
 
     temperature = teacher.teacher.temperature if teacher.teacher else 1.0
     with writer.speaking():
@@ -84,10 +84,10 @@ def compare(
             temperature=temperature if writer is teacher else 1.0,
         )
     hidden = []
-    for speaker in (teacher, model):
-        with speaker.speaking():
+    for variant in (teacher, model):
+        with variant.speaking():
             found, mask = hidden_at(
-                speaker.runner, speaker.model.tokenizer, read_by(speaker), tails
+                variant.runner, variant.model.tokenizer, read_by(variant), tails
             )
         hidden.append(found)
     head, teacher_head = OutputHead.of(model.runner), OutputHead.of(teacher.runner).at(temperature)
@@ -150,14 +150,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     silence_libraries(debug=False)
-    contents = RunContents(RunDirectory.load(arguments.run))
-    aligned, teacher, base = (contents.speaker(name) for name in ("aligned", "teacher", "base"))
+    contents = RunArtifacts(RunDirectory.load(arguments.run))
+    aligned, teacher, base = (contents.variant(name) for name in ("aligned", "teacher", "base"))
     validation = {name: [p.messages for p in s.validation] for name, s in contents.prompts.items()}
     half = arguments.prompts
     chosen_on, measured_on = validation["harmful"][:half], validation["harmful"][half : 2 * half]
 
     def made(
-        prompts: Sequence[Sequence[Message]], model: Speaker, writer: Speaker, **cut: bool
+        prompts: Sequence[Sequence[Message]], model: ModelVariant, writer: ModelVariant, **cut: bool
     ) -> Sums:
         return compare(prompts, teacher, model, writer, arguments.seed, arguments.horizon, **cut)
 

@@ -19,12 +19,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from safesteer.config import EvaluateSettings
+from safesteer.config.load import load_settings
+from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmarks
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly, found_files
 from safesteer.prompts.load import load_prompts
-from safesteer.recipe import load_settings
 
 OWN = ("harmful", "harmful+prefill", "harmless", "borderline")
 

@@ -30,17 +30,18 @@ from child import in_its_own_process
 from memory import PeakMemory
 
 from safesteer.cli.silence import silence_libraries
-from safesteer.config import TrainSettings
+from safesteer.config.settings import TrainSettings
+from safesteer.direction.vector import Direction
 from safesteer.distill import trainer
 from safesteer.distill.lora import with_lora
 from safesteer.distill.train import train
 from safesteer.models.chat import pad_left
-from safesteer.models.forward import positions
+from safesteer.models.hidden_states import positions
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.steering import steer
 from safesteer.prompts import load_prompt_set
-from safesteer.teacher import Direction, Teacher
+from safesteer.teacher import Teacher
 
 NAMES = ("ours", "two models")
 TOKENS = 50

@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from trl import DistillationConfig
 
 import safesteer
-from safesteer.config import DirectionSettings, TokenSettings
+from safesteer.config.settings import DirectionSettings, TokenSettings
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--model", default="smollm2-135m", help="hub id, folder or .gguf file")

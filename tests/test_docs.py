@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from safesteer.cli.main import app
-from safesteer.recipe import _all_keys, recipe_names
+from safesteer.config.load import _all_keys, recipe_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

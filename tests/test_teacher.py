@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from safesteer.config import TeacherSettings
+from safesteer.config.settings import TeacherSettings
 from safesteer.errors import SafeSteerError
-from safesteer.evaluate.refusal_judge import judge_refusal
+from safesteer.judges.refusal_patterns import judge_refusal
 from safesteer.teacher import (
     Direction,
     Teacher,

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 from safesteer.errors import InputError, SafeSteerError
 
 if TYPE_CHECKING:
-    from safesteer.config import Settings
-    from safesteer.direction.find import extract_direction
+    from safesteer.config.load import load_settings
+    from safesteer.config.settings import Settings
+    from safesteer.direction.extract import extract_direction
+    from safesteer.direction.vector import Direction
     from safesteer.distill.train import train
     from safesteer.distill.trainer import SafeSteerTrainer
     from safesteer.evaluate.drift import measure_drift
     from safesteer.evaluate.refusals import refusal_rate
-    from safesteer.job import align
     from safesteer.models.load import load_model
+    from safesteer.pipeline.align import align
     from safesteer.prompts import load_prompt_set, load_prompts
-    from safesteer.recipe import load_settings
-    from safesteer.teacher import Direction, Teacher
-    from safesteer.tokens.select import select_safety_tokens
+    from safesteer.safety_tokens import select_safety_tokens
+    from safesteer.teacher import Teacher
 
 __version__ = "0.1.0"
 
@@ -48,19 +49,19 @@ __all__ = [
 ]
 
 _PLACES = {
-    "Direction": "safesteer.teacher",
+    "Direction": "safesteer.direction.vector",
     "SafeSteerTrainer": "safesteer.distill.trainer",
-    "Settings": "safesteer.config",
+    "Settings": "safesteer.config.settings",
     "Teacher": "safesteer.teacher",
-    "align": "safesteer.job",
-    "extract_direction": "safesteer.direction.find",
+    "align": "safesteer.pipeline.align",
+    "extract_direction": "safesteer.direction.extract",
     "load_model": "safesteer.models.load",
     "load_prompt_set": "safesteer.prompts",
     "load_prompts": "safesteer.prompts",
-    "load_settings": "safesteer.recipe",
+    "load_settings": "safesteer.config.load",
     "measure_drift": "safesteer.evaluate.drift",
     "refusal_rate": "safesteer.evaluate.refusals",
-    "select_safety_tokens": "safesteer.tokens.select",
+    "select_safety_tokens": "safesteer.safety_tokens",
     "train": "safesteer.distill.train",
 }
 

@@ -7,40 +7,20 @@ runs; no gradient, optimiser or train mode ever touches it. Knows nothing of los
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
-from typing import Any
 
 import torch
 from torch import nn
 
-from safesteer.config import TeacherSettings
+from safesteer.config.settings import TeacherSettings
+from safesteer.direction.vector import Direction
 from safesteer.errors import SafeSteerError
+from safesteer.models.base_weights import base_weights
 from safesteer.models.chat import ChatRenderer, Message, pad_left
-from safesteer.models.forward import hidden_states
-from safesteer.models.steering import steer
-
-
-@dataclass(frozen=True)
-class Direction:
-    """A refusal direction and how it is applied.
-
-    Attributes:
-        vector: [D], float32, not normalised (paper, section 3.1).
-        layer: block whose input it is added to.
-        coefficient: its factor.
-        method: where it came from, harmful-harmless or refuse-comply.
-        position: index from the end of the prompt that it was taken at; None: a mean over tokens.
-    """
-
-    vector: torch.Tensor
-    layer: int
-    coefficient: float = 1.0
-    method: str = ""
-    position: int | None = None
+from safesteer.models.hidden_states import hidden_states
 
 
 @dataclass(frozen=True)
@@ -82,9 +62,7 @@ class Teacher:
             if self.direction is None:
                 yield
             else:
-                d = self.direction
-                vector = d.vector if rows is None else d.vector.to(rows.device) * rows[:, None]
-                with steer(model, d.layer, vector, d.coefficient):
+                with self.direction.steer(model, rows):
                     yield
 
 
@@ -92,37 +70,6 @@ def _beginning(message: Message, words: str) -> Message:
     if not words or message["role"] != "assistant":
         return message
     return {**message, "content": f"{words} {message['content']}"}
-
-
-@contextmanager
-def base_weights(model: nn.Module) -> Iterator[None]:
-    """A context in which a LoRA model runs without its adapter; nothing for any other model.
-
-    PEFT puts adapters into the base model in place, so `model` may be the PEFT model or the model
-    that it was made from. What was off stays off, and no ``requires_grad`` changes.
-    """
-    layers = [module for module in _adapter_layers(model) if not module.disable_adapters]
-    trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, requires_grad in trained:
-            parameter.requires_grad_(requires_grad)
-
-
-def _adapter_layers(model: nn.Module) -> list[Any]:
-    """The layers of PEFT in a model; none as long as PEFT, slow to import, is not in use."""
-    if "peft" not in sys.modules:
-        return []
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def make_teacher(settings: TeacherSettings, direction: Direction | None) -> Teacher:

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-import safesteer.pipeline
+import safesteer.pipeline.stages
 from safesteer.cli.main import program
 
 
@@ -23,5 +23,5 @@ def train(*arguments, **named):  # type: ignore[no-untyped-def]
 
 PartialState._prepare_backend = lambda self, *others, **named: ("gloo", DistributedType.MULTI_GPU)
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-real_train, safesteer.pipeline.train = safesteer.pipeline.train, train
+real_train, safesteer.pipeline.stages.train = safesteer.pipeline.stages.train, train
 program()

@@ -10,8 +10,8 @@ import yaml
 
 from safesteer import __version__
 from safesteer.cli.options import SETTINGS
-from safesteer.config import Settings
-from safesteer.targets import find_target
+from safesteer.config.settings import Settings
+from safesteer.runs.target import find_target
 
 
 def read_lines(path):
@@ -141,7 +141,7 @@ def test_every_option_is_a_key_of_the_settings_and_in_the_help(safesteer, monkey
 
 
 def test_options_win_over_the_file_and_set_over_options(safesteer, tmp_path, monkeypatch):
-    from safesteer.pipeline import Pipeline
+    from safesteer.pipeline.stages import Pipeline
 
     monkeypatch.setattr(Pipeline, "run_all", lambda self, last: None)
     config = tmp_path / "mine.yaml"

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from safesteer.pipeline import Pipeline
+from safesteer.pipeline.stages import Pipeline
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ import pytest
 import yaml
 from markupsafe import escape
 
+from safesteer.config.load import load_settings
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.export.hub import HubTarget, check_hub, hub_files, push
-from safesteer.recipe import load_settings
-from safesteer.runs import RunDirectory
+from safesteer.runs.directory import RunDirectory
 
 TOKEN = "hf_the_token_of_this_test"
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 import yaml
 
-from safesteer.distill import rollouts
+from safesteer.distill import vllm as rollouts
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from safesteer.config import EndpointSettings
+from safesteer.config.load import load_settings
+from safesteer.config.settings import EndpointSettings
 from safesteer.errors import InputError
 from safesteer.prompts import load_prompts
-from safesteer.recipe import load_settings
 
 
 def test_a_process_says_one_line_and_leaves_with_2(new_process, tmp_path):

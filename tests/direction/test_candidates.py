@@ -9,13 +9,13 @@ from functools import partial
 import pytest
 import torch
 
-from safesteer.config import DirectionSettings
+from safesteer.config.settings import DirectionSettings
 from safesteer.direction import candidates as module
 from safesteer.direction.candidates import Candidate, refusal_scores, score_candidates
+from safesteer.direction.refusal_tokens import refusal_first_tokens
+from safesteer.direction.vector import Direction
 from safesteer.models.layers import find_blocks
-from safesteer.models.refusal_tokens import refusal_first_tokens
 from safesteer.models.steering import ablate, steer
-from safesteer.teacher import Direction
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length."]
 PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]

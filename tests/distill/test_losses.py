@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from safesteer.distill.losses import DIVERGENCES, completion_mean, distillation_loss
-from safesteer.models.head import OutputHead
+from safesteer.models.lm_head import OutputHead
 
 VOCABULARY, TOKENS = 11, [2, 3, 7]
 

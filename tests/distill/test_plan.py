@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from safesteer.config import TrainSettings
+from safesteer.config.settings import TrainSettings
 from safesteer.distill.plan import plan_rows
 from safesteer.errors import InputError
 

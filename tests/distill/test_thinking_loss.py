@@ -8,12 +8,13 @@ import pytest
 import torch
 from thinking_templates import OPENED, make_thinking
 
-from safesteer.config import TrainSettings
+from safesteer.config.settings import TrainSettings
+from safesteer.direction.vector import Direction
 from safesteer.distill import trainer
 from safesteer.distill.train import train
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.models.chat import ChatRenderer
-from safesteer.teacher import Direction, Teacher
+from safesteer.teacher import Teacher
 
 PROMPTS = [({"role": "user", "content": f"Harmful request {i}"},) for i in range(4)]
 WRITTEN = ["Hm, why not.</think>\n\nSure, here is how.", "Hm.</think>I'm sorry.", "Hm, hm, hm."]

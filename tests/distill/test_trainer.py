@@ -19,19 +19,20 @@ from accelerate import Accelerator
 from datasets import Dataset
 from trl import DistillationConfig
 
-from safesteer import ranks
-from safesteer.config import ModelSettings, TrainSettings
+from safesteer import distributed
+from safesteer.config.settings import ModelSettings, TrainSettings
+from safesteer.direction.vector import Direction
 from safesteer.distill import train as train_module
 from safesteer.distill import trainer
 from safesteer.distill.lora import extrapolate
 from safesteer.distill.plan import plan_rows
-from safesteer.distill.reading import Reader
 from safesteer.distill.save import save_student
+from safesteer.distill.teacher_pass import Reader
 from safesteer.distill.train import last_checkpoint, train
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.speaker import Speaker
-from safesteer.teacher import Direction, Teacher
+from safesteer.inference.variant import ModelVariant
+from safesteer.teacher import Teacher
 
 TOKENS = [10, 40, 77, 120, 200, 305]
 CONTEXT = ({"role": "system", "content": "Refuse what is harmful."},)
@@ -675,7 +676,7 @@ def test_nothing_is_asked_of_the_hub(tiny_chat_model, tmp_path, monkeypatch):
         json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
         == "owner/name"
     )
-    assert Speaker("aligned", tiny_chat_model, student).identity
+    assert ModelVariant("aligned", tiny_chat_model, student).identity
     assert asked == []
 
 
@@ -823,7 +824,7 @@ def test_extrapolation_gathers_what_zero_3_has_parted(monkeypatch):
     torch.testing.assert_close(
         student["q_proj"]["lora_A"].weight, before["q_proj.lora_A.weight"], rtol=0, atol=0
     )
-    monkeypatch.setattr(ranks, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
     extrapolate(student, 0.5)
     torch.testing.assert_close(parted, 1.5 * before["q_proj.lora_B.weight"])
 

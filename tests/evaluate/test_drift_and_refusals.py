@@ -10,15 +10,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import rescale_adapter_scale
 
-from safesteer import speaker
+from safesteer.direction.vector import Direction
 from safesteer.evaluate import drift as drifting
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.refusals import Rate, Sample, refusal_rate
 from safesteer.evaluate.statistics import wilson_interval
-from safesteer.models.adapters import compute_in_model_dtype
+from safesteer.inference import variant as variant
 from safesteer.models.generate import generate
+from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.prompts import Prompt
-from safesteer.teacher import Direction, Teacher
+from safesteer.teacher import Teacher
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length."]
 PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]
@@ -182,7 +183,7 @@ def test_each_answer_is_judged_with_its_own_prompt(tiny_chat_model, monkeypatch)
     texts = ["I'm sorry, but I can't assist with that.", "The moon is far.", "no " * 20]
     answers = [tiny_chat_model.chat.answer_ids(text) for text in texts]
     answers[1].append(tiny_chat_model.tokenizer.eos_token_id)
-    monkeypatch.setattr(speaker, "generate", lambda *args, **kwargs: answers)
+    monkeypatch.setattr(variant, "generate", lambda *args, **kwargs: answers)
     rate = refusal_rate("x", "safety", tiny_chat_model, [prompt(i) for i in range(3)])
     assert [s.completion for s in rate.samples] == texts
     assert [s.id for s in rate.samples] == ["id-0", "id-1", "id-2"]

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from safesteer.config import Settings
+from safesteer.config.load import load_settings
+from safesteer.config.settings import Settings
+from safesteer.direction.vector import Direction
 from safesteer.errors import InputError
 from safesteer.evaluate import suite as suites
-from safesteer.evaluate.judges import Verdict
 from safesteer.evaluate.refusals import (
     Rate,
     Sample,
@@ -25,11 +26,11 @@ from safesteer.evaluate.refusals import (
 from safesteer.evaluate.scores import Score
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import versus_base
-from safesteer.models.chat import Said
+from safesteer.inference.variant import ModelVariant
+from safesteer.judges import Verdict
+from safesteer.models.chat import Response
 from safesteer.prompts import Prompt, PromptSet
-from safesteer.recipe import load_settings
-from safesteer.speaker import Speaker
-from safesteer.teacher import Direction, Teacher
+from safesteer.teacher import Teacher
 
 SOURCE = {"from": "x.csv", "sha256": "0"}
 
@@ -58,7 +59,7 @@ def prompt(number: int, text: str = "") -> Prompt:
 def rate(verdicts: dict[str, list[Verdict]], metric: str, **more: Any) -> Rate:
     count = len(next(iter(verdicts.values())))
     prompts = [prompt(n) for n in range(count)]
-    samples = make_samples(prompts, [p.text for p in prompts], [Said("Yes.")] * count, verdicts)
+    samples = make_samples(prompts, [p.text for p in prompts], [Response("Yes.")] * count, verdicts)
     kind = "safety" if metric == "attack_success_rate" else "over_refusal"
     return Rate("x", kind, samples, metric, tuple(verdicts), **more)
 
@@ -121,7 +122,7 @@ def test_one_judge_with_all_verdicts_needs_no_more_keys():
 
 def test_rows_keep_their_fields_and_gain_verdicts():
     verdict = Verdict(unsafe=True, refused=False, score=0.123456, note="why")
-    (sample,) = make_samples([prompt(0, "Attack")], ["Goal"], [Said("Yes.")], {"a": [verdict]})
+    (sample,) = make_samples([prompt(0, "Attack")], ["Goal"], [Response("Yes.")], {"a": [verdict]})
     row = sample.to_json()
     assert row["verdicts"] == {
         "a": {"unsafe": True, "refused": False, "score": 0.1235, "note": "why"}
@@ -218,24 +219,24 @@ def own() -> dict[str, PromptSet]:
 
 
 @pytest.fixture
-def speakers(new_chat_model):  # type: ignore[no-untyped-def]
+def variants(new_chat_model):  # type: ignore[no-untyped-def]
     """The base, a steered teacher, and a model with other weights in the aligned one's place."""
     model, trained = new_chat_model(), new_chat_model(seed=1)
     direction = Direction(torch.linspace(-4, 4, 32), 1)
     return [
-        Speaker("base", model, model.model, Teacher()),
-        Speaker("teacher", model, model.model, Teacher(direction)),
-        Speaker("aligned", model, trained.model),
+        ModelVariant("base", model, model.model, Teacher()),
+        ModelVariant("teacher", model, model.model, Teacher(direction)),
+        ModelVariant("aligned", model, trained.model),
     ]
 
 
-def test_models_are_asked_what_the_judges_are_told(settings, own, speakers, tmp_path):
+def test_models_are_asked_what_the_judges_are_told(settings, own, variants, tmp_path):
     """The attack for the model and its goal for the judge; a begun answer is judged whole."""
     names = ["harmful", "advbench", "advbench+prefill", "jailbreaks"]
     suite = Suite.plan(names, settings, own)
     judge = Says("mine", lambda p, c: Verdict(unsafe=True, refused=False))
     suite.judges = [judge]
-    results = suite.measure(iter(speakers), tmp_path / "cache")
+    results = suite.measure(iter(variants), tmp_path / "cache")
     assert list(results) == ["base", "teacher", "aligned"]
     for found in results.values():
         assert list(found) == names
@@ -253,16 +254,16 @@ def test_models_are_asked_what_the_judges_are_told(settings, own, speakers, tmp_
 
 
 def test_a_second_evaluation_is_the_same_without_asking(
-    settings, own, speakers, tmp_path, monkeypatch
+    settings, own, variants, tmp_path, monkeypatch
 ):
     suite = Suite.plan(["harmful", "prefill"], settings, own)
-    first = suite.measure(speakers, tmp_path / "cache")
+    first = suite.measure(variants, tmp_path / "cache")
 
     def none(*args: Any, **named: Any) -> None:
         raise AssertionError("the model was asked again")
 
-    monkeypatch.setattr("safesteer.evaluate.answers.plain.generate", none)
-    again = Suite.plan(["harmful", "prefill"], settings, own).measure(speakers, tmp_path / "cache")
+    monkeypatch.setattr("safesteer.models.answer_cache.plain.generate", none)
+    again = Suite.plan(["harmful", "prefill"], settings, own).measure(variants, tmp_path / "cache")
     for who, found in first.items():
         for name, result in found.items():
             assert again[who][name].rows() == result.rows()
@@ -293,9 +294,9 @@ def comparing(settings, tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
     return Suite.plan(["alpaca-eval-win"], settings, {})
 
 
-def test_a_win_rate_is_against_the_base_or_the_file(comparing, speakers, tmp_path):
+def test_a_win_rate_is_against_the_base_or_the_file(comparing, variants, tmp_path):
     """The base competes with the file's answers, the aligned model with the base's."""
-    results = comparing.measure(speakers, tmp_path / "cache")
+    results = comparing.measure(variants, tmp_path / "cache")
     assert list(results["teacher"]) == []
     base = results["base"]["alpaca-eval-win"].to_json()
     aligned = results["aligned"]["alpaca-eval-win"].to_json()
@@ -303,18 +304,18 @@ def test_a_win_rate_is_against_the_base_or_the_file(comparing, speakers, tmp_pat
     assert base["value"] == 0.0 and base["metric"] == "win_rate" and base["judge"] == "longer"
     others = [row["other"] for row in results["aligned"]["alpaca-eval-win"].rows()]
     assert others == [row["completion"] for row in results["base"]["alpaca-eval-win"].rows()]
-    alone = comparing.measure(speakers[2:], tmp_path / "cache")
+    alone = comparing.measure(variants[2:], tmp_path / "cache")
     assert alone["aligned"]["alpaca-eval-win"].to_json()["against"] == "the file's answers"
 
 
-def test_without_answers_to_compare_with_it_is_said(settings, tmp_path, monkeypatch, speakers):
+def test_without_answers_to_compare_with_it_is_said(settings, tmp_path, monkeypatch, variants):
     (tmp_path / "mine.json").write_text(json.dumps([{"instruction": "Say"}]))
     settings.evaluate.sources = {"alpaca-eval-win": str(tmp_path / "mine.json")}
     monkeypatch.setattr(suites, "_comparer", lambda settings, cache_dir: Longer())
     suite = Suite.plan(["alpaca-eval-win"], settings, {})
     with pytest.raises(InputError, match="no answers to compare with"):
-        suite.measure(speakers[2:], tmp_path / "cache")
-    assert list(suite.measure(speakers, tmp_path / "cache")["base"]) == []
+        suite.measure(variants[2:], tmp_path / "cache")
+    assert list(suite.measure(variants, tmp_path / "cache")["base"]) == []
 
 
 def test_what_is_wrong_is_found_before_any_model(settings, own):

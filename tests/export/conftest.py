@@ -10,10 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from safesteer.config.load import load_settings
+from safesteer.files import save_tensors, write_json
+from safesteer.models.files import fingerprint
 from safesteer.models.load import ChatModel, load_model, save_model
-from safesteer.models.locate import fingerprint
-from safesteer.recipe import load_settings
-from safesteer.runs import RunDirectory, save_tensors, write_json
+from safesteer.runs.directory import RunDirectory
 
 WIDTH = 32
 MakeRun = Callable[..., Path]

@@ -22,12 +22,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from safesteer.direction.vector import Direction
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.export import gguf_file, merged, proven, steered, teacher
 from safesteer.export.output import RECORD
 from safesteer.export.proven import export
 from safesteer.models.chat import ChatRenderer
-from safesteer.teacher import Direction, Teacher, demonstrations
+from safesteer.teacher import Teacher, demonstrations
 
 EXACT = 1e-4
 TINY = {

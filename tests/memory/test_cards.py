@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safesteer.config import ModelSettings, Settings
+from safesteer.config.settings import ModelSettings, Settings
 from safesteer.errors import InputError
 from safesteer.memory.cards import fits, largest_micro_batch, peak_of_run, what_would_fit
 from safesteer.memory.shape import Shape, read_shape

@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import MixtralConfig
 
-from safesteer.config import LoraSettings, Settings
+from safesteer.config.settings import LoraSettings, Settings
 from safesteer.direction import behaviour, find
+from safesteer.direction import edited_passes as repeated
 from safesteer.distill.lora import with_lora
 from safesteer.memory import stages
 from safesteer.memory.blocks import Pass
 from safesteer.memory.shape import Shape
 from safesteer.memory.stages import Lengths, Placement, predict, weight_bytes
-from safesteer.models import head, repeated
+from safesteer.models import lm_head as head
 
 LENGTHS = Lengths(prompt=40, taught=60)
 CPU = Placement("cpu", 4)

@@ -6,9 +6,9 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from safesteer.errors import InputError
-from safesteer.models.forward import hidden_states
-from safesteer.models.head import OutputHead
+from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks
+from safesteer.models.lm_head import OutputHead
 from safesteer.models.steering import steer
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-from safesteer.config import ModelSettings, TrainSettings
+from safesteer.config.settings import ModelSettings, TrainSettings
 from safesteer.distill.lora import with_lora
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
+from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks, text_tower_name
 from safesteer.models.load import copy_processor_files, load_model
 

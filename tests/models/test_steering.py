@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from safesteer.errors import SafeSteerError
-from safesteer.models.forward import hidden_states
+from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.steering import ablate, edit_block_input, steer
 

@@ -7,10 +7,10 @@ from thinking_templates import CHANNELS, OPENED, PLAIN, SILENT, SWITCHED, make_t
 from tiny import make_model
 
 from safesteer.evaluate.benchmarks import capability
-from safesteer.evaluate.judges.guard import renderer_for
-from safesteer.models.chat import ChatRenderer, Said
+from safesteer.inference.variant import ModelVariant
+from safesteer.judges.guard import renderer_for
+from safesteer.models.chat import ChatRenderer, Response
 from safesteer.models.load import ChatModel
-from safesteer.speaker import Speaker
 
 ON = {"enable_thinking": True}
 EMPTY = "<think>\n\n</think>\n\n"
@@ -83,28 +83,28 @@ def test_as_is_leaves_the_template_alone(chat):
 @pytest.mark.parametrize(
     ("template", "written", "said"),
     [
-        (SWITCHED, "<think>\nA few.\n</think>\n\nRed.", Said("Red.", "A few.")),
-        (SWITCHED, "<think>\nA few.", Said("", "A few.", finished=False)),
-        (SWITCHED, "Red.", Said("Red.")),
-        (SWITCHED, "<think></think>Red. </think>", Said("Red. </think>")),
-        (OPENED, "A few.\n</think>\n\nRed.", Said("Red.", "A few.")),
-        (OPENED, "A few.", Said("", "A few.", finished=False)),
-        (OPENED, "\n</think>\n\n", Said("")),
-        (PLAIN, "<think>A few.</think>Red.", Said("<think>A few.</think>Red.")),
+        (SWITCHED, "<think>\nA few.\n</think>\n\nRed.", Response("Red.", "A few.")),
+        (SWITCHED, "<think>\nA few.", Response("", "A few.", finished=False)),
+        (SWITCHED, "Red.", Response("Red.")),
+        (SWITCHED, "<think></think>Red. </think>", Response("Red. </think>")),
+        (OPENED, "A few.\n</think>\n\nRed.", Response("Red.", "A few.")),
+        (OPENED, "A few.", Response("", "A few.", finished=False)),
+        (OPENED, "\n</think>\n\n", Response("")),
+        (PLAIN, "<think>A few.</think>Red.", Response("<think>A few.</think>Red.")),
         (
             CHANNELS,
             "<|channel|>analysis<|message|>A few.<|end|><|im_start|>assistant"
             "<|channel|>final<|message|>Red.",
-            Said("Red.", "A few."),
+            Response("Red.", "A few."),
         ),
-        (CHANNELS, "<|channel|>analysis<|message|>A", Said("", "A", finished=False)),
+        (CHANNELS, "<|channel|>analysis<|message|>A", Response("", "A", finished=False)),
     ],
 )
 def test_thoughts_are_told_apart_from_the_answer(chat, template, written, said):
     """An answer has none of the thoughts, and what did not end is no answer."""
     thinks = chat(template, ON)
     ids = thinks.answer_ids(written)
-    assert thinks.said([*ids, thinks.tokenizer.eos_token_id]) == said
+    assert thinks.response([*ids, thinks.tokenizer.eos_token_id]) == said
     start = thinks.answer_start(ids)
     assert (start is None) == (not said.finished)
     if start:
@@ -118,13 +118,13 @@ def test_a_closing_tag_of_several_tokens_is_found(new_chat_model):
     thinks = ChatRenderer(tokenizer, ON)
     ids = thinks.answer_ids("A few.\n</think>\n\nRed.")
     assert len(thinks.answer_ids("</think>")) > 1
-    assert thinks.said(ids) == Said("Red.", "A few.")
+    assert thinks.response(ids) == Response("Red.", "A few.")
 
 
 def test_a_model_with_its_thinking_off_that_thinks_all_the_same_is_split_too(chat):
     closed = chat(OPENED)
-    assert closed.said(closed.answer_ids("Hm.</think>Red.")) == Said("Red.", "Hm.")
-    assert closed.said(closed.answer_ids("Red.")) == Said("Red.")
+    assert closed.response(closed.answer_ids("Hm.</think>Red.")) == Response("Red.", "Hm.")
+    assert closed.response(closed.answer_ids("Red.")) == Response("Red.")
 
 
 def test_a_guards_prompt_is_its_templates(chat):
@@ -137,7 +137,7 @@ def test_lm_eval_reads_the_prompts_of_the_run_and_drops_thoughts(chat, kwargs):
     renderer = chat(OPENED, kwargs)
     vocabulary = len(renderer.tokenizer)
     model = ChatModel(make_model(renderer.tokenizer, vocab_size=vocabulary), renderer)
-    harness = capability._model(Speaker("base", model, model.model), 1, 1, None)
+    harness = capability._model(ModelVariant("base", model, model.model), 1, 1, None)
     assert harness.apply_chat_template(PROMPT) == renderer.text(PROMPT)
     assert harness.think_end_token == ("</think>" if kwargs else None)
 

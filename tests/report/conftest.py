@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from safesteer.config.load import load_settings
 from safesteer.evaluate.statistics import wilson_interval
-from safesteer.recipe import load_settings
+from safesteer.files import write_json, write_jsonl
 from safesteer.report.findings import MEASUREMENTS
 from safesteer.report.words import MODELS
-from safesteer.runs import RunDirectory
-from safesteer.runs.files import write_json, write_jsonl
+from safesteer.runs.directory import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -68,11 +68,11 @@ def measurements(tokens: list[int], text: str) -> dict[str, Any]:
         },
         "rollouts": [
             {
-                "set": name, "prompt": f"{name} rollout?", "speaker": speaker, "reference": against,
+                "set": name, "prompt": f"{name} rollout?", "variant": variant, "reference": against,
                 "tokens": ["I", " can", "'t\n", "", text], "kl": [0.0, 0.1, 0.02, 0.4, 0.003],
                 "p": [0.5] * 5, "p_reference": [0.25] * 5,
             }
-            for name, speaker, against in (
+            for name, variant, against in (
                 ("harmful", "base", "teacher"), ("harmful", "aligned", "teacher"),
                 ("harmless", "aligned", "base"),
             )

@@ -115,7 +115,7 @@ def test_the_licence_is_left_out_where_it_is_not_known(new_run, monkeypatch):
 def test_facts_of_a_base_that_cannot_be_reached(monkeypatch):
     import huggingface_hub
 
-    from safesteer.config import ModelSettings
+    from safesteer.config.settings import ModelSettings
 
     def offline(*args, **kwargs):
         raise OSError("offline")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safesteer.errors import InputError
+from safesteer.files import write_json
 from safesteer.report.compare import (
     compare,
     front,
@@ -18,7 +19,6 @@ from safesteer.report.compare import (
     table_rows,
     why_not_comparable,
 )
-from safesteer.runs.files import write_json
 
 shares = st.floats(0, 1)
 

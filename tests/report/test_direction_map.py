@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import torch
 
 from safesteer.direction.candidates import Candidate
-from safesteer.direction.find import DirectionResult
+from safesteer.direction.extract import DirectionResult
+from safesteer.direction.vector import Direction
 from safesteer.report.direction_map import direction
-from safesteer.teacher import Direction
 
 
 def made(layer: int, **scores: object) -> Candidate:

@@ -8,13 +8,13 @@ import math
 import pytest
 import torch
 
-from safesteer.models.locate import fingerprint
-from safesteer.pipeline import Pipeline
-from safesteer.recipe import load_settings
+from safesteer.config.load import load_settings
+from safesteer.models.files import fingerprint
+from safesteer.pipeline.report import report_run
+from safesteer.pipeline.stages import Pipeline
 from safesteer.report import measure as measuring
 from safesteer.report.findings import MEASUREMENTS
-from safesteer.report.write import report_run
-from safesteer.runs import RunDirectory
+from safesteer.runs.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_probabilities_are_those_of_each_model(finished, content):
 
 
 def test_divergences_are_those_of_the_rollouts_own_tokens(content):
-    kinds = [(r["set"], r["speaker"], r["reference"]) for r in content["rollouts"]]
+    kinds = [(r["set"], r["variant"], r["reference"]) for r in content["rollouts"]]
     assert kinds.count(("harmful", "base", "teacher")) == 3
     assert kinds.count(("harmful", "aligned", "teacher")) == 3
     assert kinds.count(("harmless", "aligned", "base")) == 3
@@ -109,7 +109,7 @@ def test_a_report_is_made_again_without_the_model(finished, tmp_path, monkeypatc
         raise AssertionError("the model was asked for")
 
     monkeypatch.setattr("safesteer.report.write.fingerprint", never)
-    monkeypatch.setattr("safesteer.contents.load_model", never)
+    monkeypatch.setattr("safesteer.runs.artifacts.load_model", never)
     assert report_run(finished.path) == ""
     assert 'id="states"' in (finished.path / "report.html").read_text("utf-8")
     assert card.read_text("utf-8") != "edited"

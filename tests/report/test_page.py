@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from safesteer.config import TrainSettings
+from safesteer.config.settings import TrainSettings
+from safesteer.files import write_jsonl
 from safesteer.report import transcripts
 from safesteer.report.findings import read_findings
 from safesteer.report.page import render_page
 from safesteer.report.results import change_words
 from safesteer.report.template import tight
-from safesteer.runs.files import write_jsonl
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "rect", "line", "circle", "polygon", "polyline"}
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from safesteer.config import Settings
-from safesteer.runs import RunDirectory
+from safesteer.config.settings import Settings
+from safesteer.runs.directory import RunDirectory
 
 MODEL = {"id": "tiny", "revision": None, "sha256": "1" * 64}
 

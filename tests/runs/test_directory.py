@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from safesteer.config import Settings
+from safesteer.config.settings import Settings
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.runs import RunDirectory
+from safesteer.runs.directory import RunDirectory
 
 MODEL = {"id": "tiny", "revision": None, "sha256": "1" * 64}
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-import safesteer.config
+import safesteer
 from safesteer.errors import InputError
-from safesteer.runs import RunDirectory
+from safesteer.runs.directory import RunDirectory
 from safesteer.runs.lock import RunLock
 
 IN_A_STAGE = """
 import sys, time
-from safesteer.config import Settings
-from safesteer.runs import RunDirectory
+from safesteer.config.settings import Settings
+from safesteer.runs.directory import RunDirectory
 model = {"id": "tiny", "revision": None, "sha256": "1" * 64}
 run = RunDirectory.open(sys.argv[1], settings=Settings(), model=model)
 with run.stage("direction", {"layer": 1}):
@@ -30,7 +30,7 @@ with run.stage("direction", {"layer": 1}):
 
 @contextmanager
 def process_in_a_stage(path: Path) -> Iterator[subprocess.Popen[str]]:
-    source = str(Path(safesteer.config.__file__).parents[1])
+    source = str(Path(safesteer.__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", IN_A_STAGE, str(path)],
         stdout=subprocess.PIPE,

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from safesteer.config import Settings
+from safesteer.config.settings import Settings
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.runs import RunDirectory, sha256_file
+from safesteer.files import sha256_file
+from safesteer.runs.directory import RunDirectory
 
 INPUTS = {"layer": 3, "prompts": {"harmful": "a", "harmless": "b"}}
 

@@ -25,18 +25,18 @@ def chat(
     """Chat, one line per turn: base and aligned model side by side. /reset, /quit or Ctrl-D."""
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import side_by_side
-    from safesteer.targets import find_target
+    from safesteer.runs.target import find_target
 
     found = find_target(target, **settings.arguments())
     with make_reporter(quiet=False) as reporter:
         reporter.start(target)
-        from safesteer.conversation import Conversation
-        from safesteer.speaker import load_speakers
+        from safesteer.inference.conversation import Conversation
+        from safesteer.runs.artifacts import load_variants
 
         names = ["base", "aligned"] if found.is_run else ["base"]
-        speakers = load_speakers(found, names, reporter)
+        variants = load_variants(found, names, reporter)
         reporter.finish()
-        talk = Conversation(speakers, max_new_tokens, temperature, found.settings.seed)
+        talk = Conversation(variants, max_new_tokens, temperature, found.settings.seed)
         while True:
             if sys.stdin.isatty():
                 reporter.console.print("you> ", end="", style="bold")
@@ -47,6 +47,6 @@ def chat(
             if text == "/reset":
                 talk.reset()
             elif text:
-                for part in side_by_side(talk.say(text), reporter.console.is_terminal):
+                for part in side_by_side(talk.generate(text), reporter.console.is_terminal):
                     reporter.console.print(part, soft_wrap=not reporter.console.is_terminal)
                 reporter.console.file.flush()

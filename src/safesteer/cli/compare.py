@@ -35,8 +35,8 @@ def compare(
 
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import table
+    from safesteer.files import write_json, write_text
     from safesteer.report import compare as comparing
-    from safesteer.runs.files import write_json, write_text
 
     found = comparing.compare(comparing.read_entrants(runs))
     if json_file is not None:

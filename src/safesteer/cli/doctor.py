@@ -32,11 +32,11 @@ def doctor(
 
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import card_table, facts, memory_table
-    from safesteer.targets import find_target
+    from safesteer.runs.target import find_target
 
     found = find_target(model, **settings.arguments()) if model else None
     with make_reporter(quiet=False) as reporter:
-        from safesteer.doctor import machine_facts, memory_needed, model_facts
+        from safesteer.pipeline.doctor import machine_facts, memory_needed, model_facts
 
         reporter.console.print(facts("this machine", machine_facts()))
         if found is not None and model is not None:

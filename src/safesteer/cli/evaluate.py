@@ -44,7 +44,7 @@ def evaluate(
     from safesteer.cli.tables import completions, evaluation
     from safesteer.evaluate.benchmarks import find_benchmark
     from safesteer.prompts import load_prompt_sets
-    from safesteer.targets import find_target
+    from safesteer.runs.target import find_target
 
     name = which_model(base, teacher)
     found = find_target(target, **settings.arguments())
@@ -55,8 +55,8 @@ def evaluate(
         find_benchmark(benchmark)
     with make_reporter(quiet) as reporter:
         reporter.start(target)
-        from safesteer.evaluation import evaluate_target
-        from safesteer.runs import write_json
+        from safesteer.files import write_json
+        from safesteer.pipeline.evaluate import evaluate_target
 
         result = evaluate_target(
             found, name, changed=bool(settings), benchmarks=named, reporter=reporter

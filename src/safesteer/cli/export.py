@@ -48,7 +48,8 @@ def export(
     from rich.text import Text
 
     from safesteer.cli.reporter import make_reporter
-    from safesteer.runs import RunDirectory, write_text
+    from safesteer.files import write_text
+    from safesteer.runs.directory import RunDirectory
 
     check_name(form, dtype)
     found = RunDirectory.load(run)

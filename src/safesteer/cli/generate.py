@@ -46,19 +46,19 @@ def generate(
 ) -> None:
     """Answer every prompt of a file, in its order: one line out per row in."""
     from safesteer.cli.reporter import make_reporter
+    from safesteer.files import write_jsonl
     from safesteer.prompts import load_prompts
-    from safesteer.runs import write_jsonl
-    from safesteer.targets import find_target
+    from safesteer.runs.target import find_target
 
     name = which_model(base, teacher)
     rows = load_prompts(prompts, column=column, keep_duplicates=True)
     found = find_target(target, **settings.arguments())
     with make_reporter(quiet) as reporter:
         reporter.start(target)
-        from safesteer.speaker import load_speakers
+        from safesteer.runs.artifacts import load_variants
 
-        (speaker,) = load_speakers(found, [name], reporter)
-        answers = speaker.say(
+        (variant,) = load_variants(found, [name], reporter)
+        answers = variant.generate(
             [row.messages for row in rows],
             max_new_tokens=max_new_tokens,
             temperature=temperature,

@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from safesteer import __version__, ranks
+from safesteer import __version__, distributed
 from safesteer.cli import (
     benchmarks,
     chat,
@@ -79,12 +79,12 @@ def _top(
 def program() -> NoReturn:
     """Run the command that was typed, and end the process with its exit code."""
     code = main()
-    if ranks.count() == 1:
+    if distributed.count() == 1:
         sys.exit(code)
     # What FSDP wrapped keeps gloo's threads; an interpreter that is taken down while one of them
     # lets go of a tensor aborts (SIGABRT), and the launcher then ends the other processes.
     try:
-        ranks.linger()
+        distributed.linger()
         with suppress(SystemExit):
             sys.exit(code)  # which trackers hook into, to know how it ended
         atexit._run_exitfuncs()
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     joint = not given or given[0] in TOGETHER
-    if not ranks.is_main():
+    if not distributed.is_main():
         if not joint:
             return 0
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(command.main(given, prog_name="safesteer", standalone_mode=False) or 0)
     try:
         with (
-            nullcontext() if joint else ranks.alone(),
+            nullcontext() if joint else distributed.alone(),
             command.make_context("safesteer", given) as context,
         ):
             command.invoke(context)
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception, command: object) -> tuple[str, int]:
     """One line for the screen, and the exit code."""
-    from safesteer.runs.files import is_disk_full, write_error
+    from safesteer.files import is_disk_full, write_error
 
     if isinstance(error, OSError) and is_disk_full(error):
         error = write_error(error.filename or "a file", error)
@@ -156,7 +156,7 @@ def _explain(error: Exception, command: object) -> tuple[str, int]:
 def _interrupted(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in RESUMABLE:
         return "interrupted"
-    if ranks.count() > 1:  # by the launcher, which ends all processes when one has ended
+    if distributed.count() > 1:  # by the launcher, which ends all processes when one has ended
         return "interrupted, or another process has ended; the same command goes on with the run"
     # --fresh would throw away what there is to go on with.
     again = [argument for argument in arguments if argument != "--fresh"]
@@ -165,9 +165,9 @@ def _interrupted(arguments: list[str]) -> str:
 
 def _end(message: str) -> None:
     """Say why this ends; of several processes the first one to fail speaks."""
-    if ranks.count() > 1:
+    if distributed.count() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, while we speak
-    if ranks.first_to_fail():
+    if distributed.first_to_fail():
         _say(message)
 
 

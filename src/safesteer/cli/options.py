@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic.fields import FieldInfo
 
-from safesteer.config import Settings
+from safesteer.config.settings import Settings
 from safesteer.errors import InputError
 
 # Option -> key of the settings, in the order of --help.
@@ -130,7 +130,7 @@ class GivenSettings:
         return bool(self.config or self.overrides or self.sections)
 
     def arguments(self) -> dict[str, Any]:
-        """Keywords of `safesteer.targets.find_target`."""
+        """Keywords of `safesteer.runs.target.find_target`."""
         return {"config": self.config, "overrides": self.overrides, "sections": self.sections}
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import Debug
+from safesteer.config.load import accelerate_names, recipe_model, recipe_names, recipe_text
 from safesteer.errors import InputError, nearest
-from safesteer.recipe import accelerate_names, recipe_model, recipe_names, recipe_text
 
 
 def recipes(

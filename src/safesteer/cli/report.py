@@ -37,7 +37,7 @@ def report(
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.work import work
-    from safesteer.targets import find_target
+    from safesteer.runs.target import find_target
 
     found = find_target(target, **settings.arguments(), output_dir=output_dir)
     if settings or not found.is_run or not resume:
@@ -45,7 +45,8 @@ def report(
         return
     with make_reporter(quiet) as reporter:
         reporter.start(target)
-        from safesteer.report.write import CARD, PAGE, report_run
+        from safesteer.pipeline.report import report_run
+        from safesteer.report.write import CARD, PAGE
 
         note = report_run(found.path, reporter)
         reporter.finish()

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from safesteer.cli import tables
-from safesteer.reporter import Reporter
+from safesteer.events import Reporter
 
 # Of a screen that has no width of its own.
 PLAIN_WIDTH = 110

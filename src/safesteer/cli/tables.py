@@ -14,11 +14,11 @@ from safesteer.evaluate.benchmarks import Benchmark
 from safesteer.evaluate.benchmarks.forms import FORMS, PLAIN
 from safesteer.evaluate.benchmarks.sources import found_files
 from safesteer.report.words import duration, rounded_words, size
-from safesteer.runs import RunDirectory
+from safesteer.runs.directory import RunDirectory
 
 if TYPE_CHECKING:  # both import torch
-    from safesteer.doctor import Memory
     from safesteer.memory.cards import Fit
+    from safesteer.pipeline.doctor import Memory
 
 # Entry of eval/*.json -> what it is called, and which way is better.
 RATES = {
@@ -152,7 +152,7 @@ def print_summary(
         console.print(Text(f"report: {run.path / 'report.html'}"), soft_wrap=True)
         console.print(Text(f"model card: {run.path / 'README.md'}"), soft_wrap=True)
     if last in ("train", "evaluate", "report"):
-        from safesteer.models.usage import loading_code
+        from safesteer.models.loading_code import loading_code
 
         console.print(Text("load it:"))
         for line in loading_code(run.path, run.settings.model):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from safesteer import ranks
+from safesteer import distributed
 from safesteer.cli.options import GivenSettings
 from safesteer.cli.reporter import make_reporter
 from safesteer.cli.tables import print_summary
 from safesteer.distill.trackers import check_trackers
 from safesteer.export.hub import HubTarget, check_hub, push
 from safesteer.prompts import load_prompt_sets
-from safesteer.targets import find_target
+from safesteer.runs.target import find_target
 
 
 def work(
@@ -31,7 +31,7 @@ def work(
     # Wrong prompt files are found here, in a moment, and not after torch is loaded.
     load_prompt_sets(found.settings.prompts, found.settings.seed)
     check_trackers(found.settings.report_to)
-    if not ranks.is_main():
+    if not distributed.is_main():
         hub = None  # the main process sends
     if hub is not None:
         check_hub(hub)
@@ -39,13 +39,13 @@ def work(
         reporter.start(found.settings.model.id, str(found.path))
 
         from safesteer.evaluate.stored import read_results
-        from safesteer.opening import open_run
-        from safesteer.pipeline import Pipeline
+        from safesteer.pipeline.stages import Pipeline
+        from safesteer.runs.open import open_run
 
         with open_run(found.path, found.settings, fresh=fresh) as run:
             Pipeline(run, reporter).run_all(last)
         reporter.finish()
-        if not quiet and ranks.is_main():
+        if not quiet and distributed.is_main():
             print_summary(
                 reporter.console, run, read_results(run.path), last, time.monotonic() - started
             )

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 
 import torch
 
-from safesteer.models.batches import in_batches
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress
+from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel
+from safesteer.models.oom import in_batches
 from safesteer.models.steering import edit_block_input
 
 Keep = Callable[[torch.Tensor], torch.Tensor]  # [B, D] -> [B], bool

@@ -7,19 +7,21 @@ prompts, a judge reads the answers, and the unsteered model says how surprising 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from safesteer.evaluate.refusal_judge import judge_refusal
-from safesteer.evaluate.text import is_looping
-from safesteer.models.batches import in_batches
+from safesteer.direction.vector import Direction
+from safesteer.judges.looping import is_looping
+from safesteer.judges.refusal_patterns import judge_refusal
+from safesteer.models.base_weights import base_weights
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
-from safesteer.models.head import OutputHead
+from safesteer.models.hidden_states import hidden_states
+from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
-from safesteer.teacher import Teacher, base_weights
+from safesteer.models.oom import in_batches
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,16 @@ class Behaviour:
 
 def observe(
     model: ChatModel,
-    teacher: Teacher,
+    direction: Direction | None,
     prompts: Sequence[Sequence[Message]],
     *,
     max_new_tokens: int = 24,
     batch_size: int = 64,
 ) -> Behaviour:
-    """Let the teacher answer greedily and describe what it said."""
-    rendered = [model.chat.ids(teacher.messages(messages)) for messages in prompts]
-    with teacher.active(model.model):
+    """Describe the greedy answers of the steered model; a direction of None does not steer."""
+    rendered = [model.chat.ids(messages) for messages in prompts]
+    steered = nullcontext() if direction is None else direction.steer(model.model)
+    with base_weights(model.model), steered:
         answers = generate(
             model.model,
             model.tokenizer,

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from safesteer.config import DirectionSettings
+from safesteer.config.settings import DirectionSettings
+from safesteer.direction.edited_passes import RepeatedPrompts
+from safesteer.direction.vector import Direction
 from safesteer.models.chat import Message
 from safesteer.models.generate import Progress
-from safesteer.models.head import OutputHead
+from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
-from safesteer.models.repeated import RepeatedPrompts
 from safesteer.models.steering import ablate, steer
-from safesteer.teacher import Direction
 
 # Candidates whose passes share batches; more of them would leave too few prompts to each batch.
 _TOGETHER = 8

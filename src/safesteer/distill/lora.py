@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from safesteer import ranks
-from safesteer.config import LoraSettings, TrainSettings
+from safesteer import distributed
+from safesteer.config.settings import LoraSettings, TrainSettings
 from safesteer.errors import InputError
-from safesteer.models.adapters import compute_in_model_dtype
 from safesteer.models.layers import find_blocks, has_other_towers, text_tower_name
+from safesteer.models.lora_dtype import compute_in_model_dtype
 
 
 def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | None = None) -> Any:
@@ -76,7 +76,7 @@ def extrapolate(student: Any, by: float) -> None:
             from deepspeed.zero import GatheredParameters
 
             with GatheredParameters([parameter], modifier_rank=0):
-                if ranks.is_main():
+                if distributed.is_main():
                     parameter.mul_(1 + by)
         else:
             parameter.mul_(1 + by)

@@ -1,7 +1,7 @@
 """Divergences between student and teacher on the safety tokens, one function each.
 
 Inputs are log-probabilities of the full softmax; how they are made (streamed, chunked, from which
-matrix) is `safesteer.models.head`'s business. K safety tokens, N positions.
+matrix) is `safesteer.models.lm_head`'s business. K safety tokens, N positions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from safesteer.models.head import OutputHead
+from safesteer.models.lm_head import OutputHead
 
 # Positions of a chunk of `full`, whose softmax needs whole rows of logits. With fewer the output
 # matrix is read too often for what is computed with it; more only take memory: this many rows of

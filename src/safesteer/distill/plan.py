@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from safesteer.config import TrainSettings
+from safesteer.config.settings import TrainSettings
 from safesteer.errors import InputError
 from safesteer.models.chat import Message
 

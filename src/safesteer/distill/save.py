@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from safesteer import ranks
-from safesteer.config import ModelSettings
+from safesteer import distributed
+from safesteer.config.settings import ModelSettings
+from safesteer.files import PARTIAL
+from safesteer.models.files import base_name, locate
 from safesteer.models.layers import has_other_towers, is_sharded
 from safesteer.models.load import copy_processor_files, save_model
-from safesteer.models.locate import base_name, locate
-from safesteer.runs.directory import PARTIAL
 
 
 def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings) -> None:
@@ -24,7 +24,7 @@ def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings
     this, and the main one writes.
     """
     weights = _gathered(student) if is_sharded(student) else None
-    if not ranks.is_main():
+    if not distributed.is_main():
         return
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -54,6 +54,6 @@ def _gathered(student: Any) -> dict[str, torch.Tensor]:
 
             with GatheredParameters([parameter]):
                 whole = parameter.detach().clone()
-        if ranks.is_main():
+        if distributed.is_main():
             weights[name.replace("_checkpoint_wrapped_module.", "")] = whole.cpu()
     return weights

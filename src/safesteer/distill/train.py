@@ -22,21 +22,21 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import DistillationConfig
 
-from safesteer import ranks
-from safesteer.config import TrainSettings
+from safesteer import distributed
+from safesteer.config.settings import TrainSettings
 from safesteer.distill.attention import training_attention
+from safesteer.distill.kfac import measure_whitening, start_whitened
 from safesteer.distill.lora import extrapolate, with_lora
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
-from safesteer.distill.reading import TEACHER_TOKENS
-from safesteer.distill.rollouts import check_rollouts, release, vllm_arguments
+from safesteer.distill.teacher_pass import TEACHER_TOKENS
 from safesteer.distill.trainer import SafeSteerTrainer
-from safesteer.distill.whitening import measure_whitening, start_whitened
+from safesteer.distill.vllm import check_rollouts, release, vllm_arguments
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.models.batches import attempt
+from safesteer.files import read_json, write_json, write_text
 from safesteer.models.chat import Message
 from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
-from safesteer.runs.files import read_json, write_json, write_text
+from safesteer.models.oom import attempt
 from safesteer.teacher import Teacher
 
 _MARKER = "complete.json"
@@ -97,20 +97,20 @@ def train(
     updates = len(rows) // per_update
     window = min(settings.updates_per_rollout, updates)
     rows += rows[: -updates % window * per_update]  # windows are whole; these are not trained on
-    rows = for_processes(rows, window * per_update, ranks.count())
-    layout = ranks.layout()
+    rows = for_processes(rows, window * per_update, distributed.count())
+    layout = distributed.layout()
     if settings.method == "full" and frozen is None:
         frozen = copy.deepcopy(model.model)
     floor = settings.lora.whitening if settings.method == "lora" else None
     if floor is not None:
         _check_whitening(settings, short_anchors, layout)
     whitening: dict[str, torch.Tensor] = {}
-    own = completions_per_process(settings, ranks.count())
+    own = completions_per_process(settings, distributed.count())
     micro = _dividing(own, settings.micro_batch or own)
     teacher_tokens = TEACHER_TOKENS
 
     def once() -> Any:
-        checkpoint = ranks.on_main(lambda: _go_on_from(folder, layout, window))
+        checkpoint = distributed.on_main(lambda: _go_on_from(folder, layout, window))
         torch.manual_seed(seed)
         metrics = MetricsFile(folder, on_update)
         trainer = SafeSteerTrainer(
@@ -165,7 +165,7 @@ def train(
                 )
                 start_whitened(student, whitening)  # and a checkpoint, if there is one, goes on
         # Other processes would wait for the passes that this one makes again.
-        if (once() if ranks.count() > 1 else attempt(once)) is not None:
+        if (once() if distributed.count() > 1 else attempt(once)) is not None:
             if settings.method == "lora":
                 extrapolate(student, settings.lora.extrapolation)
             return student.eval()
@@ -270,11 +270,11 @@ def _arguments(
 ) -> DistillationConfig:
     parameter = next(student.parameters())
     # Weights that are going to be spread over devices wait on the CPU.
-    cuda = parameter.is_cuda or (ranks.layout() != "whole" and torch.cuda.is_available())
+    cuda = parameter.is_cuda or (distributed.layout() != "whole" and torch.cuda.is_available())
     arguments = DistillationConfig(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=completions_per_process(settings, ranks.count()) // micro,
+        gradient_accumulation_steps=completions_per_process(settings, distributed.count()) // micro,
         max_steps=updates,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -370,5 +370,5 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero:
             write_json(
                 self.folder / f"checkpoint-{state.global_step}" / _MARKER,
-                {"update": state.global_step, "layout": ranks.layout()},
+                {"update": state.global_step, "layout": distributed.layout()},
             )

@@ -24,18 +24,18 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
-from safesteer.distill import rollouts
-from safesteer.distill.answers import answer_mask, answer_rates
+from safesteer.distill import vllm as rollouts
+from safesteer.distill.kfac import step_whitened
 from safesteer.distill.losses import completion_mean, distillation_loss
-from safesteer.distill.reading import TEACHER_TOKENS, Reader
-from safesteer.distill.whitening import step_whitened
+from safesteer.distill.rollout_metrics import answer_mask, answer_rates
+from safesteer.distill.teacher_pass import TEACHER_TOKENS, Reader
 from safesteer.errors import SafeSteerError
-from safesteer.models.batches import attempt, halved
 from safesteer.models.chat import ChatRenderer, pad_left
-from safesteer.models.from_layer import from_layer
 from safesteer.models.generate import end_of_turn_ids, generate
-from safesteer.models.head import OutputHead
+from safesteer.models.layer_cache import from_layer
 from safesteer.models.layers import is_sharded
+from safesteer.models.lm_head import OutputHead
+from safesteer.models.oom import attempt, halved
 from safesteer.teacher import Teacher
 
 

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from safesteer.evaluate.answers import generate
-from safesteer.evaluate.batches import rows_that_fit
 from safesteer.evaluate.statistics import mean_interval
-from safesteer.models.batches import in_batches
+from safesteer.models.answer_cache import generate
+from safesteer.models.base_weights import base_weights
+from safesteer.models.batch_size import rows_that_fit
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.float32 import in_float32
-from safesteer.models.forward import hidden_states
 from safesteer.models.generate import Progress
-from safesteer.models.head import OutputHead
+from safesteer.models.hidden_states import hidden_states
+from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
-from safesteer.models.quantize import quantization_of
-from safesteer.teacher import base_weights
+from safesteer.models.oom import in_batches
+from safesteer.models.quantization import quantization_of
+from safesteer.models.upcast import in_float32
 
 _log = logging.getLogger(__name__)
 

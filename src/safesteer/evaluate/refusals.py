@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from safesteer.evaluate.judges import Judge, Verdict
-from safesteer.evaluate.refusal_judge import judge_refusal
 from safesteer.evaluate.statistics import disagreement, wilson_interval
-from safesteer.evaluate.text import is_looping
-from safesteer.models.chat import Said
+from safesteer.inference.variant import ModelVariant
+from safesteer.judges import Judge, Verdict
+from safesteer.judges.looping import is_looping
+from safesteer.judges.refusal_patterns import judge_refusal
+from safesteer.models.chat import Response
 from safesteer.models.generate import Progress
 from safesteer.models.load import ChatModel
-from safesteer.speaker import Speaker
 from safesteer.teacher import Teacher
 
 Kind = Literal["safety", "over_refusal"]
@@ -185,7 +185,7 @@ def counted(row: Mapping[str, Any], metric: str, judge: str) -> bool | None:
 def make_samples(
     prompts: Sequence[Any],
     requests: Sequence[str],
-    completions: Sequence[Said],
+    completions: Sequence[Response],
     verdicts: Mapping[str, Sequence[Verdict]],
 ) -> list[Sample]:
     """What was asked (`prompts` are `safesteer.prompts.Prompt`), answered and judged, in rows."""
@@ -255,8 +255,8 @@ def refusal_rate(
     `student` is the trained model when it is not ``model.model``; with `teacher` the base weights
     answer as the teacher. Seeds torch's global generator.
     """
-    speaker = Speaker("model", model, model.model if student is None else student, teacher)
-    said = speaker.say(
+    variant = ModelVariant("model", model, model.model if student is None else student, teacher)
+    said = variant.generate(
         [prompt.messages for prompt in prompts],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safesteer.runs.files import read_json, write_json, write_jsonl
+from safesteer.files import read_json, write_json, write_jsonl
 
 # The first word of a file in eval/samples; what follows it is the benchmark's name.
 MODELS = ("base", "teacher", "aligned")

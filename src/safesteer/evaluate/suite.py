@@ -12,18 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from safesteer.config import Settings
-from safesteer.evaluate.answers import Cache
+from safesteer.config.settings import Settings
 from safesteer.evaluate.benchmarks.capability import Capability, check_requirements
 from safesteer.evaluate.benchmarks.sources import Loaded, load_benchmarks
 from safesteer.evaluate.benchmarks.win_rate import Comparer, has_references, win_rate
-from safesteer.evaluate.judges import Judge, make_judge
-from safesteer.evaluate.judges.registry import win_rate_judge
 from safesteer.evaluate.refusals import Rate, judge_all, lead_by_one_judge, make_samples
-from safesteer.models.chat import Said
+from safesteer.events import Reporter
+from safesteer.inference.variant import LABELS, ModelVariant
+from safesteer.judges import Judge, make_judge
+from safesteer.judges.registry import win_rate_judge
+from safesteer.models.answer_cache import Cache
+from safesteer.models.chat import Response
 from safesteer.prompts import PromptSet
-from safesteer.reporter import Reporter
-from safesteer.speaker import LABELS, Speaker
 
 
 class Result(Protocol):
@@ -107,25 +107,25 @@ class Suite:
         return {loaded.name: loaded.sha256 for loaded in self.benchmarks}
 
     def measure(
-        self, speakers: Iterable[Speaker], cache_dir: Path, reporter: Reporter | None = None
+        self, variants: Iterable[ModelVariant], cache_dir: Path, reporter: Reporter | None = None
     ) -> Results:
-        """Let `speakers` answer, and judge the answers.
+        """Let `variants` answer, and judge the answers.
 
         Capabilities are not measured for a teacher: lm-eval would not show it what it reads first.
         """
         told = reporter or Reporter()
         self.prepare()
-        answers: dict[str, dict[str, list[Said]]] = {}
+        answers: dict[str, dict[str, list[Response]]] = {}
         results: Results = {}
-        for speaker in speakers:
-            told.stage("evaluate", f"asking {LABELS.get(speaker.name, 'the model')}")
-            cache = Cache(cache_dir, speaker.identity)
-            answers[speaker.name] = self._ask(speaker, cache, told)
-            results[speaker.name] = {}
+        for variant in variants:
+            told.stage("evaluate", f"asking {LABELS.get(variant.name, 'the model')}")
+            cache = Cache(cache_dir, variant.identity)
+            answers[variant.name] = self._ask(variant, cache, told)
+            results[variant.name] = {}
             for name, capability in self._capabilities.items():
-                if speaker.name != "teacher":
-                    results[speaker.name][name] = capability.measure(
-                        speaker, cache, self.settings.evaluate.batch_size, _bar(told, name)
+                if variant.name != "teacher":
+                    results[variant.name][name] = capability.measure(
+                        variant, cache, self.settings.evaluate.batch_size, _bar(told, name)
                     )
         self._judge(answers, results, told)
         self._compare(answers, results, told)
@@ -135,11 +135,13 @@ class Suite:
             for who, found in results.items()
         }
 
-    def _ask(self, speaker: Speaker, cache: Cache, told: Reporter) -> dict[str, list[Said]]:
-        answers: dict[str, list[Said]] = {}
+    def _ask(
+        self, variant: ModelVariant, cache: Cache, told: Reporter
+    ) -> dict[str, list[Response]]:
+        answers: dict[str, list[Response]] = {}
         for loaded in self.benchmarks:
-            if loaded.items and not (_is_win_rate(loaded) and speaker.name == "teacher"):
-                answers[loaded.name] = speaker.say(
+            if loaded.items and not (_is_win_rate(loaded) and variant.name == "teacher"):
+                answers[loaded.name] = variant.generate(
                     [item.prompt.messages for item in loaded.items],
                     prefills=[item.prefill for item in loaded.items],
                     max_new_tokens=self.settings.evaluate.max_new_tokens,
@@ -151,14 +153,14 @@ class Suite:
         if unfinished := sum(not each.finished for each in said):
             limit = self.settings.evaluate.max_new_tokens
             told.note(
-                f"{unfinished} of {len(said)} answers of {LABELS.get(speaker.name, 'the model')}"
+                f"{unfinished} of {len(said)} answers of {LABELS.get(variant.name, 'the model')}"
                 f" did not get past the thinking block in {limit} tokens and are not judged;"
                 " raise evaluate.max_new_tokens"
             )
         return answers
 
     def _judge(
-        self, answers: dict[str, dict[str, list[Said]]], results: Results, told: Reporter
+        self, answers: dict[str, dict[str, list[Response]]], results: Results, told: Reporter
     ) -> None:
         judged = [b for b in self.benchmarks if b.items and not _is_win_rate(b)]
         pairs = {
@@ -199,7 +201,7 @@ class Suite:
                 results[who][loaded.name] = rate
 
     def _compare(
-        self, answers: dict[str, dict[str, list[Said]]], results: Results, told: Reporter
+        self, answers: dict[str, dict[str, list[Response]]], results: Results, told: Reporter
     ) -> None:
         for loaded in self.benchmarks:
             if not _is_win_rate(loaded) or self.comparer is None:
@@ -224,7 +226,9 @@ def _comparer(settings: Settings, cache_dir: Path | None) -> Comparer:
     return win_rate_judge(settings.evaluate, (models or [""])[0] or None, cache_dir)
 
 
-def _texts(answers: dict[str, dict[str, list[Said]]], who: str, loaded: Loaded) -> list[str] | None:
+def _texts(
+    answers: dict[str, dict[str, list[Response]]], who: str, loaded: Loaded
+) -> list[str] | None:
     return [said.answer for said in answers[who][loaded.name]] if who in answers else None
 
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safesteer.config import Settings
+from safesteer.config.settings import Settings
 from safesteer.errors import InputError
-from safesteer.models.locate import BUILTIN, locate
-from safesteer.models.quantize import held_in
-from safesteer.report.words import short_name
+from safesteer.models.files import BUILTIN, locate, short_name
+from safesteer.models.quantization import held_in
 
 _LM_EVAL = "--tasks ifeval,gsm8k --apply_chat_template --batch_size auto"
 # What vLLM accepts as --max-lora-rank.

@@ -19,8 +19,8 @@ from safesteer.export import llama_cpp, merged
 from safesteer.export.gguf_tokenizer import split_name, write_tokenizer
 from safesteer.export.proof import Candidate
 from safesteer.export.source import Source
+from safesteer.models.files import short_name
 from safesteer.models.layers import text_config
-from safesteer.report.words import short_name
 
 # transformers' model type: llama.cpp's architecture.
 ARCHITECTURES = {
@@ -42,7 +42,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 
     Raises InputError for an architecture or a tokenizer that cannot be written.
     """
-    config = text_config(source.speaker.model.model)
+    config = text_config(source.variant.model.model)
     require_supported(config)
     split = split_name(source.tokenizer, source.base if source.kind == "gguf" else None)
     model = merged.aligned_model(source)
@@ -70,7 +70,7 @@ def read(source: Source, target: Path) -> Candidate:
 
     where: dict[str, Any] = {"gguf_file": target.name}
     config = AutoConfig.from_pretrained(target.parent, **where)
-    own = text_config(source.speaker.model.model)
+    own = text_config(source.variant.model.model)
     if own.rope_parameters["rope_type"] != "default":
         config.rope_parameters = own.rope_parameters
     if own.model_type == "qwen3":

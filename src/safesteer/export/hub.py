@@ -18,11 +18,10 @@ from typing import Any
 
 import markupsafe
 
-from safesteer.config import Settings
+from safesteer.config.load import dump_settings
+from safesteer.config.settings import Settings
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.recipe import dump_settings
-from safesteer.runs import RunDirectory
-from safesteer.runs.directory import CONFIG_NAME
+from safesteer.runs.directory import CONFIG_NAME, RunDirectory
 
 OPTION = "--push-to-hub"
 _TEXTS = (".json", ".jsonl", ".yaml", ".md", ".html")  # the files in which paths may stand
@@ -138,7 +137,7 @@ def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
     what its stages recorded as theirs is sent. Without ``target.transcripts`` no answer of a model
     is among them.
     """
-    from safesteer.models.locate import MERGED
+    from safesteer.models.files import MERGED
     from safesteer.report.card import card_for_hub, hub_name
     from safesteer.report.write import CARD, PAGE
 

@@ -36,8 +36,8 @@ def read(source: Source, target: Path) -> Candidate:
 
 
 def aligned_model(source: Source) -> Any:
-    """The aligned model without PEFT. The speaker's own weights become it."""
-    runner = source.speaker.runner
+    """The aligned model without PEFT. The variant's own weights become it."""
+    runner = source.variant.runner
     return runner.merge_and_unload() if hasattr(runner, "merge_and_unload") else runner
 
 

@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safesteer.errors import InputError, SafeSteerError, nearest
-from safesteer.runs.directory import PARTIAL
-from safesteer.runs.files import write_error
+from safesteer.files import PARTIAL, write_error
 
 NAMES = ("adapter", "merged", "gguf", "teacher", "steered", "commands")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -72,12 +72,12 @@ class Expected(NamedTuple):
 
 def expect(source: Source) -> Expected:
     """Ask the run's model; with a teacher, what it reads first is part of the prompt."""
-    speaker, chat = source.speaker, source.chat
+    variant, chat = source.variant, source.chat
     conversations = [c for c in _CONVERSATIONS if _renders(chat, c)]
-    teacher = speaker.teacher
+    teacher = variant.teacher
     prompts = [chat.ids(teacher.messages(c) if teacher else c) for c in conversations]
-    with speaker.speaking():
-        found = [last_log_probs(lambda ids: speaker.runner(ids).logits, p) for p in prompts]
+    with variant.speaking():
+        found = [last_log_probs(lambda ids: variant.runner(ids).logits, p) for p in prompts]
     conversations = [tuple(chat.shaped(c)) for c in conversations]
     return Expected(conversations, prompts, found, chat.template_kwargs, chat.appended)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from safesteer.errors import SafeSteerError
+from safesteer.events import Reporter
 from safesteer.export import adapter, gguf_file, merged, steered, teacher
 from safesteer.export.output import (
     RECORD,
@@ -24,10 +25,9 @@ from safesteer.export.output import (
 )
 from safesteer.export.proof import BOUNDS, Candidate, compare, expect
 from safesteer.export.source import Source, load_source
+from safesteer.files import write_json
 from safesteer.models.load import quiet_libraries
-from safesteer.reporter import Reporter
-from safesteer.runs import RunDirectory
-from safesteer.runs.files import write_json
+from safesteer.runs.directory import RunDirectory
 from safesteer.runs.system import versions
 
 
@@ -35,14 +35,14 @@ class Format(NamedTuple):
     """One way to hand on a run.
 
     Attributes:
-        speaker: who of the run it is, aligned or teacher.
+        variant: who of the run it is, aligned or teacher.
         tool: what reads it back.
         write: makes the file or folder from a source, in a type.
         read: loads it again.
         whole: whether layers in few bits have to be ordinary ones for it.
     """
 
-    speaker: str
+    variant: str
     tool: str
     write: Callable[[Source, Path, torch.dtype], None]
     read: Callable[[Source, Path], Candidate]
@@ -105,11 +105,11 @@ def export(
     run = RunDirectory.load(run_path)
     check_name(name, dtype)
     check_output(output, name, force)
-    source = load_source(run, form.speaker, reporter, whole=form.whole)
+    source = load_source(run, form.variant, reporter, whole=form.whole)
     stored = torch.float32
     if name in ROUNDED:
         stored = getattr(torch, dtype) if dtype else source.stored_dtype()
-        weights = source.speaker.model.model.parameters()
+        weights = source.variant.model.model.parameters()
         require_space(output, stored.itemsize * sum(p.numel() for p in weights))
     bound = BOUNDS[stored]
     expected = expect(source)
@@ -148,6 +148,6 @@ def _read(form: Format, source: Source, target: Path) -> Candidate:
 
 def _record(source: Source, made: Export) -> dict[str, Any]:
     """What lies in an exported folder as `RECORD`."""
-    base = source.speaker.model
+    base = source.variant.model
     model = {"id": source.settings.id, "revision": base.revision, "sha256": base.sha256}
     return {"schema": 1, **asdict(made), "base": model, "versions": versions()}

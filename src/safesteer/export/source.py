@@ -12,32 +12,32 @@ from typing import Any
 
 import torch
 
-from safesteer.config import ModelSettings
-from safesteer.contents import RunContents
+from safesteer.config.settings import ModelSettings
+from safesteer.direction.vector import Direction
+from safesteer.events import Reporter
+from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import ChatRenderer
+from safesteer.models.files import adapter_base, locate
 from safesteer.models.load import auto_class, copy_processor_files, merge_adapter, quiet_libraries
-from safesteer.models.locate import adapter_base, locate
-from safesteer.models.quantize import (
+from safesteer.models.quantization import (
     dequantized,
     held_in,
     loading_arguments,
     quantization_of,
     steady,
 )
-from safesteer.reporter import Reporter
-from safesteer.runs import RunDirectory
-from safesteer.speaker import Speaker
-from safesteer.teacher import Direction
+from safesteer.runs.artifacts import RunArtifacts
+from safesteer.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)
 class Source:
-    """A speaker of a run, and where its base is.
+    """A variant of a run, and where its base is.
 
     Attributes:
         run: folder of the run.
         settings: how the run's base is named and loaded.
-        speaker: the aligned model or the teacher; exports may change its weights.
+        variant: the aligned model or the teacher; exports may change its weights.
         kind: "gguf" or "folder", what the base is read from.
         base: that file or folder; of a base that is an adapter, what its weights were merged into.
         adapters: folders of the adapters that were merged into `base`, the first one first.
@@ -45,7 +45,7 @@ class Source:
 
     run: Path
     settings: ModelSettings
-    speaker: Speaker
+    variant: ModelVariant
     kind: str
     base: Path
     adapters: tuple[Path, ...] = ()
@@ -53,17 +53,17 @@ class Source:
     @property
     def chat(self) -> ChatRenderer:
         """Renders messages as the run does."""
-        return self.speaker.model.chat
+        return self.variant.model.chat
 
     @property
     def tokenizer(self) -> Any:
         """The run's tokenizer."""
-        return self.speaker.model.tokenizer
+        return self.variant.model.tokenizer
 
     @property
     def direction(self) -> Direction | None:
-        """What steers the speaker, None where nothing does."""
-        return self.speaker.teacher.direction if self.speaker.teacher else None
+        """What steers the variant, None where nothing does."""
+        return self.variant.teacher.direction if self.variant.teacher else None
 
     @property
     def base_arguments(self) -> dict[str, str]:
@@ -105,7 +105,7 @@ class Source:
         All weights trained have a type of their own, that of the run's folder `model`.
         """
         full = self.run / "model" / "config.json"
-        trained = self.speaker.name == "aligned" and full.is_file()
+        trained = self.variant.name == "aligned" and full.is_file()
         file = full if trained else self.base / "config.json"
         if not file.is_file():
             return torch.float16
@@ -125,7 +125,7 @@ def copy_processor(source: Source, target: Path) -> None:
 def load_source(
     run: RunDirectory, name: str, reporter: Reporter | None = None, *, whole: bool = True
 ) -> Source:
-    """The speaker `name` (aligned, teacher) of a run.
+    """The variant `name` (aligned, teacher) of a run.
 
     `whole` turns the layers of a base in 8 or 4 bits into ordinary ones of the same values.
 
@@ -136,7 +136,7 @@ def load_source(
     """
     model = run.settings.model.model_copy(update={"dtype": "float32", "device": "cpu"})
     run.settings = run.settings.model_copy(update={"model": model})
-    pipeline = RunContents(run, reporter)
+    pipeline = RunArtifacts(run, reporter)
     if whole:
         with quiet_libraries():
             pipeline.model.model = dequantized(pipeline.model.model)
@@ -145,4 +145,4 @@ def load_source(
     while kind == "folder" and (below := adapter_base(base)) is not None:
         adapters.insert(0, base)
         kind, base = locate(below)
-    return Source(run.path, model, pipeline.speaker(name), kind, base, tuple(adapters))
+    return Source(run.path, model, pipeline.variant(name), kind, base, tuple(adapters))

@@ -34,7 +34,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
         raise InputError(
             "the teacher is not steered, it only reads a context; use --format teacher"
         )
-    if has_other_towers(source.speaker.model.model):
+    if has_other_towers(source.variant.model.model):
         raise InputError(
             "lm-eval's class reads models of text alone, and this one also sees; use --format"
             " teacher"
@@ -55,7 +55,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
             " 'safesteer[eval]'"
         )
     content = {
-        hookpoint(source.speaker.model.model, source.direction.layer): {
+        hookpoint(source.variant.model.model, source.direction.layer): {
             "steering_vector": source.direction.vector.float().clone(),
             "steering_coefficient": float(source.direction.coefficient),
             "action": "add",

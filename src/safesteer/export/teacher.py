@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from safesteer.direction.vector import Direction
 from safesteer.errors import InputError
 from safesteer.export import merged
 from safesteer.export.proof import (
@@ -29,7 +30,6 @@ from safesteer.export.proof import (
 from safesteer.export.source import Source, copy_processor
 from safesteer.models.chat import Message
 from safesteer.models.layers import find_blocks, text_config
-from safesteer.teacher import Direction
 
 _OTHER_WAY = "use --format steered, which keeps the hook"
 
@@ -39,7 +39,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 
     Raises InputError, one line, where the steering cannot be folded exactly.
     """
-    model = source.speaker.model.model
+    model = source.variant.model.model
     if source.direction is not None:
         expected = expect(source)
         model = folded(model, source.direction)
@@ -81,7 +81,7 @@ def folded(model: Any, direction: Direction) -> Any:
 def tokenizer_with_context(source: Source) -> Any:
     """A copy of the tokenizer whose chat template begins with what the teacher reads first."""
     tokenizer = copy.deepcopy(source.tokenizer)
-    context = source.speaker.teacher.context if source.speaker.teacher else ()
+    context = source.variant.teacher.context if source.variant.teacher else ()
     if not context:
         return tokenizer
     if source.chat.reads_parts:

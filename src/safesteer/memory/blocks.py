@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from safesteer.config import TrainSettings
+from safesteer.config.settings import TrainSettings
 from safesteer.memory.shape import Shape
 
 # Linear layers that read the same tensor: it is kept once for all of them.

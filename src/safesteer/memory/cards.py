@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from safesteer.config import Settings
+from safesteer.config.settings import Settings
 from safesteer.memory.shape import Shape
 from safesteer.memory.stages import Lengths, Placement, predict
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safesteer.config import Settings
+from safesteer.config.settings import Settings
 from safesteer.memory.stages import Lengths
 from safesteer.models.chat import ChatRenderer
 from safesteer.prompts import load_prompt_sets

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from safesteer.config import LoraSettings, ModelSettings
+from safesteer.config.settings import LoraSettings, ModelSettings
 from safesteer.errors import InputError
+from safesteer.models.files import BUILTIN, builtin_path
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.load import quiet_libraries
-from safesteer.models.locate import BUILTIN, builtin_path
 
 
 @dataclass(frozen=True)

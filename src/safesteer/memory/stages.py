@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from safesteer.config import Settings
-from safesteer.distill.reading import TEACHER_TOKENS
-from safesteer.evaluate.batches import CUDA_ROWS, rows_on_card, rows_on_cpu, token_bytes
+from safesteer.config.settings import Settings
+from safesteer.distill.teacher_pass import TEACHER_TOKENS
 from safesteer.memory.blocks import FLOAT32, Pass
 from safesteer.memory.shape import Shape, first_layer
-from safesteer.models.forward import is_worthwhile
+from safesteer.models.batch_size import CUDA_ROWS, rows_on_card, rows_on_cpu, token_bytes
+from safesteer.models.hidden_states import is_worthwhile
 
 STAGES = ("load", "direction", "tokens", "train", "evaluate")
 
@@ -165,7 +165,7 @@ class _Stages:
         )
 
     def rows_of_answers(self, tokens: int, size: int) -> int:
-        """How many answers `safesteer.evaluate.batches` puts into a batch; `size` of a number."""
+        """How many answers `safesteer.models.batch_size` puts into a batch; `size` of a number."""
         if self.settings.evaluate.batch_size:
             return self.settings.evaluate.batch_size
         if self.place.device == "cpu":

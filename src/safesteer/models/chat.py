@@ -31,7 +31,7 @@ _PROBE = "probe"
 
 
 @dataclass(frozen=True)
-class Said:
+class Response:
     """What a model wrote, its thoughts told apart.
 
     Attributes:
@@ -179,14 +179,14 @@ class ChatRenderer:
         """The text of an answer, control tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def said(self, ids: Sequence[int]) -> Said:
+    def response(self, ids: Sequence[int]) -> Response:
         """What the model wrote after a prompt: its thoughts, and its answer."""
         start = self.answer_start(ids)
         if not start:
             if start is None:
-                return Said("", self._thoughts(ids), finished=False)
-            return Said(self.decode(ids))
-        return Said(self.decode(ids[start:]).lstrip(), self._thoughts(ids[:start]))
+                return Response("", self._thoughts(ids), finished=False)
+            return Response(self.decode(ids))
+        return Response(self.decode(ids[start:]).lstrip(), self._thoughts(ids[:start]))
 
     def answer_start(self, ids: Sequence[int]) -> int | None:
         """Where in what the model wrote its answer begins; None if it did not end its thoughts."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from safesteer.models.batches import in_batches
 from safesteer.models.chat import pad_left
-from safesteer.models.forward import share_prefix
+from safesteer.models.hidden_states import share_prefix
 from safesteer.models.layers import is_sharded
+from safesteer.models.oom import in_batches
 
 # What is left unset is taken from the model's generation_config.json; a repetition penalty there
 # (Qwen2.5 has one) would make every answer one of another distribution than the one compared.

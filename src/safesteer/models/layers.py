@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from safesteer import ranks
+from safesteer import distributed
 from safesteer.errors import InputError
 
 
@@ -89,7 +89,7 @@ def is_sharded(model: nn.Module) -> bool:
 
     Each pass through such a model has to be met by one of every other process.
     """
-    if ranks.count() == 1:
+    if distributed.count() == 1:
         return False
     block = find_blocks(model)[0]
     return any(hasattr(module, "unshard") for module in (model, block)) or any(

@@ -1,4 +1,4 @@
-"""A chat model in memory, from the files that `safesteer.models.locate` finds.
+"""A chat model in memory, from the files that `safesteer.models.files` finds.
 
 A vision-language model is loaded whole; what is said to it is text.
 
@@ -29,13 +29,13 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from safesteer.config import ModelSettings
+from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
 from safesteer.models.chat import ChatRenderer
+from safesteer.models.devices import check_device_map, pick_device, pick_dtype
+from safesteer.models.files import adapter_base, fingerprint, locate, one_line
 from safesteer.models.layers import find_blocks, text_config
-from safesteer.models.locate import adapter_base, fingerprint, locate, one_line
-from safesteer.models.place import check_device_map, pick_device, pick_dtype
-from safesteer.models.quantize import (
+from safesteer.models.quantization import (
     BITSANDBYTES,
     check_device,
     check_quantization,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from safesteer.config import PromptSettings
+from safesteer.config.settings import PromptSettings
 from safesteer.errors import InputError, nearest
 from safesteer.prompts.load import Prompt, load_prompts
 from safesteer.prompts.readers import BUILTIN_NAMES, BUILTIN_PREFIX

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from safesteer.config import ModelSettings
+from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
 from safesteer.evaluate.stored import OWN_SETS, set_order
-from safesteer.models.locate import BUILTIN, builtin_path, locate
-from safesteer.models.usage import adapter_code, loading_code
+from safesteer.models.files import BUILTIN, builtin_path, locate, short_name
+from safesteer.models.loading_code import adapter_code, loading_code
 from safesteer.prompts import load_prompt_sets
 from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
@@ -27,7 +27,6 @@ from safesteer.report.words import (
     interval_text,
     label,
     metric_words,
-    short_name,
     thinking_words,
     value_text,
 )

@@ -13,6 +13,8 @@ from typing import Any
 
 from safesteer.errors import InputError
 from safesteer.evaluate.stored import read_samples, set_order
+from safesteer.files import read_json
+from safesteer.models.files import short_name
 from safesteer.report import plots
 from safesteer.report.results import DRIFT, paired
 from safesteer.report.template import environment
@@ -25,12 +27,10 @@ from safesteer.report.words import (
     is_rate,
     label,
     metric_words,
-    short_name,
     size,
     value_text,
 )
-from safesteer.runs import RunDirectory
-from safesteer.runs.files import read_json
+from safesteer.runs.directory import RunDirectory
 
 # Key of an entry -> what differs where it is not the same.
 _MUST_AGREE = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from safesteer.evaluate.stored import read_lines, read_results, read_samples, set_order
-from safesteer.runs import RunDirectory
-from safesteer.runs.files import read_json
+from safesteer.files import read_json
+from safesteer.runs.directory import RunDirectory
 
 MEASUREMENTS = "report/measurements.json"
 

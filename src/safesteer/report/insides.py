@@ -162,8 +162,8 @@ def rollouts(findings: Findings) -> dict[str, Any] | None:
         row = {**rollout, "words": tokens, "against": reference, "mean": _mean(rollout["kl"])}
         groups["harmful" if rollout["set"] == "harmful" else "other"].append(row)
     means = [
-        (set_name, speaker, _REFERENCES[reference], _mean(kls))
-        for (set_name, speaker, reference), kls in _kl_by_kind(content).items()
+        (set_name, variant, _REFERENCES[reference], _mean(kls))
+        for (set_name, variant, reference), kls in _kl_by_kind(content).items()
     ]
     return {
         "harmful": groups["harmful"],
@@ -181,7 +181,7 @@ def _mean(values: list[float]) -> float:
 def _kl_by_kind(content: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[float]]:
     found: dict[tuple[str, str, str], list[float]] = {}
     for rollout in content:
-        key = (rollout["set"], rollout["speaker"], rollout["reference"])
+        key = (rollout["set"], rollout["variant"], rollout["reference"])
         found.setdefault(key, []).extend(rollout["kl"])
     return found
 
@@ -191,7 +191,7 @@ def _top_tokens(content: list[dict[str, Any]], count: int = 12) -> list[dict[str
     rows = [
         {
             "set": rollout["set"],
-            "speaker": rollout["speaker"],
+            "variant": rollout["variant"],
             "position": position + 1,
             "kl": kl,
             "p": rollout["p"][position],

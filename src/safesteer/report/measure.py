@@ -16,15 +16,15 @@ import torch
 
 from safesteer.distill.losses import generalized
 from safesteer.evaluate.stored import MODELS
+from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.forward import hidden_states
 from safesteer.models.generate import generate
-from safesteer.models.head import OutputHead
+from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks
+from safesteer.models.lm_head import OutputHead
 from safesteer.models.steering import edit_block_input
-from safesteer.pipeline import Pipeline
 from safesteer.prompts import Prompt
-from safesteer.speaker import Speaker
+from safesteer.runs.artifacts import RunArtifacts
 
 TOKEN_PROMPTS = 16
 HARMFUL_ROLLOUTS = 5  # each by base and aligned model
@@ -37,11 +37,11 @@ Conversation = Sequence[Message]
 
 
 @torch.no_grad()
-def measure(pipeline: Pipeline) -> dict[str, Any]:
+def measure(artifacts: RunArtifacts) -> dict[str, Any]:
     """The content of report/measurements.json; the run's training must be finished."""
     # The aligned one first: its adapter changes the modules that the others run on.
-    aligned = pipeline.speaker("aligned")
-    speakers = {**{name: pipeline.speaker(name) for name in MODELS}, "aligned": aligned}
+    aligned = artifacts.variant("aligned")
+    variants = {**{name: artifacts.variant(name) for name in MODELS}, "aligned": aligned}
     steps = {
         "tokens": _token_probabilities,
         "rollouts": _rollouts,
@@ -49,31 +49,33 @@ def measure(pipeline: Pipeline) -> dict[str, Any]:
     }
     content = {}
     for done, (name, step) in enumerate(steps.items()):
-        pipeline.reporter.progress("measuring the models", done, len(steps))
-        content[name] = step(pipeline, speakers)
-    pipeline.reporter.progress("measuring the models", len(steps), len(steps))
+        artifacts.reporter.progress("measuring the models", done, len(steps))
+        content[name] = step(artifacts, variants)
+    artifacts.reporter.progress("measuring the models", len(steps), len(steps))
     return content
 
 
-def _token_probabilities(pipeline: Pipeline, speakers: dict[str, Speaker]) -> dict[str, Any]:
+def _token_probabilities(
+    artifacts: RunArtifacts, variants: dict[str, ModelVariant]
+) -> dict[str, Any]:
     """Mean probability of each safety token on the teacher's continuations, under each model.
 
     The positions are of the kind that S was chosen on, so that base and teacher repeat what
     tokens/safety_tokens.json says on fewer prompts, and the aligned model lies between them.
     """
-    settings = pipeline.settings.tokens
-    prompts = pipeline.prompts[settings.prompts].validation[: settings.prompt_count]
+    settings = artifacts.settings.tokens
+    prompts = artifacts.prompts[settings.prompts].validation[: settings.prompt_count]
     prompts = prompts[:TOKEN_PROMPTS]
     conversations = [prompt.messages for prompt in prompts]
-    teacher = speakers["teacher"].teacher
+    teacher = variants["teacher"].teacher
     assert teacher is not None
     tails = _answers(
-        speakers["teacher"], conversations, settings.horizon, teacher.temperature, pipeline
+        variants["teacher"], conversations, settings.horizon, teacher.temperature, artifacts
     )
-    ids = pipeline.load_tokens()
+    ids = artifacts.load_tokens()
     means = {}
-    for name, speaker in speakers.items():
-        rows = [p.exp() for p in _log_probs(speaker, conversations, tails, ids)]
+    for name, variant in variants.items():
+        rows = [p.exp() for p in _log_probs(variant, conversations, tails, ids)]
         means[name] = torch.cat(rows).mean(0)  # [K]
     return {
         "set": settings.prompts,
@@ -85,41 +87,41 @@ def _token_probabilities(pipeline: Pipeline, speakers: dict[str, Speaker]) -> di
     }
 
 
-def _rollouts(pipeline: Pipeline, speakers: dict[str, Speaker]) -> list[dict[str, Any]]:
+def _rollouts(artifacts: RunArtifacts, variants: dict[str, ModelVariant]) -> list[dict[str, Any]]:
     """Sampled answers with, at each token, the divergence on S from what training aims at.
 
     That is the teacher on harmful prompts, and the base on all others, where training anchors the
     model. Harmful prompts are answered by the base too: the signal that training began with.
     """
-    sets = pipeline.prompts
+    sets = artifacts.prompts
     harmful = [("harmful", prompt) for prompt in sets["harmful"].test[:HARMFUL_ROLLOUTS]]
     others = [
         (name, prompt)
         for name in ("borderline", "harmless")
         for prompt in sets[name].test[:OTHER_ROLLOUTS]
     ]
-    found = _compare(pipeline, speakers, harmful, "base", "teacher")
-    found += _compare(pipeline, speakers, harmful, "aligned", "teacher")
-    return found + _compare(pipeline, speakers, others, "aligned", "base")
+    found = _compare(artifacts, variants, harmful, "base", "teacher")
+    found += _compare(artifacts, variants, harmful, "aligned", "teacher")
+    return found + _compare(artifacts, variants, others, "aligned", "base")
 
 
 def _compare(
-    pipeline: Pipeline,
-    speakers: dict[str, Speaker],
+    artifacts: RunArtifacts,
+    variants: dict[str, ModelVariant],
     asked: list[tuple[str, Prompt]],
-    speaker: str,
+    variant: str,
     reference: str,
 ) -> list[dict[str, Any]]:
-    """Answers of `speaker`, and what `speaker` and `reference` think of each of their tokens."""
+    """Answers of `variant`, and what `variant` and `reference` think of each of their tokens."""
     conversations = [prompt.messages for _, prompt in asked]
-    temperature = pipeline.settings.train.temperature
-    tails = _answers(speakers[speaker], conversations, ROLLOUT_TOKENS, temperature, pipeline)
-    tokens = pipeline.load_tokens()
+    temperature = artifacts.settings.train.temperature
+    tails = _answers(variants[variant], conversations, ROLLOUT_TOKENS, temperature, artifacts)
+    tokens = artifacts.load_tokens()
     # The rollouts' own tokens are read in the same pass, behind the K safety tokens.
     seen = sorted({token for tail in tails for token in tail})
     column = {token: len(tokens) + index for index, token in enumerate(seen)}
-    own = _log_probs(speakers[speaker], conversations, tails, tokens + seen)
-    other = _log_probs(speakers[reference], conversations, tails, tokens + seen)
+    own = _log_probs(variants[variant], conversations, tails, tokens + seen)
+    other = _log_probs(variants[reference], conversations, tails, tokens + seen)
     found = []
     for (set_name, prompt), tail, log_own, log_other in zip(asked, tails, own, other, strict=True):
         on_s = slice(0, len(tokens))
@@ -128,9 +130,9 @@ def _compare(
             {
                 "set": set_name,
                 "prompt": prompt.text,
-                "speaker": speaker,
+                "variant": variant,
                 "reference": reference,
-                "tokens": token_texts(pipeline.model.tokenizer, tail),
+                "tokens": token_texts(artifacts.model.tokenizer, tail),
                 "kl": _numbers(generalized(log_own[:, on_s], log_other[:, on_s])),
                 "p": _numbers(log_own.gather(1, columns)[:, 0].exp()),
                 "p_reference": _numbers(log_other.gather(1, columns)[:, 0].exp()),
@@ -139,21 +141,21 @@ def _compare(
     return found
 
 
-def _states(pipeline: Pipeline, speakers: dict[str, Speaker]) -> list[dict[str, Any]]:
+def _states(artifacts: RunArtifacts, variants: dict[str, ModelVariant]) -> list[dict[str, Any]]:
     """Hidden states at the last prompt token in two dimensions, per layer that is looked at."""
     sets = {
-        name: [prompt.messages for prompt in pipeline.prompts[name].test[:STATE_PROMPTS]]
+        name: [prompt.messages for prompt in artifacts.prompts[name].test[:STATE_PROMPTS]]
         for name in ("harmful", "harmless")
     }
-    direction = speakers["teacher"].teacher.direction if speakers["teacher"].teacher else None
+    direction = variants["teacher"].teacher.direction if variants["teacher"].teacher else None
     layer = None if direction is None else direction.layer
     states = {
         name: {
-            set_name: _last_states(speaker, prompts, layer) for set_name, prompts in sets.items()
+            set_name: _last_states(variant, prompts, layer) for set_name, prompts in sets.items()
         }
-        for name, speaker in speakers.items()
+        for name, variant in variants.items()
     }
-    places = ([] if layer is None else [("layer", layer)]) + [("output", pipeline.model.layers)]
+    places = ([] if layer is None else [("layer", layer)]) + [("output", artifacts.model.layers)]
     panels = []
     for index, (place, number) in enumerate(places):
         # [N, D] of each model and set at this place
@@ -206,19 +208,19 @@ def project(points: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
 
 
 def _answers(
-    speaker: Speaker,
+    variant: ModelVariant,
     conversations: Sequence[Conversation],
     max_new_tokens: int,
     temperature: float,
-    pipeline: Pipeline,
+    artifacts: RunArtifacts,
 ) -> list[list[int]]:
     """Sampled token ids, the end of the turn included; the run's seed decides."""
-    torch.manual_seed(pipeline.settings.seed)
-    with speaker.speaking():
+    torch.manual_seed(artifacts.settings.seed)
+    with variant.speaking():
         return generate(
-            speaker.runner,
-            speaker.model.tokenizer,
-            _prompts(speaker, conversations),
+            variant.runner,
+            variant.model.tokenizer,
+            _prompts(variant, conversations),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             batch_size=_BATCH,
@@ -226,41 +228,41 @@ def _answers(
 
 
 def _log_probs(
-    speaker: Speaker,
+    variant: ModelVariant,
     conversations: Sequence[Conversation],
     tails: list[list[int]],
     tokens: list[int],
 ) -> Iterator[torch.Tensor]:  # [T, K] of each conversation, in their order
-    """Log-probabilities of `tokens` where `speaker` predicts each token of the tails.
+    """Log-probabilities of `tokens` where `variant` predicts each token of the tails.
 
     The teacher's are at its own temperature, as in training.
     """
-    head = OutputHead.of(speaker.runner)
-    if speaker.teacher is not None:
-        head = head.at(speaker.teacher.temperature)
-    prompts = _prompts(speaker, conversations)
-    device = speaker.model.model.device
+    head = OutputHead.of(variant.runner)
+    if variant.teacher is not None:
+        head = head.at(variant.teacher.temperature)
+    prompts = _prompts(variant, conversations)
+    device = variant.model.model.device
     columns = torch.tensor(tokens, device=device)
     for start in range(0, len(prompts), _BATCH):
         rows = range(start, min(start + _BATCH, len(prompts)))
         # The last token of a tail predicts nothing here.
         ids, mask = pad_left(
             [prompts[row] + tails[row][:-1] for row in rows],
-            speaker.model.tokenizer.pad_token_id,
+            variant.model.tokenizer.pad_token_id,
             device,
         )
-        with speaker.speaking():
-            hidden = hidden_states(speaker.runner, ids, mask)
+        with variant.speaking():
+            hidden = hidden_states(variant.runner, ids, mask)
         for index, row in enumerate(rows):
             yield head.fixed_log_probs(hidden[index, -len(tails[row]) :], columns)
 
 
 def _last_states(
-    speaker: Speaker, conversations: Sequence[Conversation], layer: int | None
+    variant: ModelVariant, conversations: Sequence[Conversation], layer: int | None
 ) -> list[torch.Tensor]:  # [N, D] at the input of `layer`, if there is one, and at the output
     """States at the last token of each prompt, on the CPU; the shortest prompt first."""
-    prompts = sorted(_prompts(speaker, conversations), key=len)  # little padding in a batch
-    block = None if layer is None else find_blocks(speaker.runner)[layer]
+    prompts = sorted(_prompts(variant, conversations), key=len)  # little padding in a batch
+    block = None if layer is None else find_blocks(variant.runner)[layer]
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     seen: torch.Tensor | None = None
@@ -271,23 +273,23 @@ def _last_states(
         return hidden
 
     # Inside `speaking`: hooks run in the order in which they were added, the teacher's first.
-    with speaker.speaking(), edit_block_input(block, keep) if block else nullcontext():
+    with variant.speaking(), edit_block_input(block, keep) if block else nullcontext():
         for start in range(0, len(prompts), _BATCH):
             ids, mask = pad_left(
                 prompts[start : start + _BATCH],
-                speaker.model.tokenizer.pad_token_id,
-                speaker.model.model.device,
+                variant.model.tokenizer.pad_token_id,
+                variant.model.model.device,
             )
-            outputs.append(hidden_states(speaker.runner, ids, mask)[:, -1].float().cpu())
+            outputs.append(hidden_states(variant.runner, ids, mask)[:, -1].float().cpu())
             if seen is not None:  # of the last pass: that of a common beginning comes before it
                 inputs.append(seen.float().cpu())
     return [torch.cat(states) for states in (inputs, outputs) if states]
 
 
-def _prompts(speaker: Speaker, conversations: Sequence[Conversation]) -> list[list[int]]:
-    read = speaker.teacher.messages if speaker.teacher else list
+def _prompts(variant: ModelVariant, conversations: Sequence[Conversation]) -> list[list[int]]:
+    read = variant.teacher.messages if variant.teacher else list
     # What is shown are answers: of a model that thinks, those after an empty thinking block.
-    return [speaker.model.chat.closed.ids(read(messages)) for messages in conversations]
+    return [variant.model.chat.closed.ids(read(messages)) for messages in conversations]
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:

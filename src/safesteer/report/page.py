@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from safesteer.recipe import dump_settings
+from safesteer.config.load import dump_settings
 from safesteer.report import direction_map, insides, results, template
 from safesteer.report.findings import Findings
 from safesteer.report.transcripts import transcripts

@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from safesteer.models.files import short_name
 from safesteer.report import charts
-from safesteer.report.words import duration, number, percent, short_name, size, visible
+from safesteer.report.words import duration, number, percent, size, visible
 
 
 def environment() -> Environment:

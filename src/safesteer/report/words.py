@@ -128,11 +128,6 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
 
 
-def short_name(model_id: str) -> str:
-    """The last part of a hub id, folder or file."""
-    return model_id.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
-
-
 def thinking_words(record: Mapping[str, Any] | None) -> str:
     """What was done about a model's thinking block; "" for a model without one.
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from safesteer.config import Settings
+from safesteer.config.load import dump_settings, load_settings
+from safesteer.config.settings import Settings
 from safesteer.errors import InputError
-from safesteer.recipe import dump_settings, load_settings
-from safesteer.runs.files import (
+from safesteer.files import (
+    PARTIAL,
     TEMPORARY_PATTERN,
     is_disk_full,
     read_json,
@@ -38,7 +39,6 @@ from safesteer.runs.system import hardware, versions
 
 CONFIG_NAME = "config.yaml"
 FOLDERS = ("direction", "tokens", "train", "adapter", "model", "eval", "report")
-PARTIAL = ".partial"  # ends the name of a folder that is being written
 FILES = (CONFIG_NAME, "report.html", "README.md")
 
 # Settings that came after runs had been made, where they stand, and what was done before there was

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from safesteer.errors import InputError
-from safesteer.runs.files import write_error
+from safesteer.files import write_error
 
 try:
     import fcntl

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
 from safesteer.errors import InputError
-from safesteer.runs.files import read_json
+from safesteer.files import read_json
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1

@@ -12,15 +12,23 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.runs.files import is_disk_full, sha256_file, write_error
-from safesteer.runs.manifest import StageEntry, Status, as_json, changed_keys, with_added
+from safesteer.files import is_disk_full, sha256_file, write_error
+from safesteer.runs.manifest import Manifest, StageEntry, Status, as_json, changed_keys, with_added
 from safesteer.runs.system import MemorySampler
 
-if TYPE_CHECKING:
-    from safesteer.runs.directory import RunDirectory
+
+class OpenRun(Protocol):
+    """The parts of a `RunDirectory` that a stage needs."""
+
+    path: Path
+    manifest: Manifest
+
+    def save_manifest(self) -> None: ...
+
+    def require_writable(self) -> None: ...
 
 
 class StageRecord:
@@ -37,7 +45,7 @@ class StageRecord:
 
     def __init__(
         self,
-        run: RunDirectory,
+        run: OpenRun,
         name: str,
         inputs: dict[str, Any],
         added: Mapping[str, Any],

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from safesteer.config import EvaluateSettings
+from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.evaluate.answers import Cache
 from safesteer.evaluate.benchmarks import capability as capabilities
 from safesteer.evaluate.benchmarks import load_benchmarks
 from safesteer.evaluate.benchmarks.capability import Capability, check_requirements
-from safesteer.speaker import Speaker
+from safesteer.inference.variant import ModelVariant
+from safesteer.models.answer_cache import Cache
 from safesteer.teacher import Teacher
 
 needs_lm_eval = pytest.mark.skipif(
@@ -68,13 +68,13 @@ def prepared(name: str, data: Path, limit: int | None = None) -> Capability:
 
 
 @pytest.fixture
-def speaker(new_chat_model):  # type: ignore[no-untyped-def]
+def variant(new_chat_model):  # type: ignore[no-untyped-def]
     model = new_chat_model(max_position_embeddings=4096)
-    return Speaker("model", model, model.model)
+    return ModelVariant("model", model, model.model)
 
 
 @needs_lm_eval
-def test_gsm8k_from_files_with_the_stock_prompt(data, speaker, monkeypatch, tmp_path):
+def test_gsm8k_from_files_with_the_stock_prompt(data, variant, monkeypatch, tmp_path):
     """Five examples as turns of a chat, the answer after ####, evenly spaced questions."""
     import lm_eval.models.huggingface as hflm
 
@@ -88,7 +88,7 @@ def test_gsm8k_from_files_with_the_stock_prompt(data, speaker, monkeypatch, tmp_
     monkeypatch.setattr(hflm.HFLM, "_model_generate", answers)
     told: list[tuple[int, int]] = []
     score = prepared("gsm8k", data, limit=2).measure(
-        speaker, progress=lambda done, total: told.append((done, total))
+        variant, progress=lambda done, total: told.append((done, total))
     )
     entry = score.to_json()
     assert (entry["metric"], entry["value"], entry["n"]) == ("accuracy", 0.5, 2)
@@ -104,12 +104,12 @@ def test_gsm8k_from_files_with_the_stock_prompt(data, speaker, monkeypatch, tmp_
 
 
 @needs_lm_eval
-def test_mmlu_takes_its_examples_from_the_same_subject(data, speaker):
+def test_mmlu_takes_its_examples_from_the_same_subject(data, variant):
     """Without a chat template; the score is the mean over all questions of all subjects."""
     found = prepared("mmlu", data)
     assert set(found.tasks) == {"safesteer_anatomy", "safesteer_virology"}
     assert len(found.picked["safesteer_anatomy"]) == 3
-    score = found.measure(speaker, batch_size=2)
+    score = found.measure(variant, batch_size=2)
     rows = score.rows()
     assert [row["category"] for row in rows] == ["anatomy"] * 3 + ["virology"] * 3
     assert {row["completion"] for row in rows} <= set("ABCD")
@@ -121,20 +121,20 @@ def test_mmlu_takes_its_examples_from_the_same_subject(data, speaker):
 
 
 @needs_lm_eval
-def test_nothing_is_asked_of_git(data, speaker, monkeypatch, tmp_path, capfd):
+def test_nothing_is_asked_of_git(data, variant, monkeypatch, tmp_path, capfd):
     """lm-eval asks git about the folder one is in; outside of a repository git would complain."""
     from lm_eval import evaluator
 
     asked: list[bool] = []
     monkeypatch.setattr(evaluator, "get_git_commit_hash", lambda: asked.append(True))
     monkeypatch.chdir(tmp_path)
-    prepared("mmlu", data).measure(speaker)
+    prepared("mmlu", data).measure(variant)
     assert asked == []
     assert "fatal" not in capfd.readouterr().err
 
 
 @needs_lm_eval
-def test_humaneval_runs_the_program_that_was_begun(data, speaker, monkeypatch):
+def test_humaneval_runs_the_program_that_was_begun(data, variant, monkeypatch):
     import lm_eval.models.huggingface as hflm
 
     contexts: list[str] = []
@@ -146,15 +146,15 @@ def test_humaneval_runs_the_program_that_was_begun(data, speaker, monkeypatch):
         return torch.cat([context, ids], dim=1)
 
     monkeypatch.setattr(hflm.HFLM, "_model_generate", answers)
-    score = prepared("humaneval", data).measure(speaker, batch_size=2)
+    score = prepared("humaneval", data).measure(variant, batch_size=2)
     assert sorted(row["score"] for row in score.rows()) == [0.0, 1.0]
     assert all("```python\ndef add(a, b):" in context for context in contexts)
 
 
 @needs_lm_eval
-def test_a_finished_task_is_kept(data, speaker, tmp_path, monkeypatch):
+def test_a_finished_task_is_kept(data, variant, tmp_path, monkeypatch):
     found = prepared("mmlu", data, limit=2)
-    first = found.measure(speaker, Cache(tmp_path / "cache", speaker.identity), 2)
+    first = found.measure(variant, Cache(tmp_path / "cache", variant.identity), 2)
 
     def none(*args: Any, **named: Any) -> None:
         raise AssertionError("the model was asked again")
@@ -163,15 +163,15 @@ def test_a_finished_task_is_kept(data, speaker, tmp_path, monkeypatch):
     again = prepared("mmlu", data, limit=2)
     told: list[tuple[int, int]] = []
     kept = again.measure(
-        speaker,
-        Cache(tmp_path / "cache", speaker.identity),
+        variant,
+        Cache(tmp_path / "cache", variant.identity),
         2,
         lambda done, total: told.append((done, total)),
     )
     assert kept.to_json() == first.to_json() and kept.rows() == first.rows()
     assert told == [(2, 2)]
     with pytest.raises(SafeSteerError, match="asked again"):
-        prepared("mmlu", data).measure(speaker, Cache(tmp_path / "cache", speaker.identity), 2)
+        prepared("mmlu", data).measure(variant, Cache(tmp_path / "cache", variant.identity), 2)
 
 
 @needs_lm_eval
@@ -183,21 +183,21 @@ def test_an_adapter_is_measured_with_and_without(data, new_chat_model):
         (task,) = found.tasks.values()
         return [round(float(i.resps[0][0]), 4) for i in task.instances]
 
-    def measured(speaker: Speaker) -> list[float]:
+    def measured(variant: ModelVariant) -> list[float]:
         found = prepared("mmlu", data, limit=1)
-        found.measure(speaker, batch_size=1)
+        found.measure(variant, batch_size=1)
         return likelihoods(found)
 
     plain = new_chat_model(max_position_embeddings=4096)
-    expected = measured(Speaker("model", plain, plain.model))
+    expected = measured(ModelVariant("model", plain, plain.model))
     model = new_chat_model(max_position_embeddings=4096)
     torch.manual_seed(0)
     student = get_peft_model(model.model, LoraConfig(r=2, target_modules="all-linear")).eval()
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    assert measured(Speaker("base", model, student, Teacher())) == expected
-    assert measured(Speaker("aligned", model, student)) != expected
+    assert measured(ModelVariant("base", model, student, Teacher())) == expected
+    assert measured(ModelVariant("aligned", model, student)) != expected
 
 
 @needs_lm_eval
@@ -214,11 +214,11 @@ def test_a_question_file_of_another_kind_is_said(data):
 def test_a_model_whose_context_is_too_short_is_said(data, new_chat_model):
     model = new_chat_model(max_position_embeddings=512)
     with pytest.raises(SafeSteerError, match=r"benchmark humaneval: .*maximum sequence length"):
-        prepared("humaneval", data).measure(Speaker("model", model, model.model))
+        prepared("humaneval", data).measure(ModelVariant("model", model, model.model))
 
 
 @needs_lm_eval
-def test_local_files_need_no_network(data, speaker, monkeypatch):
+def test_local_files_need_no_network(data, variant, monkeypatch):
     """Not even to be counted: nobody is called, although the hub's own switch says online."""
     import datasets
 
@@ -230,7 +230,7 @@ def test_local_files_need_no_network(data, speaker, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    prepared("mmlu", data, limit=1).measure(speaker, batch_size=1)
+    prepared("mmlu", data, limit=1).measure(variant, batch_size=1)
     prepared("humaneval", data)
     assert called == []
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from safesteer.config import EvaluateSettings
+from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks import load_benchmarks
 from safesteer.evaluate.benchmarks.sources import evenly, found_files
 from safesteer.evaluate.benchmarks.table import find_benchmark
+from safesteer.files import sha256_file
 from safesteer.prompts import PromptSet
 from safesteer.prompts.load import Prompt
-from safesteer.runs.files import sha256_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,7 +8,7 @@ import pytest
 
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks import BENCHMARKS, benchmark_names, find_benchmark
-from safesteer.evaluate.judges import judge_names
+from safesteer.judges import judge_names
 
 ASKED_FOR = {
     *("harmful", "harmless", "borderline"),

@@ -22,15 +22,15 @@ from typing import Any
 
 from accelerate.utils.memory import find_executable_batch_size
 
-from safesteer.config import EvaluateSettings
+from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.evaluate.answers import Cache
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly
 from safesteer.evaluate.benchmarks.tasks import LETTERS, OURS, harness_of, make_tasks
 from safesteer.evaluate.scores import Score
+from safesteer.inference.variant import ModelVariant
+from safesteer.models.answer_cache import Cache
 from safesteer.models.generate import Progress
 from safesteer.prompts.readers import commit_of
-from safesteer.speaker import Speaker
 
 # lm-eval keeps the logits of a whole batch, in float32 and twice.
 BATCH_TOKENS = 1024
@@ -113,12 +113,12 @@ class Capability:
 
     def measure(
         self,
-        speaker: Speaker,
+        variant: ModelVariant,
         cache: Cache | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Score:
-        """Ask `speaker`; what `cache` holds of the whole task is not asked again."""
+        """Ask `variant`; what `cache` holds of the whole task is not asked again."""
         loaded, harness = self.loaded, harness_of(self.loaded)
         details = {
             "harness": {
@@ -142,8 +142,8 @@ class Capability:
         rows = cache.get(key) if cache is not None else None
         if rows is None:
             total = sum(map(len, self.picked.values()))
-            with speaker.speaking():
-                rows = self._rows(speaker, batch_size, total, progress)
+            with variant.speaking():
+                rows = self._rows(variant, batch_size, total, progress)
             if cache is not None:
                 cache.put(key, rows)
         elif progress is not None:
@@ -151,7 +151,7 @@ class Capability:
         return Score(loaded.name, "accuracy", rows, source, details=details)
 
     def _rows(
-        self, speaker: Speaker, batch_size: int | None, total: int, progress: Progress | None
+        self, variant: ModelVariant, batch_size: int | None, total: int, progress: Progress | None
     ) -> list[dict[str, Any]]:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -161,12 +161,12 @@ class Capability:
         manager = TaskManager(include_defaults=False)
 
         # `batch_size` is meant for short answers; a question has five examples before it.
-        fitting = _rows_that_fit(speaker)
+        fitting = _rows_that_fit(variant)
 
         @find_executable_batch_size(starting_batch_size=min(batch_size or fitting, fitting))
         def run(rows: int) -> Any:
             return simple_evaluate(
-                model=_model(speaker, rows, total, progress),
+                model=_model(variant, rows, total, progress),
                 tasks=list(self.tasks.values()),
                 samples=self.picked,
                 num_fewshot=harness.shots,
@@ -208,8 +208,8 @@ class Capability:
         }
 
 
-def _model(speaker: Speaker, rows: int, total: int, progress: Progress | None) -> Any:
-    """The speaker as lm-eval's model; tells `progress` of each batch."""
+def _model(variant: ModelVariant, rows: int, total: int, progress: Progress | None) -> Any:
+    """The variant as lm-eval's model; tells `progress` of each batch."""
     from lm_eval.models.huggingface import HFLM
 
     class Model(HFLM):
@@ -241,25 +241,25 @@ def _model(speaker: Speaker, rows: int, total: int, progress: Progress | None) -
             if progress is not None:
                 progress(self.done, total)
 
-    runner, chat = speaker.runner, speaker.model.chat
+    runner, chat = variant.runner, variant.model.chat
     # An adapter acts in the modules of the base model; lm-eval knows that class.
     inner = runner.get_base_model() if hasattr(runner, "get_base_model") else runner
     return Model(
         pretrained=inner,
         backend="causal",
-        tokenizer=speaker.model.tokenizer,
+        tokenizer=variant.model.tokenizer,
         batch_size=rows,
         chat_template_args=chat.template_kwargs,
         think_end_token=chat.thinking.closing.strip() if chat.thinking and chat.thinks else None,
     )
 
 
-def _rows_that_fit(speaker: Speaker) -> int:
+def _rows_that_fit(variant: ModelVariant) -> int:
     """Questions at once, by the machine's memory and the size of the vocabulary."""
     import psutil
     import torch
 
-    model = speaker.model.model
+    model = variant.model.model
     if model.device.type == "cuda":
         memory = torch.cuda.get_device_properties(model.device).total_memory
     else:

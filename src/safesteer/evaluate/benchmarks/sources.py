@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safesteer.config import EvaluateSettings
+from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.entry import HUB_PAGE, Benchmark, File, Hub
 from safesteer.evaluate.benchmarks.forms import split_name
 from safesteer.evaluate.benchmarks.table import find_benchmark
+from safesteer.files import read_json, sha256_file
 from safesteer.prompts import Prompt, PromptSet
 from safesteer.prompts.load import prompts_of_rows
 from safesteer.prompts.readers import BUILTIN_NAMES, Row, means_a_file, read_hub, read_rows
-from safesteer.runs.files import read_json, sha256_file
 
 
 @dataclass(frozen=True)

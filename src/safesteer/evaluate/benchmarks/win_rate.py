@@ -16,7 +16,7 @@ from safesteer.models.generate import Progress
 
 
 class Comparer(Protocol):
-    """Says which of two answers is better; `safesteer.evaluate.judges.endpoint.WinRateJudge`."""
+    """Says which of two answers is better; `safesteer.judges.endpoint.WinRateJudge`."""
 
     name: str
 

@@ -1,0 +1,217 @@
+"""Recipes and config files: YAML into settings, with overrides and one-line errors."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from safesteer.config.settings import Settings
+from safesteer.errors import InputError, nearest
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, in alphabetical order."""
+    return _names("")
+
+
+def accelerate_names() -> list[str]:
+    """Names of the config files for `accelerate launch` that come with the package."""
+    return _names("accelerate/")
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(
+        folder + entry.name.removesuffix(".yaml")
+        for entry in (resources.files("safesteer.config") / "recipes" / folder).iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def recipe_text(name: str) -> str:
+    """The YAML text of a recipe or of a config file for accelerate, comments included."""
+    if name not in [*recipe_names(), *accelerate_names()]:
+        raise InputError(
+            f"no recipe named '{name}'{nearest(name, recipe_names())};"
+            " `safesteer recipes list` shows all"
+        )
+    return (resources.files("safesteer.config") / "recipes" / f"{name}.yaml").read_text("utf-8")
+
+
+def recipe_for_model(model_id: str) -> str:
+    """The recipe of a model's name, or the first whose ``model.id`` it is, or `default`."""
+    names = recipe_names()
+    if model_id in names:
+        return model_id
+    return next((name for name in names if recipe_model(name) == model_id), "default")
+
+
+def recipe_model(name: str) -> str | None:
+    """The ``model.id`` of a recipe; None for one of any model."""
+    model_id: str | None = yaml.safe_load(recipe_text(name)).get("model", {}).get("id")
+    return model_id
+
+
+def load_settings(
+    config: str | Path | None = None, overrides: list[str] | None = None, **sections: Any
+) -> Settings:
+    """Read a recipe or a YAML file, apply ``section.key=value`` overrides, and validate.
+
+    `config` is the name of a recipe or a path; None means the defaults. `sections` are whole or
+    partial sections as dictionaries and win over the file; `overrides` win over everything.
+
+    Raises InputError with one line that names the file, the key and the nearest right one.
+    """
+    where = "settings"
+    values: dict[str, Any] = {}
+    if config is not None:
+        where, text = _read(config)
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"{where}: not valid YAML ({_one_line(error)})") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{where}: expected sections such as 'model:' and 'train:'")
+    as_read = copy.deepcopy(values)
+    values = _merged(values, sections, Settings)
+    for override in overrides or []:
+        _apply_override(values, override)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        # What the file alone has right was set wrongly by an option.
+        if config is not None and _is_valid(as_read):
+            where = "settings"
+        raise InputError(f"{where}: {_explain(error)}") from None
+
+
+def _merged(
+    earlier: dict[str, Any], later: dict[str, Any], section: type[BaseModel]
+) -> dict[str, Any]:
+    """`earlier`, where `later` wins, section within section; other dictionaries are values."""
+    merged = dict(earlier)
+    for key, value in later.items():
+        field = section.model_fields.get(key)
+        inner = field.annotation if field else None
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            before = merged.get(key) or {}
+            if not isinstance(before, dict):
+                continue  # the file is wrong, which validation says
+            value = _merged(before, value, inner)
+        merged[key] = value
+    return merged
+
+
+def _is_valid(values: dict[str, Any]) -> bool:
+    try:
+        Settings.model_validate(values)
+    except ValidationError:
+        return False
+    return True
+
+
+def dump_settings(settings: Settings) -> str:
+    """The settings as YAML, every key included."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(config: str | Path) -> tuple[str, str]:
+    path = Path(config)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        try:
+            return str(path), path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the config file {path}: {_one_line(error)}") from None
+    if str(config) in accelerate_names():
+        raise InputError(
+            f"recipe {config}: this is a file for `accelerate launch --config_file`, not a recipe"
+        )
+    return f"recipe {config}", recipe_text(str(config))
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, raw = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise InputError(f"--set {override}: expected section.key=value")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        value = raw
+    # YAML 1.1 reads 1e-5 as a string; a person who types it means the number.
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    place = values
+    for part in parts[:-1]:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override}: '{part}' is not a section")
+        place = inner
+    place[parts[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first validation error as one line: key, what is wrong, and the nearest right key."""
+    first = error.errors()[0]
+    path = [part for part in first["loc"] if isinstance(part, str)]
+    key = ".".join(path) or "settings"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_of(path[:-1])
+        hint = nearest(path[-1], known)
+        if not hint:
+            elsewhere = [k for k in _all_keys() if k.endswith("." + path[-1])]
+            close = elsewhere or difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.4)
+            hint = f" (did you mean '{close[0]}'?)" if close else f"; known: {', '.join(known)}"
+        return f"unknown key '{key}'{hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first.get("input")
+    # A section's own check names the settings that do not go together.
+    if not path or (isinstance(value, dict) and first["type"] == "value_error"):
+        return message + more
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(value, str):
+        hint = nearest(
+            value,
+            [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")],
+        )
+    # An address may hold what must not be shown, and a key may stand where its variable belongs.
+    secret = ("base_url", "server_url", "api_key_env")
+    shown = key if path[-1] in secret else f"{key} = {value!r}"
+    return f"{shown}: {message}{hint}{more}"
+
+
+def _section_class(path: list[str]) -> type[BaseModel] | None:
+    current: type[BaseModel] = Settings
+    for part in path:
+        field = current.model_fields.get(part)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            return None
+        current = field.annotation
+    return current
+
+
+def _keys_of(path: list[str]) -> list[str]:
+    section = _section_class(path)
+    return list(section.model_fields) if section else []
+
+
+def _all_keys(path: tuple[str, ...] = ()) -> list[str]:
+    keys: list[str] = []
+    for name in _keys_of(list(path)):
+        inner = (*path, name)
+        keys += _all_keys(inner) if _section_class(list(inner)) else [".".join(inner)]
+    return keys
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,156 @@
+"""Prompts that are read again and again by edited copies of a model, as scoring candidates needs.
+
+What is the same every time is done once: rendering, sorting by length, and, where the edit is at
+one layer, everything below that layer. Several copies share a batch, each row with a vector of its
+own: prompts of one length then fill it, and hardly any padding is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import takewhile
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from safesteer.models.chat import Message, pad_left
+from safesteer.models.hidden_states import empty_cache, is_worthwhile, positions
+from safesteer.models.layer_cache import entering, first_layers, from_layer
+from safesteer.models.layers import backbone
+from safesteer.models.load import ChatModel
+
+# Rows of a batch, prompts times copies. More rows read the weights less often, but padding grows
+# with the prompts in a batch. 48 is a choice between the two, no measured best; for GPUs, which
+# short prompts do not fill, it is an estimate.
+_ROWS = {"cpu": 48}
+_ROWS_ELSEWHERE = 256
+# What entered the blocks is held for as many layers at once as fit here.
+_KEPT_BYTES = 1 << 30
+
+Edit = Callable[[torch.Tensor], AbstractContextManager[None]]  # of [B, D]: a vector for each row
+
+
+class RepeatedPrompts:
+    """The last hidden state of every prompt, for as many edits of the model as are asked for."""
+
+    def __init__(self, model: ChatModel, prompts: Sequence[Sequence[Message]]) -> None:
+        self.model = model.model
+        rendered = [model.chat.ids(messages) for messages in prompts]
+        order = sorted(range(len(rendered)), key=lambda index: len(rendered[index]))
+        self._back = torch.tensor(order).argsort()
+        shared = self._shared(rendered)
+        ends = [rendered[index][shared:] for index in order]
+        self._lengths = [len(ids) for ids in ends]
+        self._begin = torch.tensor([rendered[0][:shared]], device=self.model.device)  # [1, P]
+        self._ids, self._mask = pad_left(ends, model.tokenizer.pad_token_id, self.model.device)
+        # {layer: what entered it, [1, P, D] and [N, T, D]}
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _shared(self, rendered: list[list[int]]) -> int:
+        """How many tokens all prompts begin with; 0 where running them once is not possible."""
+        longest, shortest = max(map(len, rendered)), min(map(len, rendered))
+        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rendered, strict=False))
+        shared = min(sum(1 for _ in alike), shortest - 1)
+        worthwhile = is_worthwhile(shared * (len(rendered) - 1), self.model.device)
+        return shared if worthwhile and empty_cache(self.model, longest) is not None else 0
+
+    def groups(self, layers: Collection[int]) -> list[list[int]]:
+        """The layers in order, in groups of as many as `keep` may hold at once."""
+        width = self.model.get_output_embeddings().weight.shape[1]
+        tokens = self._begin.numel() + self._ids.numel()
+        count = max(1, _KEPT_BYTES // (tokens * width * self.model.dtype.itemsize))
+        ordered = sorted(set(layers))
+        return [ordered[start : start + count] for start in range(0, len(ordered), count)]
+
+    @torch.no_grad()
+    def keep(self, layers: Collection[int]) -> torch.Tensor:  # [N, D]
+        """Read the prompts unedited, and keep what enters `layers` in place of what was kept.
+
+        Layers at which the model cannot begin are left out; edits there run all blocks.
+        """
+        self._kept = {}
+        nothing, no_edit = torch.zeros(1, 1), lambda vectors: nullcontext()
+        begins = first_layers(
+            self.model, layers, lambda: self._read(nothing, no_edit, 0, slice(0, 1))
+        )
+        with entering(self.model, begins - {0}) as entered:
+            hidden = self.last_hidden(nothing, no_edit)[0]
+        width = self._ids.shape[1]
+        for layer, passes in entered.items():
+            begin = passes.pop(0) if self._begin.numel() else passes[0][:1, :0]
+            ends = [torch.nn.functional.pad(h, (0, 0, width - h.shape[1], 0)) for h in passes]
+            self._kept[layer] = (begin, torch.cat(ends))
+        return hidden
+
+    @torch.no_grad()
+    def last_hidden(
+        self,
+        vectors: torch.Tensor,  # [C, D], one for each edited copy of the model
+        edit: Edit,
+        layer: int = 0,
+    ) -> torch.Tensor:  # [C, N, D], prompts in the order in which they were given
+        """The hidden state that predicts the first token of the answer, under each edit.
+
+        `edit` makes a context from a vector for each row of a batch. It must leave the blocks below
+        `layer` as they are; if `keep` has what enters that layer, they are not run.
+        """
+        return self._read(vectors, edit, layer, slice(0, len(self._lengths)))[:, self._back]
+
+    def _read(
+        self, vectors: torch.Tensor, edit: Edit, layer: int, prompts: slice
+    ) -> torch.Tensor:  # [C, N, D], prompts by length
+        copies = len(vectors)
+        begin, ends = self._kept.get(layer, (None, None))
+        cache = None
+        if self._begin.numel():
+            cache = empty_cache(self.model, self._begin.shape[1] + self._lengths[-1])
+            ids = self._begin.repeat(copies, 1)
+            with self._from(layer, begin, copies), edit(vectors):
+                self._pass(ids, torch.ones_like(ids), cache)
+        count = max(1, _ROWS.get(self._ids.device.type, _ROWS_ELSEWHERE) // copies)
+        parts = []
+        for start in range(prompts.start, prompts.stop, count):
+            rows = slice(start, min(start + count, prompts.stop))
+            width = self._lengths[rows][-1]  # the longest: they are sorted
+            ids, mask = self._ids[rows, -width:], self._mask[rows, -width:]
+            entered = None if ends is None else ends[rows, -width:]
+            with self._from(layer, entered, copies), edit(vectors.repeat_interleave(len(ids), 0)):
+                hidden = self._pass(
+                    ids.repeat(copies, 1),
+                    torch.cat([mask.new_ones(len(ids), self._begin.shape[1]), mask], 1).repeat(
+                        copies, 1
+                    ),
+                    None if cache is None else _repeated(cache, len(ids)),
+                )
+            parts.append(hidden[:, -1].reshape(copies, len(ids), -1))
+        return torch.cat(parts, dim=1)
+
+    def _from(
+        self, layer: int, entered: torch.Tensor | None, copies: int
+    ) -> AbstractContextManager[None]:
+        if entered is None:
+            return nullcontext()
+        return from_layer(self.model, layer, [entered.repeat(copies, 1, 1)])
+
+    def _pass(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None
+    ) -> torch.Tensor:  # [B, T, D]
+        return backbone(self.model)(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions(mask)[:, -ids.shape[1] :],
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+
+def _repeated(cache: DynamicCache, times: int) -> DynamicCache:
+    """A copy with every row `times` times; the cache itself stays as it is, for the next batch."""
+    rows = copy.copy(cache)
+    rows.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in rows.layers:
+        if isinstance(layer, DynamicLayer) and layer.get_seq_length():
+            layer.batch_repeat_interleave(times)
+    return rows

@@ -1,0 +1,252 @@
+"""Rollouts by vLLM: what has to be there, and the student's weights without harm to the base.
+
+Starting vLLM, asking it and the way that weights take to it are TRL's (`trl.generation`). Ours are
+the checks, made before the stages that cost time, and what is sent: TRL merges the adapter into the
+base's weights and subtracts it again afterwards, which rounding does not undo. The base is our
+teacher, so here its weights are never written.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from trl import DistillationConfig
+
+from safesteer import distributed
+from safesteer.config.settings import ModelSettings, TrainSettings
+from safesteer.errors import InputError
+from safesteer.models.files import locate
+from safesteer.models.layers import text_config
+
+_ASKED = "train.rollouts = 'vllm'"
+_LEAVE = "leave it out"
+_START = (
+    "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL"
+    """ --weight-transfer-config '{"backend": "nccl"}'"""
+)
+_PATIENCE = 10.0  # seconds in which a server that is up answers
+# What a launcher sets for each process, and TRL for a colocated vLLM.
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+# What has to be there --------------------------------------------------------------------------
+
+
+def check_rollouts(settings: TrainSettings, device: torch.device) -> None:
+    """Raise InputError where vLLM, if the settings ask for it, cannot write the rollouts.
+
+    `device` is where the model is or will be. A server has to be up, to take weights and to have
+    room for our prompts.
+    """
+    if settings.rollouts != "vllm":
+        return
+    if find_spec("vllm") is None:
+        raise InputError(
+            f"{_ASKED}: not installed here; `pip install 'safesteer[vllm]'`, or {_LEAVE}"
+        )
+    if distributed.layout() != "whole":
+        raise InputError(
+            f"{_ASKED}: every process needs all weights to send them, and {distributed.layout()}"
+            f" spreads them; start copies of the model (accelerate/ddp-2-gpus), or {_LEAVE}"
+        )
+    _check_device(device)
+    if settings.vllm.mode == "server" and distributed.is_main():
+        _check_server(settings.vllm.server_url.rstrip("/"), _longest(settings))
+
+
+def check_model(settings: ModelSettings) -> None:
+    """Raise InputError for a model whose weights cannot go to vLLM."""
+    if settings.device_map is not None:
+        raise InputError(
+            f"{_ASKED} and model.device_map = '{settings.device_map}': weights on several devices"
+            " cannot be sent; leave out one of them"
+        )
+    if ":" in settings.device and distributed.count() == 1:
+        raise InputError(
+            f"{_ASKED} and model.device = '{settings.device}': TRL takes the first device; leave"
+            " model.device at auto and choose with CUDA_VISIBLE_DEVICES"
+        )
+    if settings.quantization != "none":
+        raise InputError(
+            f"{_ASKED} and model.quantization = '{settings.quantization}': an adapter cannot be"
+            " merged into quantised weights without loss; leave out one of them"
+        )
+    kind, path = locate(settings)
+    if kind == "gguf":
+        raise InputError(
+            f"{_ASKED}: vLLM cannot take new weights for {settings.id}, a GGUF file; give the model"
+            f" as a hub id or a folder of safetensors, or {_LEAVE}"
+        )
+    config = path / "config.json"
+    if config.is_file() and "quantization_config" in json.loads(config.read_text("utf-8")):
+        raise InputError(
+            f"{_ASKED}: the weights of {settings.id} are quantised, and an adapter cannot be merged"
+            f" into them without loss; give the unquantised model, or {_LEAVE}"
+        )
+
+
+def _check_device(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise InputError(
+            f"{_ASKED}: needs a CUDA device, and the model is on '{device.type}'; {_LEAVE}"
+        )
+
+
+def _check_server(url: str, longest: int) -> None:
+    where = f"train.vllm.server_url = '{url}'"
+    _ask(url, "/health", where)
+    info = _ask(url, "/server_info?config_format=json", where)
+    if not info.get("vllm_config", {}).get("weight_transfer_config"):
+        raise InputError(f"{where}: this server takes no weights; start it with `{_START}`")
+    models = _ask(url, "/v1/models", where).get("data") or [{}]
+    room = models[0].get("max_model_len")
+    if room is not None and room < longest:
+        raise InputError(
+            f"{where}: this server has room for {room} tokens, and train.max_prompt_tokens +"
+            f" train.max_completion_tokens = {longest}; start it with --max-model-len {longest}"
+        )
+
+
+def _ask(url: str, path: str, where: str) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(url + path, timeout=_PATIENCE) as reply:
+            text = reply.read()
+        found = json.loads(text) if text.strip() else {}
+    except urllib.error.HTTPError as error:
+        if error.code == 404 and path.startswith("/server_info"):
+            raise InputError(
+                f"{where}: this server does not let its weights be set; start it with `{_START}`"
+            ) from None
+        raise InputError(f"{where}: {path} answers {error.code}; is this a vLLM server?") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise InputError(
+            f"{where}: no vLLM server answers there ({reason}); start one with `{_START}` and wait"
+            " until it is up"
+        ) from None
+    return found if isinstance(found, dict) else {}
+
+
+def _longest(settings: TrainSettings) -> int:
+    return settings.max_prompt_tokens + settings.max_completion_tokens
+
+
+# What TRL is told ------------------------------------------------------------------------------
+
+
+def vllm_arguments(settings: TrainSettings, student: Any) -> dict[str, Any]:
+    """The arguments of `trl.DistillationConfig` that concern vLLM."""
+    if settings.rollouts != "vllm":
+        return {}
+    # A model's own length would reserve memory for a context that no rollout has.
+    longest = _longest(settings)
+    limit = getattr(text_config(student), "max_position_embeddings", None) or longest
+    return {
+        "use_vllm": True,
+        "vllm_mode": settings.vllm.mode,
+        "vllm_server_base_url": settings.vllm.server_url.rstrip("/"),
+        "vllm_gpu_memory_utilization": settings.vllm.gpu_memory_utilization,
+        "vllm_max_model_length": min(longest, limit),
+    }
+
+
+@contextmanager
+def starting(args: DistillationConfig) -> Iterator[None]:
+    """While TRL starts vLLM: nothing is sent to its makers, and the environment stays as it is.
+
+    What TRL sets there would make later stages, and a second training, look launched.
+    """
+    if not args.use_vllm:
+        yield
+        return
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    before = {name: os.environ.get(name) for name in _LAUNCHED}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def adapt(generation: Any, ends: list[int]) -> None:
+    """Let TRL's `VLLMGeneration` end answers at `ends`, and send weights that it merged apart."""
+    distributed = generation._dist
+    if distributed.is_fsdp or distributed.zero_stage:
+        raise InputError(f"{_ASKED}: FSDP and DeepSpeed spread the weights; {_LEAVE}")
+    if not all(parameter.is_floating_point() for parameter in generation.model.parameters()):
+        raise InputError(f"{_ASKED}: an adapter cannot be merged into quantised weights; {_LEAVE}")
+    generation.generation_kwargs = {**generation.generation_kwargs, "stop_token_ids": ends}
+    generation._iter_named_params = partial(merged_weights, generation.model)
+
+
+def release(generation: Any) -> None:
+    """Leave the server, or end a colocated vLLM: stages after the training need its memory."""
+    if generation.mode == "server":
+        if distributed.is_main():
+            generation.vllm_client.close_communicator()
+        return
+    llm = generation.__dict__.pop("llm")
+    from vllm.distributed import parallel_state
+
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    parallel_state.destroy_model_parallel()
+    if distributed.count() == 1:  # of several, the group is the training's own
+        parallel_state.destroy_distributed_environment()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# The weights -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def merged_weights(student: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight under its name in the base model, with the adapter merged in.
+
+    One layer at a time and into a copy, by PEFT's own `merge`, so that the base's weights stay the
+    same bits. Without an adapter: the weights as they are.
+    """
+    if torch.cuda.is_available():
+        # TRL may read from here on a stream that does not wait for the optimiser's.
+        torch.cuda.synchronize()
+    prefix = getattr(student, "prefix", None) if hasattr(student, "peft_config") else None
+    for name, parameter in student.named_parameters():
+        if prefix is not None and (prefix in name or "original_module" in name):
+            continue
+        layer, adapted, own = name.partition(".base_layer.")
+        if adapted:
+            weight = _merged(student.get_submodule(layer), own)
+            name = f"{layer}.{own}"
+        else:
+            weight = parameter.data
+        if prefix is not None:
+            name = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+        yield name, weight
+
+
+def _merged(layer: Any, name: str) -> torch.Tensor:
+    """A parameter of an adapted layer with the adapter merged; the layer stays as it is."""
+    own = layer.get_base_layer()
+    before = {key: parameter.data for key, parameter in own.named_parameters()}
+    try:
+        layer.merge(safe_merge=True)  # into a copy, which takes the weight's place
+        return own.get_parameter(name).data
+    finally:
+        for key, data in before.items():
+            own.get_parameter(key).data = data
+        layer.merged_adapters.clear()

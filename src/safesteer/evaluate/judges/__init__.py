@@ -1,6 +1,0 @@
-"""Judges: what an answer is, by patterns, by guard models, or by a model behind an endpoint."""
-
-from safesteer.evaluate.judges.registry import judge_names, make_judge, win_rate_judge
-from safesteer.evaluate.judges.verdict import Judge, Progress, Verdict
-
-__all__ = ["Judge", "Progress", "Verdict", "judge_names", "make_judge", "win_rate_judge"]

@@ -1,0 +1,206 @@
+"""Files that are whole or absent, and error messages a person can act on.
+
+Every write goes to a temporary name in the same folder, is flushed to the disk and then renamed,
+so a reader never meets half a file, whatever ends the process. Nothing here knows what a run is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safesteer.errors import InputError, SafeSteerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A process that is killed can leave one of these behind; a run removes them when it is reopened.
+PARTIAL = ".partial"  # ends the name of a folder that is being written
+TEMPORARY_PATTERN = ".safesteer-*.tmp"
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
+_FORBIDDEN = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
+_WRONG_PATH = {
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+}
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8."""
+    _write(Path(path), text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write one JSON document. NaN and infinity, which JSON cannot hold, are refused."""
+    write_text(path, _dumps(value, Path(path), indent=1) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write one JSON document per line. All rows are made before the file is touched."""
+    write_text(path, "".join(_dumps(row, Path(path)) + "\n" for row in rows))
+
+
+def append_line(path: str | Path, line: bytes) -> None:
+    """Add a line to a file that only grows, after whatever half line a kill has left there.
+
+    Unlike the other writers it raises the bare OSError: not every caller minds.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line + b"\n")
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors. They pass through memory once more: not for whole models."""
+    from safetensors.torch import save
+
+    # `save_file` would make the file readable by its owner only, and replace a device by a file.
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    _write(Path(path), save(contiguous, dict(metadata) if metadata else None))
+
+
+def read_json(path: str | Path) -> Any:
+    """Read one JSON document; InputError names a file that is missing, cut off or not JSON."""
+    data = _read(Path(path))
+    if not data.strip():
+        raise InputError(f"{path} is empty: it was damaged or cut off")
+    try:
+        return json.loads(data.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{path} is not valid JSON ({place}): it was damaged or cut off") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise InputError(f"{path} is not a JSON text file") from None
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file onto the CPU. Nothing is ever unpickled."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(_read(Path(path)))
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error})") from None
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise _read_error(path, error) from None
+    return digest.hexdigest()
+
+
+def write_error(path: str | Path, error: OSError) -> SafeSteerError:
+    """The error to raise when writing `path` failed: what, where and what to do, in one line."""
+    if error.errno in _FULL:
+        return SafeSteerError(
+            f"cannot write {path}: {_FULL[error.errno]}: free some space and run the same command"
+            " again; what was finished is kept"
+        )
+    if error.errno in _FORBIDDEN:
+        return InputError(
+            f"cannot write {path}: {_FORBIDDEN[error.errno]}: choose a folder you may write to"
+        )
+    kind = InputError if error.errno in _WRONG_PATH else SafeSteerError
+    return kind(f"cannot write {path}: {error.strerror or error}")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error says that the disk, or the quota on it, has no space left."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if path.exists() and not path.is_file():
+            # A pipe or a device, such as /dev/stdout: renaming over it would destroy it.
+            path.write_bytes(data)
+            return
+        # Through a symbolic link, the file it points to is replaced, not the link.
+        _replace(path.resolve(), data)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.parent / TEMPORARY_PATTERN.replace("*", uuid.uuid4().hex)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can; the file itself is whole anyway."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _dumps(value: Any, path: Path, indent: int | None = None) -> str:
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise SafeSteerError(f"cannot write {path}: {error}") from None
+    # Half a surrogate pair, which a prompt file can contain, has no UTF-8: only then escape.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    return text
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _read_error(path, error) from None
+
+
+def _read_error(path: str | Path, error: OSError) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path} does not exist")
+    if isinstance(error, IsADirectoryError):
+        return InputError(f"{path} is a folder, not a file")
+    return InputError(f"cannot read {path}: {error.strerror or error}")

@@ -1,0 +1,1 @@
+"""Answers of the base, the teacher and the aligned model."""

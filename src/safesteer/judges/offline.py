@@ -1,0 +1,37 @@
+"""The offline refusal judge, which is always there (docs/refusal-judge.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from safesteer.judges.refusal_patterns import judge_refusal
+from safesteer.judges.verdict import Progress, Verdict
+
+
+class OfflineJudge:
+    """Says whether an answer is a refusal; what is none, and has words, passes for unsafe.
+
+    It does not read what the answer helps with, so `unsafe` means something only for answers to
+    harmful requests, and counts a harmless evasion as unsafe too.
+    """
+
+    name = "offline-refusal"
+
+    def judge(
+        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+    ) -> list[Verdict]:
+        """A verdict for each (prompt, answer); the score is that of `refused`."""
+        verdicts = []
+        for prompt, answer in pairs:
+            found = judge_refusal(answer, prompt)
+            verdicts.append(
+                Verdict(
+                    unsafe=found.kind == "compliance",
+                    refused=found.refused,
+                    score=found.score,
+                    note=found.evidence,
+                )
+            )
+            if progress is not None:
+                progress(len(verdicts), len(pairs))
+        return verdicts

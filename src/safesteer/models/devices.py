@@ -1,0 +1,81 @@
+"""Where a model lies, and in which type: the device and the dtype for a setting."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+from safesteer import distributed
+from safesteer.config.settings import ModelSettings
+from safesteer.errors import InputError
+
+_CUDA = torch.device("cuda")
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for a setting; `auto` is CUDA, else the CPU.
+
+    Apple's MPS has no float64, which the means of activations need, so it is never picked. Each of
+    several processes gets a CUDA device of its own.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", distributed.local_index()) if distributed.count() > 1 else _CUDA
+    if name == "auto":
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"model.device = '{name}': not a device; try auto, cpu or cuda") from None
+    if device.type == "mps":
+        raise InputError(f"model.device = '{name}': MPS has no float64, which we need; use cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"model.device = '{name}': no CUDA device here; use cpu or auto")
+    return device
+
+
+def check_device_map(settings: ModelSettings) -> None:
+    """Raise InputError for one model over several devices where it cannot be."""
+    if settings.device_map is None:
+        return
+    given = f"model.device_map = '{settings.device_map}'"
+    if distributed.count() > 1:
+        raise InputError(
+            f"{given} spreads one model over the devices of one process, and there are"
+            f" {distributed.count()} processes; leave it out, or start one process"
+        )
+    if settings.device != "auto":
+        raise InputError(f"{given} and model.device = '{settings.device}': set one of them")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The weights' type for a setting; `auto` takes bfloat16 where it is the faster one."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if bfloat16_speedup() >= 1.2 else torch.float32
+
+
+@cache
+def bfloat16_speedup(size: int = 768, rounds: int = 40) -> float:
+    """How many times faster a bfloat16 matrix product is than a float32 one on this CPU.
+
+    The best of many rounds of each, taking turns: other work on the machine disturbs most of them,
+    and two runs on one machine must not come to different types. Measured once in a process.
+    """
+    types = (torch.float32, torch.bfloat16)
+    pairs = {t: (torch.ones(256, size, dtype=t), torch.ones(size, size, dtype=t)) for t in types}
+    best = dict.fromkeys(types, float("inf"))
+    for _ in range(rounds):
+        for dtype, (a, b) in pairs.items():
+            start = time.perf_counter()
+            a @ b
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best[torch.float32] / best[torch.bfloat16]

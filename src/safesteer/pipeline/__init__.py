@@ -1,0 +1,1 @@
+"""The whole job: preflight, stages, evaluation and report of a run."""

@@ -1,0 +1,117 @@
+"""Evaluates whatever the user names: a run as its last stage, one of its models, or any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safesteer.config.settings import Settings
+from safesteer.errors import InputError
+from safesteer.evaluate.stored import read_results, read_samples
+from safesteer.evaluate.suite import Suite
+from safesteer.evaluate.versus import compare_with_base
+from safesteer.events import Reporter
+from safesteer.models.answer_cache import user_cache
+from safesteer.models.files import fingerprint
+from safesteer.pipeline.stages import Pipeline
+from safesteer.prompts import load_prompt_sets
+from safesteer.runs.artifacts import load_variants
+from safesteer.runs.directory import RunDirectory
+from safesteer.runs.target import Target
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        name: the model that was asked about: base, teacher, aligned, or model.
+        results: {model: {benchmark: entry}}, with others of the run where they are known.
+        samples: {prompt set: rows} with prompts, completions and verdicts of `name`.
+        max_new_tokens: length of the answers.
+    """
+
+    name: str
+    results: dict[str, dict[str, Any]]
+    samples: dict[str, list[dict[str, Any]]]
+    max_new_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file that `safesteer eval --json` writes."""
+        return {
+            "model": self.name,
+            "max_new_tokens": self.max_new_tokens,
+            "benchmarks": self.results[self.name],
+        }
+
+
+def evaluate_target(
+    target: Target,
+    name: str = "aligned",
+    *,
+    changed: bool = False,
+    benchmarks: Sequence[str] | None = None,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Evaluate `name` of a run, or the model that `target` is.
+
+    Without changed settings the aligned model's evaluation is the run's own, done or not, and base
+    and teacher are read from it. With changed settings, or where the stage has not been reached,
+    the one model is judged and the run stays as it is. `benchmarks` are those to measure; None
+    means our own prompt sets and the settings' benchmarks.
+    """
+    if target.is_run and not changed:
+        if name == "aligned":
+            _finish(target.path, target.settings, reporter)
+        run = RunDirectory.load(target.path)
+        if run.output_hashes("evaluate"):
+            return Evaluation(
+                name,
+                read_results(run.path),
+                read_samples(run.path).get(name, {}),
+                run.settings.evaluate.max_new_tokens,
+            )
+    settings = target.settings
+    sets = load_prompt_sets(settings.prompts, settings.seed)
+    asked = [*sets, *settings.evaluate.benchmarks] if benchmarks is None else list(benchmarks)
+    if not asked:
+        raise InputError("no benchmark is named; `safesteer benchmarks` lists them")
+    cache_dir = target.path / "eval" / "cache" if target.is_run else user_cache()
+    suite = Suite.plan(asked, settings, sets, cache_dir)
+    if name == "teacher" and all(b.benchmark.kind == "capability" for b in suite.benchmarks):
+        raise InputError(
+            f"benchmark {asked[0]}: capabilities are not measured for the teacher, which reads more"
+            " than the question; leave out --teacher"
+        )
+    suite.prepare()
+    # Answers win or lose against those of the run's base, which then answers too.
+    contest = target.is_run and name == "aligned" and suite.comparer is not None
+    variants = load_variants(target, ["base", name] if contest else [name], reporter)
+    variant, results = list(suite.measure(variants, cache_dir, reporter).items())[-1]
+    entries = {key: result.to_json() for key, result in results.items()}
+    rows = {key: result.rows() for key, result in results.items()}
+    if target.is_run and variant != "base":
+        _compare_with_stored(target, entries, rows)
+    return Evaluation(variant, {variant: entries}, rows, settings.evaluate.max_new_tokens)
+
+
+def _finish(path: Any, settings: Settings, reporter: Reporter | None) -> None:
+    model = fingerprint(settings.model)
+    with RunDirectory.open(path, settings=settings, model=model) as run:
+        Pipeline(run, reporter).run_all("evaluate")
+
+
+def _compare_with_stored(
+    target: Target, entries: dict[str, dict[str, Any]], rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Add ``versus_base`` to entries whose prompts the run's base has answered alike."""
+    run = RunDirectory.load(target.path)
+    stored = read_results(run.path).get("base", {})
+    samples = read_samples(run.path).get("base", {})
+    mine, theirs = target.settings, run.settings
+    if mine.model != theirs.model or (
+        mine.evaluate.max_new_tokens != theirs.evaluate.max_new_tokens
+    ):
+        return
+    compare_with_base(entries, rows, stored, samples)

@@ -1,0 +1,361 @@
+"""The stages in their order, each from the files of the one before it.
+
+direction -> tokens -> train -> evaluate -> report. A stage reads what earlier stages left in the
+run directory, writes its own files, and is not run again while its inputs and outputs are those
+that the manifest records. How a stage does its work is in its own package. Of several processes
+the main one does all stages; the others train with it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safesteer import distributed
+from safesteer.config.settings import ModelSettings
+from safesteer.direction.extract import extract_direction
+from safesteer.distill.save import save_student
+from safesteer.distill.train import train
+from safesteer.distill.vllm import check_model, check_rollouts
+from safesteer.evaluate.drift import measure_drift
+from safesteer.evaluate.stored import MODELS, write_results
+from safesteer.evaluate.suite import Suite
+from safesteer.evaluate.versus import compare_with_base
+from safesteer.files import (
+    save_tensors,
+    sha256_file,
+    write_json,
+)
+from safesteer.models.chat import Message
+from safesteer.models.devices import pick_device
+from safesteer.models.load import ChatModel, load_model
+from safesteer.prompts import Prompt
+from safesteer.report.findings import MEASUREMENTS
+from safesteer.report.write import write_report
+from safesteer.runs.artifacts import RunArtifacts
+from safesteer.runs.stage import StageRecord
+from safesteer.safety_tokens import select_safety_tokens
+from safesteer.teacher import Teacher, check_teacher
+
+STAGES = ("direction", "tokens", "train", "evaluate", "report")
+
+
+class Pipeline(RunArtifacts):
+    """The stages of one run, which write what `RunArtifacts` reads.
+
+    Args:
+        run: an open run directory, as `open_run` gives it.
+        reporter: told what happens on the main process.
+    """
+
+    # What the stages share ---------------------------------------------------------------------
+
+    @cached_property
+    def suite(self) -> Suite:
+        """What the evaluation asks and who judges: our own sets, and the settings' benchmarks."""
+        names = [*self.prompts, *self.settings.evaluate.benchmarks]
+        return Suite.plan(names, self.settings, self.prompts, self.cache_dir)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where answers are kept while the evaluation is under way, and after it."""
+        return self.run.path / "eval" / "cache"
+
+    def _inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
+        """What a stage depends on: model, seed, settings sections, prompts, files before it."""
+        settings = self.settings.model_dump(mode="json")
+        # Where the weights lie does not change what they are.
+        apart = ("id", "revision", "device_map")
+        identity = {k: v for k, v in settings["model"].items() if k not in apart}
+        # Nor does who writes the rollouts: they are drawn from the same distribution.
+        for key in ("rollouts", "vllm"):
+            settings["train"].pop(key)
+        if self.settings.model.chat_template is not None:
+            identity["chat_template"] = sha256_file(self.settings.model.chat_template)
+        if "teacher" in sections and self.settings.teacher.steering:
+            more["direction"] = self.run.output_hashes("direction")
+        return {
+            "model": {**identity, "sha256": self.run.manifest["model"]["sha256"]},
+            "seed": self.settings.seed,
+            **{section: settings[section] for section in sections},
+            **more,
+        }
+
+    def _begin(self, name: str, inputs: dict[str, Any]) -> Any:
+        """The stage's record, or None when it does not have to run."""
+        stage = self.run.stage(name, inputs)
+        if stage.finished:
+            self.reporter.skipped(name)
+            return None
+        if stage.changed:
+            self.reporter.note(f"{name} runs again: {', '.join(stage.changed[:4])} changed")
+        return stage
+
+    # The stages --------------------------------------------------------------------------------
+
+    def direction(self) -> None:
+        """Find the refusal direction (PAPER section 2, first step)."""
+        harmful, harmless = self.prompts["harmful"], self.prompts["harmless"]
+        stage = self._begin(
+            "direction",
+            self._inputs("direction", harmful=harmful.sha256, harmless=harmless.sha256),
+        )
+        if stage is None:
+            return
+        with stage:
+            model = self.model
+            self.reporter.stage("direction", "finding the refusal direction")
+            result = extract_direction(
+                model,
+                _messages(harmful.train),
+                _messages(harmless.train),
+                _messages(harmful.validation),
+                _messages(harmless.validation),
+                self.settings.direction,
+                on_step=self.reporter.progress,
+            )
+            for note in result.notes:
+                self.reporter.note(note)
+            check_teacher(model.model, model.chat, Teacher(result.direction))
+            folder = self.run.path / "direction"
+            save_tensors(
+                folder / "direction.safetensors",
+                {"direction": result.direction.vector.float().cpu().contiguous()},
+            )
+            write_json(folder / "direction.json", result.to_json())
+            stage.add_output(folder / "direction.safetensors")
+            stage.add_output(folder / "direction.json")
+        self.reporter.result("direction", result.to_json())
+
+    def tokens(self) -> None:
+        """Choose the safety tokens (PAPER section 2, second step)."""
+        chosen = self.settings.tokens
+        prompts = self.prompts[chosen.prompts]
+        stage = self._begin(
+            "tokens",
+            self._inputs(
+                "tokens",
+                "teacher",
+                prompts=prompts.sha256,
+            ),
+        )
+        if stage is None:
+            return
+        teacher = self.load_teacher()
+        with stage:
+            model = self.model
+            self.reporter.stage("tokens", "comparing teacher and model token by token")
+            found = select_safety_tokens(
+                model,
+                teacher,
+                _messages(prompts.validation)[: chosen.prompt_count],
+                chosen,
+                seed=self.settings.seed,
+                progress=lambda d, t: self.reporter.progress("teacher continuations", d, t),
+            )
+            path = self.run.path / "tokens" / "safety_tokens.json"
+            write_json(path, found.to_json())
+            stage.add_output(path)
+        self.reporter.result("tokens", found.to_json())
+
+    def train(self) -> None:
+        """Distil the teacher into the model on the safety tokens (PAPER section 2, third step).
+
+        All processes do this together.
+        """
+        begun: list[StageRecord] = []  # of the main process, which alone keeps the record
+        if not distributed.on_main(lambda: self._begin_training(begun)):
+            return
+        stage = begun[0] if begun else None
+        if stage is None:
+            self.run.reload()
+        self._check_rollouts()
+        with stage or nullcontext(), distributed.together():
+            student, tokenizer = self._distil(stage.save_progress if stage else lambda: None)
+            full = self.settings.train.method == "full"
+            target = self.run.path / ("model" if full else "adapter")
+            if stage is not None:
+                for name in ("adapter", "model"):
+                    shutil.rmtree(self.run.path / name, ignore_errors=True)
+            save_student(student, tokenizer, target, self.settings.model)
+            if stage is not None:
+                stage.add_output(target)
+                stage.add_output(self.run.path / "train" / "metrics.jsonl")
+        # All weights trained: read back as they will be used, in the settings' type.
+        self._student = None if full else student
+        if distributed.count() > 1:
+            # What is left of the weights here may be a part of them.
+            self._student = None
+            self.__dict__.pop("model", None)
+            distributed.part()
+
+    def _begin_training(self, begun: list[StageRecord]) -> bool:
+        """Put the stage's record into `begun`; False when it does not have to run."""
+        stage = self._begin(
+            "train",
+            self._inputs(
+                "train",
+                "teacher",
+                prompts={name: found.sha256 for name, found in self.prompts.items()},
+                tokens=self.run.output_hashes("tokens"),
+            ),
+        )
+        if stage is None:
+            return False
+        if not stage.resumes:
+            shutil.rmtree(self.run.path / "train", ignore_errors=True)
+        begun.append(stage)
+        return bool(self.model_settings)  # the type of the weights is measured once, for all
+
+    def _distil(self, save_progress: Callable[[], None]) -> tuple[Any, Any]:
+        """The trained student and its tokenizer; what every process does alike."""
+        settings, sets = self.settings.train, self.prompts
+        teacher, tokens = self.load_teacher(), self.load_tokens()
+        model = self._model_to_train()
+        full = settings.method == "full"
+        student = load_model(self._train_settings(), for_full_training=True) if full else model
+        distributed.meet()  # loading takes longer for some than a process group would wait
+        self.reporter.stage("train", "distilling the teacher on the safety tokens")
+
+        def on_update(metrics: dict[str, Any], total: int) -> None:
+            self.reporter.update(metrics, total)
+            if metrics["update"] % settings.save_every == 0:
+                save_progress()
+
+        trained = train(
+            student,
+            teacher,
+            tokens,
+            _messages(sets["harmful"].train),
+            [m for name in settings.anchors for m in _messages(sets[name].train)],
+            settings,
+            folder=self.run.path / "train",
+            seed=self.settings.seed,
+            frozen=model.model if full else None,
+            report_to=self.settings.report_to,
+            on_update=on_update,
+        )
+        return trained, model.tokenizer
+
+    def _check_rollouts(self) -> None:
+        if self.settings.train.rollouts == "vllm":
+            check_rollouts(self.settings.train, pick_device(self.settings.model.device))
+            check_model(self.settings.model)
+
+    def _train_settings(self) -> ModelSettings:
+        """How a model is loaded to be trained: accelerate itself spreads it over devices."""
+        if distributed.layout() == "whole":
+            return self.model_settings
+        return self.model_settings.model_copy(update={"device": "cpu"})
+
+    def _model_to_train(self) -> ChatModel:
+        if distributed.layout() == "whole":
+            return self.model
+        self.__dict__.pop("model", None)  # makes room for a part of every process's model
+        return load_model(self._train_settings())
+
+    def evaluate(self) -> None:
+        """Judge base, teacher and aligned model on the test prompts, and measure drift."""
+        sets = self.prompts
+        stage = self._begin(
+            "evaluate",
+            self._inputs(
+                "evaluate",
+                "teacher",
+                prompts={name: sets[name].sha256 for name in sets},
+                benchmarks=self.suite.sha256,
+                train=self.run.output_hashes("train"),
+            ),
+        )
+        if stage is None:
+            return
+        with stage:
+            variants = (self.variant(name) for name in MODELS)
+            results = self.suite.measure(variants, self.cache_dir, self.reporter)
+            rows = {
+                name: {key: result.rows() for key, result in found.items()}
+                for name, found in results.items()
+            }
+            entries = {
+                name: {key: result.to_json() for key, result in found.items()}
+                for name, found in results.items()
+            }
+            compare_with_base(entries["aligned"], rows["aligned"], entries["base"], rows["base"])
+            entries["aligned"] |= self._drift()
+            for file in write_results(self.run.path, entries, rows):
+                stage.add_output(file)
+        for name in MODELS:
+            self.reporter.result("evaluate", {"model": name, "benchmarks": entries[name]})
+
+    def _drift(self) -> dict[str, Any]:
+        """How far the aligned model is from its base on harmless test prompts."""
+        settings = self.settings.evaluate
+        variant = self.variant("aligned")
+        return measure_drift(
+            variant.model,
+            variant.runner,
+            _messages(self.prompts["harmless"].test)[: settings.drift_prompts],
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            progress=lambda d, t: self.reporter.progress("drift from the base", d, t),
+        )
+
+    def report(self) -> None:
+        """Measure what only the models can tell, and write report.html and the model card."""
+        from safesteer.report.measure import measure
+
+        stage = self.report_stage()
+        if stage.finished:
+            self.reporter.skipped("report")
+            write_report(self.run, missing_only=True)
+            return
+        self.reporter.stage("report", "writing the report")
+        # A page first: there is one then, whatever happens while the models are measured.
+        measurements = self.run.path / MEASUREMENTS
+        measurements.unlink(missing_ok=True)
+        write_report(self.run)
+        with stage:
+            write_json(measurements, measure(self))
+            stage.add_output(MEASUREMENTS)
+        write_report(self.run)
+
+    def report_stage(self) -> StageRecord:
+        """The record of the stage `report`, which measures; page and card can always be remade."""
+        sets = self.prompts
+        return self.run.stage(
+            "report",
+            self._inputs(
+                "teacher",
+                prompts={name: sets[name].sha256 for name in sets},
+                tokens=self.run.output_hashes("tokens"),
+                train=self.run.output_hashes("train"),
+                evaluate=self.run.output_hashes("evaluate"),
+            ),
+        )
+
+    def run_all(self, last: str = STAGES[-1]) -> None:
+        """Every stage, in order, up to `last`; no direction for a teacher that does not steer."""
+        stages = STAGES[: STAGES.index(last) + 1]
+        if "train" in stages and not self.run.output_hashes("train"):
+            self._check_rollouts()
+        if "evaluate" in stages and distributed.is_main():
+            with distributed.alone():
+                suite = self.suite  # a wrong name or file is said before hours of training
+                if not self.run.output_hashes("evaluate"):
+                    suite.prepare()
+        for name in stages:
+            if name == "train":
+                self.train()
+            elif distributed.is_main() and (
+                name != "direction" or self.settings.teacher.steering or last == name
+            ):
+                with distributed.alone():
+                    getattr(self, name)()
+
+
+def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:
+    return [prompt.messages for prompt in prompts]

@@ -1,0 +1,251 @@
+"""Which tokens the teacher and the model disagree on: the safety tokens S.
+
+The teacher continues each prompt; at every position of every continuation both models' next-token
+distributions are compared. Only sums over the vocabulary are kept ([V] each), never a
+[samples, H, V] tensor. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from safesteer.config.settings import TokenSettings
+from safesteer.errors import SafeSteerError
+from safesteer.models.base_weights import base_weights
+from safesteer.models.chat import Message, pad_left
+from safesteer.models.generate import Progress, end_of_turn_ids, generate
+from safesteer.models.hidden_states import hidden_states
+from safesteer.models.lm_head import OutputHead
+from safesteer.models.load import ChatModel
+from safesteer.models.oom import in_batches
+from safesteer.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class SafetyToken:
+    """One item of S with the evidence for it.
+
+    Attributes:
+        id: token id.
+        text: its text as the tokenizer writes it.
+        votes: positions at which it was among the K' items with the largest log-ratio.
+        mass: sum over positions of |p_teacher - p_base|.
+        p_base: mean probability under the model.
+        p_teacher: mean probability under the teacher.
+    """
+
+    id: int
+    text: str
+    votes: int
+    mass: float
+    p_base: float
+    p_teacher: float
+
+
+@dataclass(frozen=True)
+class SafetyTokens:
+    """S, the share of the whole difference that it covers, and how it was found."""
+
+    tokens: list[SafetyToken]
+    coverage: float
+    positions: int
+    settings: TokenSettings
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids of S, the strongest first."""
+        return [token.id for token in self.tokens]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of tokens/safety_tokens.json."""
+        return {
+            "method": self.settings.method,
+            "tokens": [vars(token) for token in self.tokens],
+            "coverage": self.coverage,
+            "positions": self.positions,
+            **{
+                key: getattr(self.settings, key)
+                for key in (
+                    "prompts",
+                    "prompt_count",
+                    "horizon",
+                    "samples_per_prompt",
+                    "inner_top_k",
+                    "end_of_turn",
+                    "floor",
+                )
+            },
+        }
+
+
+@torch.no_grad()
+def select_safety_tokens(
+    model: ChatModel,
+    teacher: Teacher,
+    prompts: Sequence[Sequence[Message]],
+    settings: TokenSettings | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> SafetyTokens:
+    """Find S on the teacher's own continuations of `prompts` (paper, section 3.2).
+
+    They are answers: a model that thinks continues after an empty thinking block.
+
+    Raises SafeSteerError when fewer than one token passes the filters.
+    """
+    settings = settings or TokenSettings()
+    model = model.closed
+    torch.manual_seed(seed)
+    chat, device = model.chat, model.model.device
+    samples = [list(messages) for messages in prompts for _ in range(settings.samples_per_prompt)]
+    taught = [chat.ids(teacher.messages(messages)) for messages in samples]
+    plain = [chat.ids(messages) for messages in samples]
+    with teacher.active(model.model):
+        continuations = generate(
+            model.model,
+            chat.tokenizer,
+            taught,
+            max_new_tokens=settings.horizon,
+            temperature=teacher.temperature,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    head = OutputHead.of(model.model)
+    sums = _Contrast(head, head.at(teacher.temperature), settings.inner_top_k, device)
+    ends = torch.tensor(end_of_turn_ids(model.model, chat.tokenizer), device=device)
+    order = sorted(range(len(samples)), key=lambda row: len(taught[row]))
+
+    def read(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tails = [continuations[row] for row in rows]
+        with teacher.active(model.model):
+            hidden_t, mask = hidden_at(
+                model.model, model.tokenizer, [taught[row] for row in rows], tails
+            )
+        with base_weights(model.model):
+            hidden_0, _ = hidden_at(
+                model.model, model.tokenizer, [plain[row] for row in rows], tails
+            )
+        return hidden_t, hidden_0, mask
+
+    for hidden_t, hidden_0, mask in in_batches(order, batch_size, read):
+        sums.add(hidden_t, hidden_0, mask, ends)
+    return _choose(sums, model, settings)
+
+
+def hidden_at(
+    model: Any, tokenizer: Any, prompts: list[list[int]], tails: list[list[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:  # [B, H, D], mask [B, H]
+    """Hidden states that predict each token of the tails; left-aligned, mask marks real ones."""
+    width = max(map(len, tails))
+    # The last token predicts nothing here. Padding on the right lies after every real token, so
+    # with the attention mask it changes none of them.
+    full = [p + t[:-1] for p, t in zip(prompts, tails, strict=True)]
+    ids, mask = pad_left(full, tokenizer.pad_token_id, model.device)
+    hidden = hidden_states(model, ids, mask)
+    out = hidden.new_zeros((len(full), width, hidden.shape[-1]))
+    real = torch.zeros((len(full), width), dtype=torch.bool, device=hidden.device)
+    for row, tail in enumerate(tails):
+        out[row, : len(tail)] = hidden[row, -len(tail) :]
+        real[row, : len(tail)] = True
+    return out, real
+
+
+class _Contrast:
+    """Running sums over positions: votes, probabilities and absolute differences, [V] each."""
+
+    def __init__(
+        self, head: OutputHead, teacher_head: OutputHead, inner_top_k: int, device: torch.device
+    ) -> None:
+        self.head, self.teacher_head = head, teacher_head
+        self.inner_top_k = min(inner_top_k, head.vocabulary)
+        zeros = lambda: torch.zeros(head.vocabulary, dtype=torch.float64, device=device)  # noqa: E731
+        self.votes, self.teacher, self.base, self.mass = zeros(), zeros(), zeros(), zeros()
+        self.positions = 0
+
+    def add(
+        self,
+        hidden_t: torch.Tensor,  # [B, H, D]
+        hidden_0: torch.Tensor,  # [B, H, D]
+        mask: torch.Tensor,  # [B, H]
+        ends: torch.Tensor,  # tokens that end a turn
+    ) -> None:
+        """Compare teacher and base at every position before the base would have ended the turn."""
+        batch, horizon, _ = hidden_t.shape
+        alive = torch.ones(batch, dtype=torch.bool, device=mask.device)
+        for position in range(horizon):
+            rows = alive & mask[:, position]
+            if not rows.any():
+                break
+            log_0 = torch.log_softmax(self.head.logits(hidden_0[:, position]), dim=-1)  # [B, V]
+            log_t = torch.log_softmax(self.teacher_head.logits(hidden_t[rows, position]), dim=-1)
+            alive &= ~torch.isin(log_0.argmax(-1), ends)
+            log_0 = log_0[rows]
+            top = (log_t - log_0).topk(self.inner_top_k, dim=-1).indices.flatten()
+            self.votes += torch.bincount(top, minlength=self.head.vocabulary)
+            p_t, p_0 = log_t.exp(), log_0.exp()
+            self.teacher += p_t.sum(0).double()
+            self.base += p_0.sum(0).double()
+            self.mass += (p_t - p_0).abs().sum(0).double()
+            self.positions += int(rows.sum())
+
+
+def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> SafetyTokens:
+    if not sums.positions:
+        raise SafeSteerError("the teacher ended every answer at once: there is nothing to compare")
+    allowed = eligible(model, settings, sums.teacher / sums.positions)
+    if settings.method == "vote":
+        allowed &= sums.votes > 0
+    # Equal votes are ordered by the teacher's probability, so that the choice is reproducible.
+    score = (
+        sums.votes + sums.teacher / (sums.positions + 1) if settings.method == "vote" else sums.mass
+    )
+    score = torch.where(allowed, score, -torch.inf)
+    count = min(settings.count, int(allowed.sum()))
+    if count < 1:
+        raise SafeSteerError(
+            f"no token has a mean teacher probability of {settings.floor} or more;"
+            " lower tokens.floor"
+        )
+    chosen = score.topk(count).indices.tolist()
+    return SafetyTokens(
+        tokens=[
+            SafetyToken(
+                id=i,
+                text=model.tokenizer.decode([i]),
+                votes=int(sums.votes[i]),
+                mass=float(sums.mass[i]),
+                p_base=float(sums.base[i] / sums.positions),
+                p_teacher=float(sums.teacher[i] / sums.positions),
+            )
+            for i in chosen
+        ],
+        coverage=float(sums.mass[chosen].sum() / sums.mass.sum().clamp_min(1e-30)),
+        positions=sums.positions,
+        settings=settings,
+    )
+
+
+def eligible(
+    model: ChatModel,
+    settings: TokenSettings,
+    probability: torch.Tensor,  # [V], the mean one under the teacher
+) -> torch.Tensor:  # [V], bool
+    """Which tokens may be in S: those the teacher ever says, without special ones (paper, 3.2)."""
+    tokenizer = model.tokenizer
+    allowed = probability >= settings.floor
+    # Llama 3 names only two of its 256 control tokens in all_special_ids.
+    special = set(tokenizer.all_special_ids)
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if settings.end_of_turn:
+        # Without it the student learns how a refusal begins but not that it ends, and goes on
+        # repeating itself.
+        special -= set(end_of_turn_ids(model.model, tokenizer))
+    allowed[[i for i in special if i < len(allowed)]] = False
+    allowed[len(tokenizer) :] = False
+    return allowed

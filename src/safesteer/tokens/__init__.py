@@ -1,1 +1,0 @@
-"""The safety tokens: where teacher and model differ."""
