@@ -236,5 +236,5 @@ def test_configs_for_accelerate_are_what_their_names_say(name, tmp_path):
 
 
 def test_configs_for_accelerate_are_in_the_package():
-    folder = resources.files("safesteer") / "recipes" / "accelerate"
+    folder = resources.files("safesteer.config") / "recipes" / "accelerate"
     assert len(accelerate_names()) == 7 == sum(1 for _ in folder.iterdir())

@@ -88,7 +88,7 @@ def assert_same(run: Path, expected: Path) -> None:
 
 def launch(config: str, *command: str) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with a config file of the package."""
-    file = resources.files("safesteer") / "recipes" / "accelerate" / f"{config}.yaml"
+    file = resources.files("safesteer.config") / "recipes" / "accelerate" / f"{config}.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
     return subprocess.run(
         [*launcher, "--main_process_port", "0", *map(str, command)],

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from safesteer.config.settings import DirectionSettings
-from safesteer.direction import find
+from safesteer.direction import extract as find
 from safesteer.direction.activations import prompt_means
 from safesteer.direction.behaviour import Behaviour, answer_nll, observe
 from safesteer.direction.candidates import Candidate
@@ -18,7 +18,6 @@ from safesteer.direction.extract import extract_direction
 from safesteer.direction.vector import Direction
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.load import ChatModel
-from safesteer.teacher import Teacher
 
 
 def prompts(name: str, count: int = 12) -> list[tuple[dict[str, str], ...]]:
@@ -41,16 +40,15 @@ def last_hidden(model: ChatModel, messages: tuple[dict[str, str], ...]) -> torch
 
 
 class Behaviours:
-    """Stands for `observe`: what a teacher does is looked up by layer and strength."""
+    """Stands for `observe`: what a steered model does is looked up by layer and strength."""
 
     def __init__(self, table: dict[Any, tuple[float, float]]) -> None:
         self.table = table
         self.seen: list[tuple[str, int, float]] = []
 
-    def __call__(self, model, teacher, asked, **kwargs):  # type: ignore[no-untyped-def]
-        if teacher.direction is None:
+    def __call__(self, model, d, asked, **kwargs):  # type: ignore[no-untyped-def]
+        if d is None:
             return Behaviour(0.0, 0.0, 1.0)
-        d = teacher.direction
         flip, harmless = self.table.get((d.layer, d.coefficient), self.table.get(d.layer, (0, 0)))
         is_harmful = asked[0] == HARMFUL[0]
         self.seen.append(("harmful" if is_harmful else "harmless", d.layer, d.coefficient))
@@ -283,8 +281,7 @@ def test_observe_describes_the_teachers_answers(tiny_chat_model, monkeypatch):
         return answers
 
     monkeypatch.setattr(behaviour, "generate", answer)
-    teacher = Teacher(Direction(torch.ones(32), 1))
-    seen = observe(tiny_chat_model, teacher, HARMFUL[:2])
+    seen = observe(tiny_chat_model, Direction(torch.ones(32), 1), HARMFUL[:2])
     assert hooks == [1]
     assert seen.refusals == 0.5 and seen.loops == 0.5
     total, count = 0.0, 0

@@ -9,7 +9,8 @@ import torch
 from transformers import MixtralConfig
 
 from safesteer.config.settings import LoraSettings, Settings
-from safesteer.direction import behaviour, find
+from safesteer.direction import behaviour
+from safesteer.direction import extract as find
 from safesteer.direction import edited_passes as repeated
 from safesteer.distill.lora import with_lora
 from safesteer.memory import stages

@@ -108,7 +108,7 @@ def test_a_report_is_made_again_without_the_model(finished, tmp_path, monkeypatc
     def never(*args, **kwargs):
         raise AssertionError("the model was asked for")
 
-    monkeypatch.setattr("safesteer.report.write.fingerprint", never)
+    monkeypatch.setattr("safesteer.pipeline.report.fingerprint", never)
     monkeypatch.setattr("safesteer.runs.artifacts.load_model", never)
     assert report_run(finished.path) == ""
     assert 'id="states"' in (finished.path / "report.html").read_text("utf-8")

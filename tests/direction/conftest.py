@@ -1,0 +1,3 @@
+"""Fixtures: a tiny model of each architecture."""
+
+from architectures import model, unusual  # noqa: F401
