@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from safesteer.distill.losses import generalized
+from safesteer.distill.train import ROLLOUT_TEMPERATURE
 from safesteer.evaluate.stored import MODELS
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.forward import hidden_states
@@ -62,7 +63,7 @@ def _token_probabilities(pipeline: Pipeline, speakers: dict[str, Speaker]) -> di
     tokens/safety_tokens.json says on fewer prompts, and the aligned model lies between them.
     """
     settings = pipeline.settings.tokens
-    prompts = pipeline.prompts[settings.prompts].validation[: settings.prompt_count]
+    prompts = pipeline.prompts[settings.prompts].validation[: settings.advanced.num_prompts]
     prompts = prompts[:TOKEN_PROMPTS]
     conversations = [prompt.messages for prompt in prompts]
     teacher = speakers["teacher"].teacher
@@ -112,8 +113,9 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """Answers of `speaker`, and what `speaker` and `reference` think of each of their tokens."""
     conversations = [prompt.messages for _, prompt in asked]
-    temperature = pipeline.settings.train.temperature
-    tails = _answers(speakers[speaker], conversations, ROLLOUT_TOKENS, temperature, pipeline)
+    tails = _answers(
+        speakers[speaker], conversations, ROLLOUT_TOKENS, ROLLOUT_TEMPERATURE, pipeline
+    )
     tokens = pipeline.load_tokens()
     # The rollouts' own tokens are read in the same pass, behind the K safety tokens.
     seen = sorted({token for tail in tails for token in tail})
