@@ -24,7 +24,7 @@ from pathlib import Path
 from safesteer.runs.directory import RunDirectory
 
 # `accelerate launch --cpu` starts a single process; this file's copies run on hidden GPUs' CPUs.
-COPIES = resources.files("safesteer") / "recipes" / "accelerate" / "ddp-2-gpus.yaml"
+COPIES = resources.files("safesteer.config") / "recipes" / "accelerate" / "ddp-2-gpus.yaml"
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(COPIES)]
 
 

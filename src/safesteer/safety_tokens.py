@@ -69,16 +69,9 @@ class SafetyTokens:
             "positions": self.positions,
             **{
                 key: getattr(self.settings, key)
-                for key in (
-                    "prompts",
-                    "prompt_count",
-                    "horizon",
-                    "samples_per_prompt",
-                    "inner_top_k",
-                    "end_of_turn",
-                    "floor",
-                )
+                for key in ("prompts", "horizon", "num_generations")
             },
+            **self.settings.advanced.model_dump(),
         }
 
 
@@ -103,7 +96,7 @@ def select_safety_tokens(
     model = model.closed
     torch.manual_seed(seed)
     chat, device = model.chat, model.model.device
-    samples = [list(messages) for messages in prompts for _ in range(settings.samples_per_prompt)]
+    samples = [list(messages) for messages in prompts for _ in range(settings.num_generations)]
     taught = [chat.ids(teacher.messages(messages)) for messages in samples]
     plain = [chat.ids(messages) for messages in samples]
     with teacher.active(model.model):
@@ -117,7 +110,9 @@ def select_safety_tokens(
             progress=progress,
         )
     head = OutputHead.of(model.model)
-    sums = _Contrast(head, head.at(teacher.temperature), settings.inner_top_k, device)
+    sums = _Contrast(
+        head, head.at(teacher.temperature), settings.advanced.votes_per_position, device
+    )
     ends = torch.tensor(end_of_turn_ids(model.model, chat.tokenizer), device=device)
     order = sorted(range(len(samples)), key=lambda row: len(taught[row]))
 
@@ -160,10 +155,14 @@ class _Contrast:
     """Running sums over positions: votes, probabilities and absolute differences, [V] each."""
 
     def __init__(
-        self, head: OutputHead, teacher_head: OutputHead, inner_top_k: int, device: torch.device
+        self,
+        head: OutputHead,
+        teacher_head: OutputHead,
+        votes_per_position: int,
+        device: torch.device,
     ) -> None:
         self.head, self.teacher_head = head, teacher_head
-        self.inner_top_k = min(inner_top_k, head.vocabulary)
+        self.votes_per_position = min(votes_per_position, head.vocabulary)
         zeros = lambda: torch.zeros(head.vocabulary, dtype=torch.float64, device=device)  # noqa: E731
         self.votes, self.teacher, self.base, self.mass = zeros(), zeros(), zeros(), zeros()
         self.positions = 0
@@ -186,7 +185,7 @@ class _Contrast:
             log_t = torch.log_softmax(self.teacher_head.logits(hidden_t[rows, position]), dim=-1)
             alive &= ~torch.isin(log_0.argmax(-1), ends)
             log_0 = log_0[rows]
-            top = (log_t - log_0).topk(self.inner_top_k, dim=-1).indices.flatten()
+            top = (log_t - log_0).topk(self.votes_per_position, dim=-1).indices.flatten()
             self.votes += torch.bincount(top, minlength=self.head.vocabulary)
             p_t, p_0 = log_t.exp(), log_0.exp()
             self.teacher += p_t.sum(0).double()
@@ -206,11 +205,12 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
         sums.votes + sums.teacher / (sums.positions + 1) if settings.method == "vote" else sums.mass
     )
     score = torch.where(allowed, score, -torch.inf)
-    count = min(settings.count, int(allowed.sum()))
+    count = min(settings.num_tokens, int(allowed.sum()))
     if count < 1:
         raise SafeSteerError(
-            f"no token has a mean teacher probability of {settings.floor} or more;"
-            " lower tokens.floor"
+            f"no token has a mean teacher probability of"
+            f" {settings.advanced.min_teacher_prob} or more. Try: a lower"
+            " tokens.advanced.min_teacher_prob"
         )
     chosen = score.topk(count).indices.tolist()
     return SafetyTokens(
@@ -238,11 +238,11 @@ def eligible(
 ) -> torch.Tensor:  # [V], bool
     """Which tokens may be in S: those the teacher ever says, without special ones (paper, 3.2)."""
     tokenizer = model.tokenizer
-    allowed = probability >= settings.floor
+    allowed = probability >= settings.advanced.min_teacher_prob
     # Llama 3 names only two of its 256 control tokens in all_special_ids.
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if settings.end_of_turn:
+    if settings.advanced.end_of_turn:
         # Without it the student learns how a refusal begins but not that it ends, and goes on
         # repeating itself.
         special -= set(end_of_turn_ids(model.model, tokenizer))

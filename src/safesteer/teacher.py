@@ -76,12 +76,12 @@ def make_teacher(settings: TeacherSettings, direction: Direction | None) -> Teac
     """The teacher that the settings describe."""
     context: tuple[Message, ...] = ()
     if settings.context == "system-prompt":
-        context = ({"role": "system", "content": settings.system_prompt},)
+        context = ({"role": "system", "content": settings.advanced.system_prompt},)
     elif settings.context == "demonstrations":
         context = demonstrations(settings.demonstrations)
     elif settings.context == "refusals":
         context = demonstrations(settings.demonstrations, refusals_only=True)
-    if not settings.steering or direction is None:
+    if not settings.steers or direction is None:
         return Teacher(None, context, settings.temperature)
     steered = replace(direction, coefficient=direction.coefficient * settings.strength)
     return Teacher(steered, context, settings.temperature)

@@ -10,8 +10,8 @@ from transformers import MixtralConfig
 
 from safesteer.config.settings import LoraSettings, Settings
 from safesteer.direction import behaviour
-from safesteer.direction import extract as find
 from safesteer.direction import edited_passes as repeated
+from safesteer.direction import extract as find
 from safesteer.distill.lora import with_lora
 from safesteer.memory import stages
 from safesteer.memory.blocks import Pass

@@ -62,7 +62,7 @@ def generate(
             [row.messages for row in rows],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            batch_size=found.settings.evaluate.batch_size,
+            batch_size=found.settings.evaluate.advanced.batch_size,
             seed=found.settings.seed,
             progress=lambda done, total: reporter.progress("answers", done, total),
         )

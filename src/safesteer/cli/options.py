@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,10 +37,10 @@ SETTINGS = {
     "--direction-source": "direction.source",
     "--teacher-context": "teacher.context",
     "--token-method": "tokens.method",
-    "--tokens": "tokens.count",
+    "--num-tokens": "tokens.num_tokens",
     "--divergence": "train.divergence",
     "--method": "train.method",
-    "--updates": "train.updates",
+    "--max-steps": "train.max_steps",
     "--learning-rate": "train.learning_rate",
     "--anchor-share": "train.anchor_share",
     "--rollouts": "train.rollouts",
@@ -178,7 +179,7 @@ _CONFIG = typer.Option(
 _SET = typer.Option(
     "--set",
     metavar="SECTION.KEY=VALUE",
-    help="Set any key of `safesteer recipes show`; wins over all else. Repeatable.",
+    help="Set any key of `safesteer recipes show default --all`; wins over all else. Repeatable.",
     show_default=False,
     rich_help_panel=PANEL,
 )
@@ -203,11 +204,12 @@ def _setting(name: str) -> inspect.Parameter:
         (t for t in (bool, int, float) if t in (info.annotation, *get_args(info.annotation))), str
     )
     shown = _shown(info.get_default(call_default_factory=True))
-    help_ = (info.description or key.replace("_", " ").replace(".", ": ")) + "."
+    # The first sentence; the others are in `safesteer recipes show NAME --all`.
+    help_ = re.split(r"(?<=\.)\s", info.description or "", maxsplit=1)[0]
     option = typer.Option(
         name,
         metavar=_metavar(name, choices),
-        help=help_[0].upper() + help_[1:],
+        help=help_,
         show_default=shown or False,
         rich_help_panel=PANEL,
     )

@@ -114,7 +114,7 @@ class LineReporter(PrintingReporter):
             self._print(f"  {what} {done}/{total}")
 
     def update(self, metrics: dict[str, Any], total: int) -> None:
-        self._print(f"  update {metrics['update']}/{total}  {tables.update_line(metrics)}")
+        self._print(f"  update {metrics['step']}/{total}  {tables.update_line(metrics)}")
 
     def _print(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -133,7 +133,7 @@ class LiveReporter(PrintingReporter):
         self._show(what, done, total)
 
     def update(self, metrics: dict[str, Any], total: int) -> None:
-        self._show("updates", metrics["update"], total, tables.update_line(metrics))
+        self._show("updates", metrics["step"], total, tables.update_line(metrics))
 
     def finish(self) -> None:
         if self._bars is not None:

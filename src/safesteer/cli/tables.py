@@ -192,7 +192,10 @@ def card_table(fits: Sequence[Fit]) -> RenderableType:
     for fit in fits:
         cells = [str(fit.micro_batches[card] or "-") for card in cards]
         shown.add_row(fit.option, size(fit.peak), *cells)
-    return Group(shown, Text("the largest train.micro_batch that fits; -: not even 1", style="dim"))
+    return Group(
+        shown,
+        Text("the largest train.per_device_train_batch_size that fits; -: not even 1", style="dim"),
+    )
 
 
 def benchmark_table(benchmarks: Sequence[Benchmark], folder: Path | None) -> RenderableType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import textwrap
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from safesteer.config.settings import Settings
+from safesteer.config.settings import Section, Settings
 from safesteer.errors import InputError, nearest
+
+_EXTENDS = "extends"  # the key with which a file names the recipe that it changes
+_LIST = "a name that `safesteer recipes list` shows"
 
 
 def recipe_names() -> list[str]:
@@ -37,10 +41,7 @@ def _names(folder: str) -> list[str]:
 def recipe_text(name: str) -> str:
     """The YAML text of a recipe or of a config file for accelerate, comments included."""
     if name not in [*recipe_names(), *accelerate_names()]:
-        raise InputError(
-            f"no recipe named '{name}'{nearest(name, recipe_names())};"
-            " `safesteer recipes list` shows all"
-        )
+        raise InputError(f"no recipe named '{name}'{nearest(name, recipe_names())}. Try: {_LIST}")
     return (resources.files("safesteer.config") / "recipes" / f"{name}.yaml").read_text("utf-8")
 
 
@@ -63,8 +64,9 @@ def load_settings(
 ) -> Settings:
     """Read a recipe or a YAML file, apply ``section.key=value`` overrides, and validate.
 
-    `config` is the name of a recipe or a path; None means the defaults. `sections` are whole or
-    partial sections as dictionaries and win over the file; `overrides` win over everything.
+    `config` is the name of a recipe or a path; None means the defaults. A file may say
+    ``extends: RECIPE`` and state only what differs from it. `sections` are whole or partial
+    sections as dictionaries and win over the file; `overrides` win over everything.
 
     Raises InputError with one line that names the file, the key and the nearest right one.
     """
@@ -72,12 +74,7 @@ def load_settings(
     values: dict[str, Any] = {}
     if config is not None:
         where, text = _read(config)
-        try:
-            values = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise InputError(f"{where}: not valid YAML ({_one_line(error)})") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{where}: expected sections such as 'model:' and 'train:'")
+        values = _resolved(where, text)
     as_read = copy.deepcopy(values)
     values = _merged(values, sections, Settings)
     for override in overrides or []:
@@ -89,6 +86,33 @@ def load_settings(
         if config is not None and _is_valid(as_read):
             where = "settings"
         raise InputError(f"{where}: {_explain(error)}") from None
+
+
+def recipe_base(name: str) -> str | None:
+    """The recipe that a recipe extends; None for one that stands alone."""
+    base: str | None = yaml.safe_load(recipe_text(name)).get(_EXTENDS)
+    return base
+
+
+def _resolved(where: str, text: str, extended: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a YAML text over those of the recipes that it extends."""
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML ({_one_line(error)})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected sections such as 'model:' and 'train:'")
+    base = values.pop(_EXTENDS, None)
+    if base is None:
+        return values
+    if base not in recipe_names():
+        hint = nearest(str(base), recipe_names())
+        raise InputError(f"{where}: extends = {base!r} is no recipe{hint}. Try: {_LIST}")
+    if base in extended:
+        circle = " -> ".join((*extended, base))
+        raise InputError(f"{where}: recipes extend each other ({circle}). Try: remove one extends")
+    below = _resolved(f"recipe {base}", recipe_text(base), (*extended, base))
+    return _merged(below, values, Settings)
 
 
 def _merged(
@@ -118,7 +142,25 @@ def _is_valid(values: dict[str, Any]) -> bool:
 
 def dump_settings(settings: Settings) -> str:
     """The settings as YAML, every key included."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return _yaml(settings.model_dump(mode="json"))
+
+
+def describe_settings(settings: Section, indent: str = "") -> str:
+    """The settings as YAML, every key included, each below its description."""
+    lines = []
+    for key, field in type(settings).model_fields.items():
+        value = getattr(settings, key)
+        words = textwrap.wrap(field.description or "", 98 - len(indent))
+        lines += [f"{indent}# {line}" for line in words]
+        if isinstance(value, Section):
+            lines += [f"{indent}{key}:", describe_settings(value, indent + "  ").rstrip("\n")]
+        else:
+            lines.append(textwrap.indent(_yaml({key: value}), indent).rstrip("\n"))
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _read(config: str | Path) -> tuple[str, str]:
@@ -183,7 +225,7 @@ def _explain(error: ValidationError) -> str:
             [v.strip("' ") for v in str(first["ctx"]["expected"]).replace(" or ", ",").split(",")],
         )
     # An address may hold what must not be shown, and a key may stand where its variable belongs.
-    secret = ("base_url", "server_url", "api_key_env")
+    secret = ("base_url", "server_base_url", "api_key_env")
     shown = key if path[-1] in secret else f"{key} = {value!r}"
     return f"{shown}: {message}{hint}{more}"
 

@@ -79,10 +79,11 @@ def refusal_scores(
 
 def lasting_fault(candidate: Candidate, layers: int, settings: DirectionSettings) -> str:
     """Why a candidate cannot be chosen at any strength; empty if nothing speaks against it."""
-    if candidate.direction.layer >= int(layers * (1 - settings.drop_last_layers)):
-        return f"among the last {settings.drop_last_layers:.0%} of layers"
-    if candidate.kl is not None and candidate.kl > settings.max_kl:
-        return f"ablating it changes harmless answers (KL {candidate.kl:.3f} > {settings.max_kl:g})"
+    dropped, most = settings.advanced.drop_last_layers, settings.advanced.max_kl
+    if candidate.direction.layer >= int(layers * (1 - dropped)):
+        return f"among the last {dropped:.0%} of layers"
+    if candidate.kl is not None and candidate.kl > most:
+        return f"ablating it changes harmless answers (KL {candidate.kl:.3f} > {most:g})"
     return ""
 
 
@@ -137,10 +138,10 @@ def score_candidates(
                 steps = torch.stack([c.direction.coefficient * c.direction.vector for c in some])
                 for c, hidden in zip(some, prompts.last_hidden(steps, adds, layer), strict=True):
                     c.addition = refusal(hidden)
-                    if c.addition < settings.min_addition_score:
+                    if c.addition < settings.advanced.min_addition_score:
                         c.rejected = (
                             f"adding it does not induce refusal ({c.addition:.2f} <"
-                            f" {settings.min_addition_score:g})"
+                            f" {settings.advanced.min_addition_score:g})"
                         )
                 tell()
 

@@ -135,8 +135,8 @@ def _harmful_harmless(
 ) -> tuple[list[Candidate], str]:
     """The published procedure; returns the candidates and, if there are none, the reason."""
     tokens = refusal_first_tokens(model.chat)
-    harmful = list(harmful_train)[: settings.train_prompts]
-    harmless = list(harmless_train)[: settings.train_prompts]
+    harmful = list(harmful_train)[: settings.advanced.train_prompts]
+    harmless = list(harmless_train)[: settings.advanced.train_prompts]
     positions = len(model.chat.post_instruction_ids())
 
     def means(prompts: Prompts, keep: Keep) -> tuple[torch.Tensor, int]:
@@ -162,8 +162,8 @@ def _harmful_harmless(
         score_candidates(
             model,
             chosen,
-            list(harmful_validation)[: settings.validation_prompts],
-            list(harmless_validation)[: settings.validation_prompts],
+            list(harmful_validation)[: settings.advanced.validation_prompts],
+            list(harmless_validation)[: settings.advanced.validation_prompts],
             tokens,
             settings,
             progress=lambda done, total: step(what, done, total),
@@ -172,17 +172,19 @@ def _harmful_harmless(
     score(candidates, "score candidates")
     passed = [c for c in candidates if not c.rejected]
     if passed:
-        finalists = sorted(passed, key=lambda c: c.ablation or 0.0)[: settings.finalists]
+        finalists = sorted(passed, key=lambda c: c.ablation or 0.0)[: settings.advanced.finalists]
     else:  # the best of the rejected: those that come nearest to making the model refuse
         scored = [c for c in candidates if c.addition is not None]
-        finalists = sorted(scored, key=lambda c: -(c.addition or 0.0))[: settings.finalists]
+        finalists = sorted(scored, key=lambda c: -(c.addition or 0.0))[
+            : settings.advanced.finalists
+        ]
     # The published strength first; the others only where it does not do.
     _observe(model, finalists, harmful_validation, harmless_validation, settings, step)
     if not any(_qualifies(c) for c in finalists):
         more = [
             Candidate(replace(c.direction, coefficient=strength))
             for c in finalists[:2]
-            for strength in settings.coefficients
+            for strength in settings.advanced.coefficients
             if strength != c.direction.coefficient
         ]
         score(more, "score other strengths")
@@ -208,10 +210,10 @@ def _refuse_comply(
     settings: DirectionSettings,
     step: Step,
 ) -> list[Candidate]:
-    prompts = list(harmful_train)[: min(settings.train_prompts, _OPENING_PROMPTS)]
+    prompts = list(harmful_train)[: min(settings.advanced.train_prompts, _OPENING_PROMPTS)]
     refusing, complying = (
         answer_means(model, prompts, openings, progress=lambda d, t: step("answer openings", d, t))
-        for openings in (settings.refusing_openings, settings.complying_openings)
+        for openings in (settings.advanced.refusing_openings, settings.advanced.complying_openings)
     )
     difference = (refusing - complying).float()  # [L, D]
     judged = list(harmful_validation)[:_SCORED_PROMPTS]
@@ -230,14 +232,14 @@ def _refuse_comply(
         step("score layers", index + 1, len(layers))
     # The likelihood of the openings orders the layers; what the model then says decides.
     open_ = sorted((c for c in candidates if not c.rejected), key=lambda c: -(c.addition or 0.0))[
-        : settings.finalists
+        : settings.advanced.finalists
     ]
     finalists = [
         c
         if strength == c.direction.coefficient
         else replace(c, direction=replace(c.direction, coefficient=strength))
         for c in open_
-        for strength in settings.coefficients
+        for strength in settings.advanced.coefficients
     ]
     _observe(model, finalists, harmful_validation, harmless_validation, settings, step)
     known = {id(c) for c in candidates}
@@ -251,7 +253,7 @@ def opening_margin(model: ChatModel, prompts: Prompts, settings: DirectionSettin
     guide to what it will say than its first token: "I" begins refusals and other answers alike.
     """
     rendered = [model.chat.ids(messages) for messages in prompts]
-    openings = (settings.refusing_openings[0], settings.complying_openings[0])
+    openings = (settings.advanced.refusing_openings[0], settings.advanced.complying_openings[0])
     tails = [model.chat.answer_ids(opening) for opening in openings for _ in rendered]
     nll = answer_nll(model, rendered * 2, tails)  # in one batch: they share what they begin with
     refusing, complying = nll.reshape(2, -1).sum(1) / torch.tensor(
@@ -279,7 +281,7 @@ def _observe(
         candidate.loops = seen.loops
         candidate.harmless_refusals = None
         candidate.perplexity_ratio = float(torch.tensor(seen.nll - own.nll).exp())
-        if seen.refusals >= settings.min_flip_rate:
+        if seen.refusals >= settings.advanced.min_flip_rate:
             candidate.harmless_refusals = observe(model, candidate.direction, harmless).refusals
         if not candidate.rejected:
             candidate.rejected = _fault(candidate, settings)
@@ -288,13 +290,11 @@ def _observe(
 
 def _fault(candidate: Candidate, settings: DirectionSettings) -> str:
     flip, ratio = candidate.flip_rate or 0.0, candidate.perplexity_ratio or 0.0
-    if flip < settings.min_flip_rate:
-        least = settings.min_flip_rate
+    least, most = settings.advanced.min_flip_rate, settings.advanced.max_perplexity_ratio
+    if flip < least:
         return f"the steered model refuses {flip:.0%} of harmful prompts (< {least:.0%})"
-    if ratio > settings.max_perplexity_ratio:
-        return (
-            f"its text is not fluent (perplexity x{ratio:.1f} > x{settings.max_perplexity_ratio:g})"
-        )
+    if ratio > most:
+        return f"its text is not fluent (perplexity x{ratio:.1f} > x{most:g})"
     if (candidate.loops or 0.0) > 0.1:
         return f"{candidate.loops:.0%} of its answers loop"
     return ""
@@ -321,16 +321,17 @@ def _choose(candidates: Sequence[Candidate], settings: DirectionSettings) -> Can
 
 
 def _layers(model: ChatModel, settings: DirectionSettings) -> list[int]:
-    layers = list(range(1, model.layers)) if settings.layers is None else settings.layers
+    chosen, dropped = settings.advanced.layers, settings.advanced.drop_last_layers
+    layers = list(range(1, model.layers)) if chosen is None else chosen
     wrong = [layer for layer in layers if not 0 <= layer < model.layers]
     if wrong:
         raise InputError(
-            f"direction.layers: {wrong[0]} is outside 0..{model.layers - 1} of this model"
+            f"direction.advanced.layers: {wrong[0]} is outside 0..{model.layers - 1} of this model"
         )
-    allowed = int(model.layers * (1 - settings.drop_last_layers))
+    allowed = int(model.layers * (1 - dropped))
     if not any(layer < allowed for layer in layers):
         raise InputError(
-            f"direction.drop_last_layers = {settings.drop_last_layers:g} leaves none of the layers"
-            f" {layers[:5]} of this model, which has {model.layers}; lower it"
+            f"direction.advanced.drop_last_layers = {dropped:g} leaves none of the layers"
+            f" {layers[:5]} of this model, which has {model.layers}. Try: a smaller share"
         )
     return layers

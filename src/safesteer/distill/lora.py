@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from safesteer import distributed
+from safesteer.config.rules import STEERED_LAYER
 from safesteer.config.settings import LoraSettings, TrainSettings
 from safesteer.errors import InputError
 from safesteer.models.layers import find_blocks, has_other_towers, text_tower_name
@@ -47,9 +48,8 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
     if has_other_towers(model):  # what sees stays as it is
         left_out.append(rf"(?!{re.escape(text_tower_name(model))}\.).*")
     config = LoraConfig(
-        r=lora.rank,
+        r=lora.r,
         lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
         target_modules=targets,
         exclude_modules="|".join(left_out) or None,
         layers_to_transform=list(range(first, layers)) if first else None,
@@ -86,10 +86,7 @@ def _first_layer(lora: LoraSettings, layers: int, steered: int | None) -> int:
     """The first block that gets an adapter, of so many."""
     if lora.first_layer == "steered":
         if steered is None:
-            raise InputError(
-                "train.lora.first_layer is 'steered', but the teacher is not steered at any layer;"
-                " give a number"
-            )
+            raise InputError(STEERED_LAYER.message)
         return steered
     if lora.first_layer >= layers:
         raise InputError(

@@ -12,9 +12,9 @@ import torch
 
 from safesteer.models.lm_head import OutputHead
 
-# Positions of a chunk of `full`, whose softmax needs whole rows of logits. With fewer the output
-# matrix is read too often for what is computed with it; more only take memory: this many rows of
-# 151,936 logits have 156 MB in float32, and about six such tensors are alive at once.
+# Positions of a chunk for a loss over the whole vocabulary. With fewer the output matrix is read
+# too often for what is computed with it; more only take memory: this many rows of 151,936 logits
+# have 156 MB in float32, and about six such tensors are alive at once.
 _FULL_POSITIONS = 256
 
 
@@ -49,7 +49,7 @@ def forward(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
     return generalized(log_t, log_s)
 
 
-def symmetric(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
+def tail_forward(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
     """`tail` + `forward`, which pulls where p_s is near 0, as reverse KL does not."""
     return tail(log_s, log_t) + forward(log_s, log_t)
 
@@ -60,9 +60,7 @@ DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "tail": tail,
     "renormalized": renormalized,
     "forward": forward,
-    "symmetric": symmetric,
-    # All of the vocabulary as S: the published loss is then the ordinary reverse KL.
-    "full": paper,
+    "tail_forward": tail_forward,
 }
 
 
@@ -87,13 +85,18 @@ def distillation_loss(
     teacher_hidden: torch.Tensor,  # [N, D], without
     tokens: torch.Tensor,  # [K], the safety tokens
     teacher_head: OutputHead | None = None,
+    *,
+    loss_tokens: str = "safety",
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # per position [N]; metrics, each [N]
     """The named divergence at every position, and the masses and entropy that are logged.
 
     `teacher_head` differs from `head` when the head itself is trained, or in temperature.
+    `loss_tokens` is "safety", or "all" for the divergence over the whole vocabulary: forward KL
+    for `forward`, the sum of reverse and forward KL for `tail_forward`, reverse KL for the others.
     """
-    if divergence == "full":
-        return _full(head, student_hidden, teacher_hidden, tokens, teacher_head or head)
+    if loss_tokens == "all":
+        teacher_head = teacher_head or head
+        return _full(divergence, head, student_hidden, teacher_hidden, tokens, teacher_head)
     log_s, entropy = head.log_probs(student_hidden, tokens)
     log_t = (teacher_head or head).fixed_log_probs(teacher_hidden, tokens)
     metrics = {
@@ -105,13 +108,14 @@ def distillation_loss(
 
 
 def _full(
+    divergence: str,
     head: OutputHead,
     student_hidden: torch.Tensor,
     teacher_hidden: torch.Tensor,
     tokens: torch.Tensor,
     teacher_head: OutputHead,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Reverse KL over the vocabulary, chunk by chunk; each chunk is made again in the backward."""
+    """KL over the vocabulary, chunk by chunk; each chunk is computed again in the backward pass."""
     from torch.utils.checkpoint import checkpoint
 
     def chunk(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -119,8 +123,13 @@ def _full(
         with torch.no_grad():
             log_t = torch.log_softmax(teacher_head.logits(teacher), dim=-1)
         p_s = log_s.exp()
+        terms = []
+        if divergence != "forward":
+            terms.append((p_s * (log_s - log_t)).sum(-1))
+        if divergence in ("forward", "tail_forward"):
+            terms.append((log_t.exp() * (log_t - log_s)).sum(-1))
         return (
-            (p_s * (log_s - log_t)).sum(-1),
+            terms[0] if len(terms) == 1 else terms[0] + terms[1],
             p_s[:, tokens].sum(-1).detach(),
             log_t[:, tokens].exp().sum(-1),
             -(p_s * log_s).sum(-1).detach(),

@@ -25,31 +25,21 @@ def plan_rows(
 ) -> list[dict[str, Any]]:
     """Rows {"prompt": messages, "anchor": bool, "begun": text}, one per completion of the updates.
 
-    Each update holds `prompts_per_update` different prompts, `anchor_share` of them harmless, each
-    repeated `samples_per_prompt` times. Prompts are dealt in shuffled order, every one once before
+    Each step holds `prompts_per_step` different prompts, `anchor_share` of them harmless, each
+    repeated `num_generations` times. Prompts are dealt in shuffled order, every one once before
     any comes again. Of `prefill_share` of either kind, counted over all updates, the answer is
     begun with compliant words.
 
-    Raises InputError when there are no harmful prompts, or none of a kind although a share is set.
+    Raises InputError when there are no harmful prompts, or no anchors although a share is set.
     """
-    anchors_per_update = round(settings.anchor_share * settings.prompts_per_update)
-    harmful_per_update = settings.prompts_per_update - anchors_per_update
-    if harmful_per_update < 1:
-        raise InputError(
-            f"train.anchor_share = {settings.anchor_share}: no harmful prompt is left among the"
-            f" {settings.prompts_per_update} prompts of an update"
-        )
-    if settings.anchor_share and not anchors_per_update:
-        raise InputError(
-            f"train.anchor_share = {settings.anchor_share} of {settings.prompts_per_update} prompts"
-            " per update is less than one prompt; raise either"
-        )
+    anchors_per_update = settings.anchors_per_step
+    harmful_per_update = settings.prompts_per_step - anchors_per_update
     if not harmful:
         raise InputError("no harmful training prompts are left to train on")
     if anchors_per_update and not anchors:
         raise InputError("train.anchor_share is set but there are no harmless prompts for anchors")
-    pool = list(harmful)[: settings.prompts]
-    updates = settings.updates or math.ceil(len(pool) / harmful_per_update)
+    pool = list(harmful)[: settings.num_prompts]
+    updates = settings.max_steps or math.ceil(len(pool) / harmful_per_update)
     generator = random.Random(seed)
     draw_harmful = _deal(pool, harmful_per_update, generator)
     draw_anchors = _deal(list(anchors), anchors_per_update, generator)
@@ -66,7 +56,7 @@ def plan_rows(
         rows += [
             {"prompt": [dict(message) for message in messages], "anchor": anchor, "begun": words}
             for messages, anchor, words in prompts
-            for _ in range(settings.samples_per_prompt)
+            for _ in range(settings.num_generations)
         ]
     return rows
 
@@ -84,7 +74,7 @@ def _beginnings(
     begun = after - before
     words = []
     for _ in range(begun):
-        prefill = generator.choice(settings.prefills)
+        prefill = generator.choice(settings.advanced.prefills)
         ends = [word.end() for word in re.finditer(r"\S+", prefill)]
         words.append(prefill[: generator.choice(ends[1:] or ends)])  # two words at least
     return words + [""] * (count - begun)
@@ -95,11 +85,11 @@ def completions_per_process(settings: TrainSettings, processes: int) -> int:
 
     Raises InputError when they are not the same number.
     """
-    per_update = settings.completions_per_update
+    per_update = settings.completions_per_step
     if per_update % processes:
         raise InputError(
-            f"train.prompts_per_update x train.samples_per_prompt = {per_update} completions cannot"
-            f" be shared evenly by {processes} processes; change one of the three"
+            f"train.prompts_per_step x train.num_generations = {per_update} completions cannot be"
+            f" shared evenly by {processes} processes. Try: another value of one of the three"
         )
     return per_update // processes
 

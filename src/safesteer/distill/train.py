@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import DistillationConfig
 
 from safesteer import distributed
+from safesteer.config.rules import KFAC_AND_ANCHORS, PREFILLS_AND_THOUGHTS
 from safesteer.config.settings import TrainSettings
 from safesteer.distill.attention import training_attention
 from safesteer.distill.kfac import measure_whitening, start_whitened
@@ -40,6 +41,9 @@ from safesteer.models.oom import attempt
 from safesteer.teacher import Teacher
 
 _MARKER = "complete.json"
+# AdamW's and the schedule's values in every recipe, the published ones included.
+WEIGHT_DECAY, WARMUP_RATIO, MAX_GRAD_NORM = 0.0, 0.1, 1.0
+ROLLOUT_TEMPERATURE = 1.0  # the loss is on-policy only at 1
 Update = Callable[[dict[str, float], int], None]  # (metrics of the update, updates in all)
 
 
@@ -68,23 +72,20 @@ def train(
     What does not fit into memory is done again from the last checkpoint in smaller micro-batches,
     whose gradients add up to the same update.
 
-    Raises InputError for a plan that cannot be made, see `plan_rows`, for begun answers of a model
-    that thinks first, for whitening without anchors, with weight decay or with adapters that are
-    spread over processes, and where vLLM is asked for and cannot be used, see `check_rollouts`;
-    SafeSteerError where not even one completion at a time fits, where gradients are not finite,
-    after which the student in memory is spoilt, and where what whitening measures is not.
+    Raises InputError for a plan that cannot be made, see `plan_rows`, for prefilled answers of a
+    model that thinks first, for K-FAC without anchors or with adapters that are split over
+    processes, and where vLLM cannot be used, see `check_rollouts`; SafeSteerError where not
+    even one completion at a time fits, where gradients are not finite, after which the student in
+    memory is spoilt, and where the K-FAC statistics are not finite.
     """
     settings = settings or TrainSettings()
     check_rollouts(settings, model.model.device)
     if settings.prefill_share and model.chat.thinks:
-        raise InputError(
-            "train.prefill_share begins answers, and this model thinks before it answers: set it to"
-            " 0, or turn thinking off (docs/thinking.md)"
-        )
+        raise InputError(PREFILLS_AND_THOUGHTS.message)
     folder = Path(folder)
-    too_long = settings.max_prompt_tokens
+    too_long = settings.advanced.max_prompt_length
     if settings.prefill_share:
-        too_long -= max(len(model.chat.answer_ids(words)) for words in settings.prefills)
+        too_long -= max(len(model.chat.answer_ids(words)) for words in settings.advanced.prefills)
     short = [m for m in harmful if len(model.chat.ids(m)) <= too_long]
     short_anchors = [m for m in anchors if len(model.chat.ids(m)) <= too_long]
     left_out = len(harmful) + len(anchors) - len(short) - len(short_anchors)
@@ -93,20 +94,20 @@ def train(
             "%d training prompts are longer than %d tokens and left out", left_out, too_long
         )
     rows = plan_rows(settings, short, short_anchors, seed)
-    per_update = settings.completions_per_update
+    per_update = settings.completions_per_step
     updates = len(rows) // per_update
-    window = min(settings.updates_per_rollout, updates)
+    window = min(settings.steps_per_generation, updates)
     rows += rows[: -updates % window * per_update]  # windows are whole; these are not trained on
     rows = for_processes(rows, window * per_update, distributed.count())
     layout = distributed.layout()
     if settings.method == "full" and frozen is None:
         frozen = copy.deepcopy(model.model)
-    floor = settings.lora.whitening if settings.method == "lora" else None
-    if floor is not None:
-        _check_whitening(settings, short_anchors, layout)
+    damping = settings.lora.kfac_damping if settings.method == "lora" else None
+    if damping is not None:
+        _check_kfac(short_anchors, layout)
     whitening: dict[str, torch.Tensor] = {}
     own = completions_per_process(settings, distributed.count())
-    micro = _dividing(own, settings.micro_batch or own)
+    micro = _dividing(own, settings.per_device_train_batch_size or own)
     teacher_tokens = TEACHER_TOKENS
 
     def once() -> Any:
@@ -121,12 +122,13 @@ def train(
             teacher=teacher,
             safety_tokens=list(safety_tokens),
             divergence=settings.divergence,
+            loss_tokens=settings.loss_tokens,
             anchor_tokens=settings.anchor_tokens,
             anchor_weight=settings.anchor_weight,
             base_model=frozen if settings.method == "full" else None,
             teacher_tokens=teacher_tokens,
-            opening=(settings.opening_tokens, settings.opening_share)
-            if settings.opening_tokens is not None
+            opening=(settings.short_rollout_length, settings.advanced.short_rollout_share)
+            if settings.short_rollout_length is not None
             else None,
             updates_per_rollout=window,
             whitening=whitening,
@@ -158,10 +160,10 @@ def train(
         else:
             steered = None if teacher.direction is None else teacher.direction.layer
             student = with_lora(student, settings, seed, steered)
-            if floor is not None:
+            if damping is not None:
                 # Measured once: what a smaller micro-batch goes on with has to be the same.
                 whitening = whitening or measure_whitening(
-                    model, student, short_anchors, floor, seed
+                    model, student, short_anchors, damping, seed
                 )
                 start_whitened(student, whitening)  # and a checkpoint, if there is one, goes on
         # Other processes would wait for the passes that this one makes again.
@@ -171,9 +173,9 @@ def train(
             return student.eval()
         if micro == 1:
             raise SafeSteerError(
-                "out of memory while training on one completion at a time; what would do:"
-                " train.gradient_checkpointing, a smaller train.max_completion_tokens, a higher"
-                " train.lora.first_layer, a smaller model or a device with more memory"
+                "out of memory while training on one completion at a time. Try:"
+                " train.gradient_checkpointing=true, a smaller train.max_completion_length, a"
+                " higher train.lora.first_layer, a smaller model, or a device with more memory"
             )
         micro, teacher_tokens = _dividing(own, micro // 2), teacher_tokens // 2
         logging.getLogger(__name__).warning(
@@ -187,19 +189,14 @@ def train(
             student.unload()
 
 
-def _check_whitening(settings: TrainSettings, anchors: Sequence[Any], layout: str) -> None:
+def _check_kfac(anchors: Sequence[Any], layout: str) -> None:
     if layout != "whole":
         raise InputError(
-            f"train.lora.whitening needs whole adapters in every process, and {layout} spreads"
-            " them: set it to null"
+            f"train.lora.kfac_damping needs whole adapters in every process, and {layout} splits"
+            " them. Try: train.lora.kfac_damping=null, or copies of the model (ddp)"
         )
-    if settings.weight_decay:  # set in Python, where a section does not see what is set within it
-        raise InputError("train.lora.whitening goes without train.weight_decay: set it to 0")
     if not anchors:
-        raise InputError(
-            "train.lora.whitening is measured on anchor prompts, and there is none of at most"
-            " train.max_prompt_tokens tokens"
-        )
+        raise InputError(KFAC_AND_ANCHORS.message)
 
 
 def _dividing(completions: int, micro: int) -> int:
@@ -252,7 +249,7 @@ def _keep_metrics(folder: Path, updates: int) -> None:
     kept = []
     for line in path.read_text("utf-8").splitlines():
         try:
-            if json.loads(line)["update"] <= updates:
+            if json.loads(line)["step"] <= updates:
                 kept.append(line)
         except (ValueError, KeyError):  # the line that a kill cut short
             break
@@ -277,12 +274,12 @@ def _arguments(
         gradient_accumulation_steps=completions_per_process(settings, distributed.count()) // micro,
         max_steps=updates,
         learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
+        weight_decay=WEIGHT_DECAY,
         lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup_ratio,
-        max_grad_norm=settings.max_grad_norm,
-        max_completion_length=settings.max_completion_tokens,
-        temperature=settings.temperature,
+        warmup_steps=WARMUP_RATIO,
+        max_grad_norm=MAX_GRAD_NORM,
+        max_completion_length=settings.max_completion_length,
+        temperature=ROLLOUT_TEMPERATURE,
         gradient_checkpointing=settings.gradient_checkpointing,
         # bfloat16 weights need no autocast, and on the CPU its backward is slower than float32.
         bf16=cuda and student.dtype == torch.float32,
@@ -293,7 +290,8 @@ def _arguments(
         logging_first_step=True,
         save_strategy="steps",
         # A checkpoint falls between windows: the rollouts of one are not saved.
-        save_steps=settings.save_every + -settings.save_every % settings.updates_per_rollout,
+        save_steps=settings.advanced.save_steps
+        + -settings.advanced.save_steps % settings.steps_per_generation,
         save_total_limit=2,
         report_to=list(report_to) or "none",
         project="safesteer",
@@ -340,12 +338,12 @@ class MetricsFile(TrainerCallback):
         step = seconds.get("step", 0.0)
         parts = {name: seconds.get(name, 0.0) for name in ("rollout", "teacher")}
         parts["student"] = max(0.0, step - parts["teacher"] - parts["rollout"])
-        parts["optimiser"] = max(0.0, time.perf_counter() - self._update_start - step)
+        parts["optimizer"] = max(0.0, time.perf_counter() - self._update_start - step)
         tokens = logs.get("completion_length", 0.0) * (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
         line = {
-            "update": state.global_step,
+            "step": state.global_step,
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
             "lr": logs.get("learning_rate"),
@@ -370,5 +368,5 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero:
             write_json(
                 self.folder / f"checkpoint-{state.global_step}" / _MARKER,
-                {"update": state.global_step, "layout": distributed.layout()},
+                {"step": state.global_step, "layout": distributed.layout()},
             )

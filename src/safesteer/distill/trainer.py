@@ -52,8 +52,9 @@ class SafeSteerTrainer(DistillationTrainer):
         teacher: how the base weights become the teacher.
         safety_tokens: ids of S, [K].
         divergence: a name in `safesteer.distill.losses.DIVERGENCES`.
-        anchor_tokens: on anchor rows the loss looks at S ("safety"), or at all of the vocabulary
-            ("all"), which also holds back what moves outside S.
+        loss_tokens: the loss looks at S ("safety"), or at the whole vocabulary ("all").
+        anchor_tokens: on anchor rows the divergence on S ("safety"), or reverse KL over the whole
+            vocabulary ("all"), which also holds back what moves outside S.
         anchor_weight: factor on the loss of anchor rows.
         base_model: frozen copy of the base; needed when all weights are trained, None for LoRA.
         rollout_batch: sequences generated at once; halved where they do not fit into memory.
@@ -83,6 +84,7 @@ class SafeSteerTrainer(DistillationTrainer):
         teacher: Teacher,
         safety_tokens: list[int],
         divergence: str = "generalized",
+        loss_tokens: str = "safety",
         anchor_tokens: str = "safety",
         anchor_weight: float = 1.0,
         base_model: nn.Module | None = None,
@@ -96,6 +98,7 @@ class SafeSteerTrainer(DistillationTrainer):
         self.chat = chat
         self.teacher = teacher
         self.divergence = divergence
+        self.loss_tokens = loss_tokens
         self.anchor_tokens = anchor_tokens
         self.anchor_weight = anchor_weight
         self.base_model = base_model
@@ -323,11 +326,13 @@ class SafeSteerTrainer(DistillationTrainer):
             return nothing, dict.fromkeys(names, nothing.detach())
         head = OutputHead.of(student)
         base_head = head if self.base_model is None else OutputHead.of(self.base_model)
+        # Over the whole vocabulary `paper` is KL(student || base).
+        held = "paper" if self.anchor_tokens == "all" else self.divergence
         groups = [
-            (self.divergence, ~anchor, base_head.at(self.teacher.temperature)),
-            (self.divergence if self.anchor_tokens == "safety" else "full", anchor, base_head),
+            (self.divergence, self.loss_tokens, base_head.at(self.teacher.temperature)),
+            (held, self.anchor_tokens, base_head),
         ]
-        places = [where.nonzero().flatten() for _, where, _ in groups]
+        places = [where.nonzero().flatten() for where in (~anchor, anchor)]
         parts = [
             distillation_loss(
                 divergence,
@@ -336,8 +341,9 @@ class SafeSteerTrainer(DistillationTrainer):
                 teacher_hidden[where],
                 self.safety_tokens,
                 teacher_head,
+                loss_tokens=loss_tokens,
             )
-            for (divergence, _, teacher_head), where in zip(groups, places, strict=True)
+            for (divergence, loss_tokens, teacher_head), where in zip(groups, places, strict=True)
             if len(where)
         ]
         back = torch.cat(places).argsort()

@@ -60,26 +60,17 @@ def check_rollouts(settings: TrainSettings, device: torch.device) -> None:
             f" spreads them; start copies of the model (accelerate/ddp-2-gpus), or {_LEAVE}"
         )
     _check_device(device)
-    if settings.vllm.mode == "server" and distributed.is_main():
-        _check_server(settings.vllm.server_url.rstrip("/"), _longest(settings))
+    vllm = settings.advanced.vllm
+    if vllm.mode == "server" and distributed.is_main():
+        _check_server(vllm.server_base_url.rstrip("/"), _longest(settings))
 
 
 def check_model(settings: ModelSettings) -> None:
     """Raise InputError for a model whose weights cannot go to vLLM."""
-    if settings.device_map is not None:
-        raise InputError(
-            f"{_ASKED} and model.device_map = '{settings.device_map}': weights on several devices"
-            " cannot be sent; leave out one of them"
-        )
     if ":" in settings.device and distributed.count() == 1:
         raise InputError(
             f"{_ASKED} and model.device = '{settings.device}': TRL takes the first device; leave"
             " model.device at auto and choose with CUDA_VISIBLE_DEVICES"
-        )
-    if settings.quantization != "none":
-        raise InputError(
-            f"{_ASKED} and model.quantization = '{settings.quantization}': an adapter cannot be"
-            " merged into quantised weights without loss; leave out one of them"
         )
     kind, path = locate(settings)
     if kind == "gguf":
@@ -103,7 +94,7 @@ def _check_device(device: torch.device) -> None:
 
 
 def _check_server(url: str, longest: int) -> None:
-    where = f"train.vllm.server_url = '{url}'"
+    where = f"train.advanced.vllm.server_base_url = '{url}'"
     _ask(url, "/health", where)
     info = _ask(url, "/server_info?config_format=json", where)
     if not info.get("vllm_config", {}).get("weight_transfer_config"):
@@ -112,8 +103,9 @@ def _check_server(url: str, longest: int) -> None:
     room = models[0].get("max_model_len")
     if room is not None and room < longest:
         raise InputError(
-            f"{where}: this server has room for {room} tokens, and train.max_prompt_tokens +"
-            f" train.max_completion_tokens = {longest}; start it with --max-model-len {longest}"
+            f"{where}: this server has room for {room} tokens, and"
+            f" train.advanced.max_prompt_length + train.max_completion_length = {longest}. Try:"
+            f" start it with --max-model-len {longest}"
         )
 
 
@@ -138,7 +130,7 @@ def _ask(url: str, path: str, where: str) -> dict[str, Any]:
 
 
 def _longest(settings: TrainSettings) -> int:
-    return settings.max_prompt_tokens + settings.max_completion_tokens
+    return settings.advanced.max_prompt_length + settings.max_completion_length
 
 
 # What TRL is told ------------------------------------------------------------------------------
@@ -151,11 +143,12 @@ def vllm_arguments(settings: TrainSettings, student: Any) -> dict[str, Any]:
     # A model's own length would reserve memory for a context that no rollout has.
     longest = _longest(settings)
     limit = getattr(text_config(student), "max_position_embeddings", None) or longest
+    vllm = settings.advanced.vllm
     return {
         "use_vllm": True,
-        "vllm_mode": settings.vllm.mode,
-        "vllm_server_base_url": settings.vllm.server_url.rstrip("/"),
-        "vllm_gpu_memory_utilization": settings.vllm.gpu_memory_utilization,
+        "vllm_mode": vllm.mode,
+        "vllm_server_base_url": vllm.server_base_url.rstrip("/"),
+        "vllm_gpu_memory_utilization": vllm.gpu_memory_utilization,
         "vllm_max_model_length": min(longest, limit),
     }
 

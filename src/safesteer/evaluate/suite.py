@@ -125,7 +125,7 @@ class Suite:
             for name, capability in self._capabilities.items():
                 if variant.name != "teacher":
                     results[variant.name][name] = capability.measure(
-                        variant, cache, self.settings.evaluate.batch_size, _bar(told, name)
+                        variant, cache, self.settings.evaluate.advanced.batch_size, _bar(told, name)
                     )
         self._judge(answers, results, told)
         self._compare(answers, results, told)
@@ -145,7 +145,7 @@ class Suite:
                     [item.prompt.messages for item in loaded.items],
                     prefills=[item.prefill for item in loaded.items],
                     max_new_tokens=self.settings.evaluate.max_new_tokens,
-                    batch_size=self.settings.evaluate.batch_size,
+                    batch_size=self.settings.evaluate.advanced.batch_size,
                     cache=cache,
                     progress=_bar(told, loaded.name),
                 )

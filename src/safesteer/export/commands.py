@@ -55,7 +55,7 @@ def commands(run: Path, settings: Settings, base: Mapping[str, Any] | None = Non
                 " first, which the run did not measure.",
             ],
         )
-    if settings.teacher.steering and not base.get("adapter_of"):
+    if settings.teacher.steers and not base.get("adapter_of"):
         parts.append(_teacher(run, settings, thinking))
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 

@@ -137,7 +137,7 @@ class ChatClient:
             # Alone, so that a wrong address or key costs one request and not a hundred.
             key = todo.pop(0)
             settle(key, self._ask_one(key, bodies[key]))
-        executor = ThreadPoolExecutor(self.settings.concurrency)
+        executor = ThreadPoolExecutor(self.settings.advanced.concurrency)
         try:
             running = {executor.submit(self._ask_one, key, bodies[key]): key for key in todo}
             for future in as_completed(running):
@@ -162,7 +162,7 @@ class ChatClient:
 
     def _ask_one(self, key: str, body: bytes) -> Reply:
         pause = FIRST_PAUSE
-        for tries_left in range(self.settings.retries, -1, -1):
+        for tries_left in range(self.settings.advanced.retries, -1, -1):
             if self._stop.is_set():
                 raise _Stopped
             try:
@@ -189,7 +189,7 @@ class ChatClient:
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
-            with self._open(request, timeout=self.settings.timeout) as response:
+            with self._open(request, timeout=self.settings.advanced.timeout) as response:
                 self._reached = True
                 return bytes(response.read(_MAX_REPLY_BYTES))
         except urllib.error.HTTPError as error:
@@ -205,7 +205,9 @@ class ChatClient:
             raise _Again(f"no verdict: cannot connect ({self._clean(str(error.reason))})") from None
         except TimeoutError:
             self._reached = True  # it took the request
-            raise _Again(f"no verdict: no reply within {self.settings.timeout:g} s") from None
+            raise _Again(
+                f"no verdict: no reply within {self.settings.advanced.timeout:g} s"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             self._reached = True
             raise _Again(f"no verdict: the connection broke ({type(error).__name__})") from None
@@ -243,7 +245,7 @@ class ChatClient:
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
-            with self._open(request, timeout=min(5.0, self.settings.timeout)) as response:
+            with self._open(request, timeout=min(5.0, self.settings.advanced.timeout)) as response:
                 listed = json.loads(response.read(_MAX_REPLY_BYTES))
             return nearest(self.model, [str(entry["id"]) for entry in listed["data"]])
         except Exception:  # it is only a hint

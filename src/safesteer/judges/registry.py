@@ -97,7 +97,12 @@ def _guard(order: Order) -> Judge:
     guard = GUARDS[order.name]
     kind = GuardJudge if guard.read is not None else GradeJudge
     return kind(
-        order.name, guard, order.model, order.device, order.settings.batch_size, order.cache_dir
+        order.name,
+        guard,
+        order.model,
+        order.device,
+        order.settings.advanced.batch_size,
+        order.cache_dir,
     )
 
 

@@ -94,7 +94,7 @@ class Pass:
         if self.fused:
             numbers += s.queries
         if not full:
-            numbers += lora.rank * len(top)
+            numbers += lora.r * len(top)
         norms = FLOAT32 * 2 * s.width * (2 if full else 1)
         scores = 0 if self.fused else self._score_bytes * s.heads * self.width
         repeated = 2 * s.queries * self.size * self.rows * self.width  # also of what is shared

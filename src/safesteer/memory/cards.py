@@ -74,7 +74,7 @@ def peak_of_run(
     shape: Shape, settings: Settings, lengths: Lengths, place: Placement, micro_batch: int
 ) -> float:
     """Bytes of the largest stage with this micro batch."""
-    train = settings.train.model_copy(update={"micro_batch": micro_batch})
+    train = settings.train.model_copy(update={"per_device_train_batch_size": micro_batch})
     changed = settings.model_copy(update={"train": train})
     return max(peak.bytes for peak in predict(shape, changed, lengths, place).values())
 
@@ -83,8 +83,8 @@ def largest_micro_batch(
     shape: Shape, settings: Settings, lengths: Lengths, place: Placement, room: float
 ) -> int:
     """The largest micro batch, up to that of the settings, with which all stages fit; 0: none."""
-    own = settings.train.completions_per_update
-    most = min(settings.train.micro_batch or own, own)
+    own = settings.train.completions_per_step
+    most = min(settings.train.per_device_train_batch_size or own, own)
     for count in range(most, 0, -1):
         # Equal micro batches, as training makes them.
         if own % count == 0 and peak_of_run(shape, settings, lengths, place, count) <= room:
@@ -101,7 +101,7 @@ def what_would_fit(
     is needed at least.
     """
     if count := largest_micro_batch(shape, settings, lengths, place, room):
-        return f"train.micro_batch={count}"
+        return f"train.per_device_train_batch_size={count}"
     tried = []
     for option in OPTIONS:
         changed, placed = option.apply(settings, place)
@@ -116,8 +116,10 @@ def what_would_fit(
             ]
             if option.bits is not None and option.bits != place.bits:
                 words.append(f"model.quantization={option.bits}bit")
-            if count < (settings.train.micro_batch or settings.train.completions_per_update):
-                words.append(f"train.micro_batch={count}")
+            if count < (
+                settings.train.per_device_train_batch_size or settings.train.completions_per_step
+            ):
+                words.append(f"train.per_device_train_batch_size={count}")
             return " ".join(words)
         tried.append(peak_of_run(shape, changed, lengths, placed, 1))
     return f"a device with {min(tried) / USABLE / 2**30:.0f} GB or more, or a smaller model"
@@ -125,7 +127,7 @@ def what_would_fit(
 
 def _fit(option: Option, shape: Shape, settings: Settings, lengths: Lengths) -> Fit:
     changed, place = option.apply(settings, Placement("cuda", 2))
-    own = changed.train.completions_per_update
+    own = changed.train.completions_per_step
     found = {}
     for card in CARDS:
         on_card = replace(place, card=card * 2**30)
@@ -134,7 +136,13 @@ def _fit(option: Option, shape: Shape, settings: Settings, lengths: Lengths) -> 
     smallest = replace(place, card=CARDS[0] * 2**30)
     return Fit(
         option.name,
-        peak_of_run(shape, changed, lengths, smallest, min(changed.train.micro_batch or own, own)),
+        peak_of_run(
+            shape,
+            changed,
+            lengths,
+            smallest,
+            min(changed.train.per_device_train_batch_size or own, own),
+        ),
         peak_of_run(shape, changed, lengths, smallest, 1),
         found,
     )

@@ -32,7 +32,7 @@ def run_lengths(chat: ChatRenderer, settings: Settings) -> Lengths:
         for prompt in (*prompts.train, *prompts.validation, *prompts.test)
     ]
     # Answers that are begun make prompts longer, and what the teacher reads before them differ.
-    begun = max(settings.train.prefills, key=len) if settings.train.prefill_share else ""
+    begun = max(settings.train.advanced.prefills, key=len) if settings.train.prefill_share else ""
     return Lengths.of(
         [chat.ids(m, begun) for m in messages],
         [chat.ids(teacher.messages(m, begun), begun) for m in messages]

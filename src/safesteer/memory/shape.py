@@ -137,7 +137,7 @@ class Shape:
 
     def lora_parameters(self, lora: LoraSettings) -> int:
         """Numbers in the adapters: rank x (inputs + outputs) of each adapted layer."""
-        return sum(lora.rank * (linear.inputs + linear.outputs) for linear in self.adapted(lora))
+        return sum(lora.r * (linear.inputs + linear.outputs) for linear in self.adapted(lora))
 
 
 def _sides(module: Any) -> tuple[int, int]:

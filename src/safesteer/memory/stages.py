@@ -166,8 +166,8 @@ class _Stages:
 
     def rows_of_answers(self, tokens: int, size: int) -> int:
         """How many answers `safesteer.models.batch_size` puts into a batch; `size` of a number."""
-        if self.settings.evaluate.batch_size:
-            return self.settings.evaluate.batch_size
+        if self.settings.evaluate.advanced.batch_size:
+            return self.settings.evaluate.advanced.batch_size
         if self.place.device == "cpu":
             return rows_on_cpu(tokens)
         if self.place.card is None:
@@ -192,7 +192,7 @@ class _Stages:
         all of it: L tensors [B, S, D]. While candidates are scored, what entered the blocks is kept
         on purpose, up to 1 GiB, and rows of several candidates share a batch.
         """
-        s, lengths, chosen = self.shape, self.lengths, self.settings.direction
+        s, lengths, chosen = self.shape, self.lengths, self.settings.direction.advanced
         width = lengths.prompt + lengths.opening
         rows = min(PROMPTS_AT_ONCE, chosen.train_prompts)
         means = self.reading(rows, width, lengths.shared)
@@ -224,7 +224,7 @@ class _Stages:
         models and what is between them: about eight tensors [B, V] in float32.
         """
         s, lengths, chosen = self.shape, self.lengths, self.settings.tokens
-        rows = min(PROMPTS_AT_ONCE, chosen.prompt_count * chosen.samples_per_prompt)
+        rows = min(PROMPTS_AT_ONCE, chosen.advanced.num_prompts * chosen.num_generations)
         horizon = chosen.horizon
         said = self.answers(rows, lengths.taught, lengths.taught_shared, horizon, drawn=True)
         read = self.reading(rows, lengths.taught + horizon, lengths.taught_shared)
@@ -239,10 +239,10 @@ class _Stages:
     def train(self) -> Peak:
         """Rollouts, the teacher's passes, and the student's forward and backward pass."""
         s, lengths, chosen = self.shape, self.lengths, self.settings.train
-        completion, per_update = chosen.max_completion_tokens, chosen.completions_per_update
-        window = per_update * chosen.updates_per_rollout
-        micro = min(chosen.micro_batch or per_update, per_update)
-        prompt = min(lengths.prompt, chosen.max_prompt_tokens)
+        completion, per_update = chosen.max_completion_length, chosen.completions_per_step
+        window = per_update * chosen.steps_per_generation
+        micro = min(chosen.per_device_train_batch_size or per_update, per_update)
+        prompt = min(lengths.prompt, chosen.advanced.max_prompt_length)
         taught = lengths.taught - lengths.prompt + prompt
         states = Peak(
             {"hidden states": window * completion * s.width * self.place.size}
@@ -313,15 +313,15 @@ class _Stages:
                 {
                     "weights": FLOAT32 * s.parameters,
                     "frozen teacher": s.parameters * self.place.size,
-                    "optimiser": 2 * FLOAT32 * s.parameters,
+                    "optimizer": 2 * FLOAT32 * s.parameters,
                 }
             )
         adapters = s.lora_parameters(chosen.lora)
         parts: dict[str, float] = {
             "adapter": FLOAT32 * adapters,
-            "optimiser": 2 * FLOAT32 * adapters,
+            "optimizer": 2 * FLOAT32 * adapters,
         }
-        if chosen.lora.whitening is not None:
+        if chosen.lora.kfac_damping is not None:
             parts["whitening"] = FLOAT32 * sum(
                 each.inputs**2 + each.outputs**2 for each in s.adapted(chosen.lora)
             )
@@ -335,7 +335,7 @@ class _Stages:
         """
         s, chosen, place = self.shape, self.settings.train, self.place
         full, cpu = chosen.method == "full", place.device == "cpu"
-        width = prompt + chosen.max_completion_tokens
+        width = prompt + chosen.max_completion_length
         shared = 0 if chosen.gradient_checkpointing else self.lengths.shared
         size = FLOAT32 if full and cpu else place.size
         batch = self.reading(micro, width, shared, size=size, fused=not cpu)
@@ -344,9 +344,9 @@ class _Stages:
         else:
             first = 0 if full else first_layer(chosen.lora)
             kept = (s.layers - first) * batch.kept(chosen)
-        positions = micro * chosen.max_completion_tokens
+        positions = micro * chosen.max_completion_length
         # Logits, probabilities, and both in the model's type; of all tokens: for both models.
-        whole = chosen.divergence == "full" or (
+        whole = chosen.loss_tokens == "all" or (
             chosen.anchor_share > 0 and chosen.anchor_tokens == "all"
         )
         block = min(BLOCK, positions * s.vocabulary)

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 from safesteer import distributed
+from safesteer.config.rules import DEVICE_MAP
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
 
@@ -42,16 +43,15 @@ def pick_device(name: str) -> torch.device:
 
 def check_device_map(settings: ModelSettings) -> None:
     """Raise InputError for one model over several devices where it cannot be."""
-    if settings.device_map is None:
-        return
-    given = f"model.device_map = '{settings.device_map}'"
-    if distributed.count() > 1:
+    device_map = settings.advanced.device_map
+    if device_map is not None and distributed.count() > 1:
         raise InputError(
-            f"{given} spreads one model over the devices of one process, and there are"
-            f" {distributed.count()} processes; leave it out, or start one process"
+            f"model.advanced.device_map = '{device_map}' spreads one model over the devices of one"
+            f" process, and there are {distributed.count()} processes. Try: leave it out, or start"
+            " one process"
         )
-    if settings.device != "auto":
-        raise InputError(f"{given} and model.device = '{settings.device}': set one of them")
+    if complaint := DEVICE_MAP.complaint(model=settings):  # a copy of settings is not validated
+        raise InputError(complaint)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

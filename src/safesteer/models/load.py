@@ -109,10 +109,11 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     check_quantization(settings, kind, path, full=for_full_training)
     identity = fingerprint(settings)
     device = pick_device(settings.device)
-    if kind == "gguf" and settings.device_map is not None:
+    device_map = settings.advanced.device_map
+    if kind == "gguf" and device_map is not None:
         raise InputError(
-            f"model.device_map = '{settings.device_map}': a GGUF file is loaded whole; convert it"
-            " to a folder of safetensors, or leave device_map out"
+            f"model.advanced.device_map = '{device_map}': a GGUF file is loaded whole; convert it"
+            " to a folder of safetensors, or leave it out"
         )
     dtype = torch.float32 if for_full_training else pick_dtype(settings.dtype, device)
     with quiet_libraries():
@@ -151,7 +152,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if settings.device_map is None:
+    if device_map is None:
         torch.nn.Module.to(model, device)
     if quantization_of(model) is not None:
         steady(model)
@@ -251,7 +252,7 @@ def _load_folder(
     if not tokenizer.chat_template and older.is_file():
         tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
     bits = held_in(settings, "folder", path)
-    place: Any = settings.device_map
+    place: Any = settings.advanced.device_map
     if bits in BITSANDBYTES:
         check_device(device, bits)
         place = place or {"": device}  # rounded where it stays

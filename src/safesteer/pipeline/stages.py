@@ -67,16 +67,19 @@ class Pipeline(RunArtifacts):
 
     def _inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
         """What a stage depends on: model, seed, settings sections, prompts, files before it."""
-        settings = self.settings.model_dump(mode="json")
-        # Where the weights lie does not change what they are.
-        apart = ("id", "revision", "device_map")
-        identity = {k: v for k, v in settings["model"].items() if k not in apart}
-        # Nor does who writes the rollouts: they are drawn from the same distribution.
-        for key in ("rollouts", "vllm"):
-            settings["train"].pop(key)
+        settings = self.settings.model_dump(
+            mode="json",
+            exclude={
+                # Where the weights lie does not change what they are.
+                "model": {"id": True, "revision": True, "advanced": {"device_map"}},
+                # Nor does who writes the rollouts: they are drawn from the same distribution.
+                "train": {"rollouts": True, "advanced": {"vllm"}},
+            },
+        )
+        identity = settings["model"]
         if self.settings.model.chat_template is not None:
             identity["chat_template"] = sha256_file(self.settings.model.chat_template)
-        if "teacher" in sections and self.settings.teacher.steering:
+        if "teacher" in sections and self.settings.teacher.steers:
             more["direction"] = self.run.output_hashes("direction")
         return {
             "model": {**identity, "sha256": self.run.manifest["model"]["sha256"]},
@@ -152,7 +155,7 @@ class Pipeline(RunArtifacts):
             found = select_safety_tokens(
                 model,
                 teacher,
-                _messages(prompts.validation)[: chosen.prompt_count],
+                _messages(prompts.validation)[: chosen.advanced.num_prompts],
                 chosen,
                 seed=self.settings.seed,
                 progress=lambda d, t: self.reporter.progress("teacher continuations", d, t),
@@ -223,7 +226,7 @@ class Pipeline(RunArtifacts):
 
         def on_update(metrics: dict[str, Any], total: int) -> None:
             self.reporter.update(metrics, total)
-            if metrics["update"] % settings.save_every == 0:
+            if metrics["step"] % settings.advanced.save_steps == 0:
                 save_progress()
 
         trained = train(
@@ -231,7 +234,7 @@ class Pipeline(RunArtifacts):
             teacher,
             tokens,
             _messages(sets["harmful"].train),
-            [m for name in settings.anchors for m in _messages(sets[name].train)],
+            [m for name in settings.advanced.anchor_sets for m in _messages(sets[name].train)],
             settings,
             folder=self.run.path / "train",
             seed=self.settings.seed,
@@ -300,7 +303,7 @@ class Pipeline(RunArtifacts):
             variant.runner,
             _messages(self.prompts["harmless"].test)[: settings.drift_prompts],
             max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
+            batch_size=settings.advanced.batch_size,
             progress=lambda d, t: self.reporter.progress("drift from the base", d, t),
         )
 
@@ -351,7 +354,7 @@ class Pipeline(RunArtifacts):
             if name == "train":
                 self.train()
             elif distributed.is_main() and (
-                name != "direction" or self.settings.teacher.steering or last == name
+                name != "direction" or self.settings.teacher.steers or last == name
             ):
                 with distributed.alone():
                     getattr(self, name)()

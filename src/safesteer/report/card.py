@@ -271,7 +271,7 @@ def _vllm(findings: Findings, hub: str | None) -> str:
     below = findings.run.manifest["model"].get("adapter_of")
     if base.id.endswith(".gguf") or base.quantization != "none" or below:
         return ""
-    wanted = findings.run.settings.train.lora.rank
+    wanted = findings.run.settings.train.lora.r
     rank = next((rank for rank in _RANKS if rank >= wanted), _RANKS[-1])
     return (
         f"vllm serve {hub or base.id} --enable-lora --max-lora-rank {rank}"

@@ -97,7 +97,7 @@ def training(findings: Findings) -> dict[str, Any] | None:
         {**update, "update_seconds": sum((update.get("seconds") or {}).values()) or None}
         for update in findings.updates
     ]
-    xs = [update["update"] for update in updates]
+    xs = [update["step"] for update in updates]
     drawn = []
     for title, share, series in _CURVES:
         found = [
@@ -124,7 +124,7 @@ def training(findings: Findings) -> dict[str, Any] | None:
     return {
         "curves": drawn,
         "columns": keys,
-        "table": [[u["update"], *(number(_finite(u.get(key))) for key in keys)] for u in shown],
+        "table": [[u["step"], *(number(_finite(u.get(key))) for key in keys)] for u in shown],
         "every": every,
         "seconds": [(name, duration(value)) for name, value in seconds.most_common()],
     }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from safesteer.distill.losses import generalized
+from safesteer.distill.train import ROLLOUT_TEMPERATURE
 from safesteer.evaluate.stored import MODELS
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message, pad_left
@@ -64,7 +65,7 @@ def _token_probabilities(
     tokens/safety_tokens.json says on fewer prompts, and the aligned model lies between them.
     """
     settings = artifacts.settings.tokens
-    prompts = artifacts.prompts[settings.prompts].validation[: settings.prompt_count]
+    prompts = artifacts.prompts[settings.prompts].validation[: settings.advanced.num_prompts]
     prompts = prompts[:TOKEN_PROMPTS]
     conversations = [prompt.messages for prompt in prompts]
     teacher = variants["teacher"].teacher
@@ -114,8 +115,9 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """Answers of `variant`, and what `variant` and `reference` think of each of their tokens."""
     conversations = [prompt.messages for _, prompt in asked]
-    temperature = artifacts.settings.train.temperature
-    tails = _answers(variants[variant], conversations, ROLLOUT_TOKENS, temperature, artifacts)
+    tails = _answers(
+        variants[variant], conversations, ROLLOUT_TOKENS, ROLLOUT_TEMPERATURE, artifacts
+    )
     tokens = artifacts.load_tokens()
     # The rollouts' own tokens are read in the same pass, behind the K safety tokens.
     seen = sorted({token for tail in tails for token in tail})

@@ -54,10 +54,13 @@ def render_page(findings: Findings, note: str = "") -> str:
 
 def _facts(findings: Findings) -> list[str]:
     settings = findings.run.settings
-    method = "all weights" if findings.full else f"LoRA adapter of rank {settings.train.lora.rank}"
+    method = "all weights" if findings.full else f"LoRA adapter of rank {settings.train.lora.r}"
     updates = len(findings.updates)
-    facts = [method, f"{updates} of {settings.train.updates} updates" if updates else "not trained"]
-    if settings.train.updates is None or updates == settings.train.updates:
+    facts = [
+        method,
+        f"{updates} of {settings.train.max_steps} updates" if updates else "not trained",
+    ]
+    if settings.train.max_steps is None or updates == settings.train.max_steps:
         facts[1] = f"{updates} updates"
     facts.append(f"seed {settings.seed}")
     if thinking := thinking_words(findings.run.manifest["model"].get("thinking")):

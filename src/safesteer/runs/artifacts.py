@@ -88,7 +88,7 @@ class RunArtifacts:
     def load_teacher(self) -> Teacher:
         """The safety teacher that the settings and the run's direction make."""
         return make_teacher(
-            self.settings.teacher, self.load_direction() if self.settings.teacher.steering else None
+            self.settings.teacher, self.load_direction() if self.settings.teacher.steers else None
         )
 
     def load_tokens(self) -> list[int]:

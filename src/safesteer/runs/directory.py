@@ -41,12 +41,6 @@ CONFIG_NAME = "config.yaml"
 FOLDERS = ("direction", "tokens", "train", "adapter", "model", "eval", "report")
 FILES = (CONFIG_NAME, "report.html", "README.md")
 
-# Settings that came after runs had been made, where they stand, and what was done before there was
-# one. A record without them stays what it was.
-ADDED_SETTINGS: dict[str, Any] = {
-    "train": {"anchor_weight": 1.0, "lora": {"extrapolation": 0.0, "whitening": None}}
-}
-
 
 class StageCost(NamedTuple):
     """Where the time and the memory of a run went."""
@@ -132,7 +126,7 @@ class RunDirectory:
 
     def stage(self, name: str, inputs: dict[str, Any]) -> StageRecord:
         """The stage `name` with these inputs (nested JSON values), finished or about to run."""
-        return StageRecord(self, name, inputs, ADDED_SETTINGS)
+        return StageRecord(self, name, inputs)
 
     def output_hashes(self, name: str) -> dict[str, str]:
         """{path: sha256} of a finished stage, to be an input of later ones; {} if not finished."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,21 +83,6 @@ def as_json(inputs: dict[str, Any]) -> dict[str, Any]:
     """
     result: dict[str, Any] = json.loads(json.dumps(inputs, allow_nan=False))
     return result
-
-
-def with_added(
-    recorded: dict[str, Any], inputs: dict[str, Any], added: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`recorded`, and what of `added` `inputs` has and it lacks, section by section."""
-    filled = dict(recorded)
-    for key, value in added.items():
-        before, now = recorded.get(key), inputs.get(key)
-        if not isinstance(value, Mapping):
-            if key in inputs:
-                filled.setdefault(key, value)
-        elif isinstance(before, dict) and isinstance(now, dict):
-            filled[key] = with_added(before, now, value)
-    return filled
 
 
 def canonical_hash(value: Any) -> str:

@@ -26,11 +26,6 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
     processes, layout = distributed.count(), distributed.layout()
     completions_per_process(settings.train, processes)
     check_device_map(settings.model)
-    if settings.model.device_map is not None and settings.train.method == "full":
-        raise InputError(
-            "train.method = 'full' needs a copy of the model for the teacher, which"
-            " model.device_map cannot place; train an adapter, or several processes with FSDP"
-        )
     if processes > 1 and ":" in settings.model.device:
         raise InputError(
             f"model.device = '{settings.model.device}' names one device for {processes} processes;"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.files import is_disk_full, sha256_file, write_error
-from safesteer.runs.manifest import Manifest, StageEntry, Status, as_json, changed_keys, with_added
+from safesteer.runs.manifest import Manifest, StageEntry, Status, as_json, changed_keys
 from safesteer.runs.system import MemorySampler
 
 
@@ -48,7 +47,6 @@ class StageRecord:
         run: OpenRun,
         name: str,
         inputs: dict[str, Any],
-        added: Mapping[str, Any],
     ) -> None:
         self.name = name
         self._run = run
@@ -61,8 +59,7 @@ class StageRecord:
         self._verified: bool | None = None
         self._changed: list[str] = []
         if self._entry is not None:
-            recorded = with_added(self._entry["inputs"], self._inputs, added)
-            self._changed = changed_keys(recorded, self._inputs)
+            self._changed = changed_keys(self._entry["inputs"], self._inputs)
 
     @property
     def changed(self) -> list[str]:

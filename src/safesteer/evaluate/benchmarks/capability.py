@@ -98,7 +98,7 @@ class Capability:
                 raise InputError(
                     f"benchmark {loaded.name}: its questions cannot be read from"
                     f" {loaded.source['from']} ({reason}); give --data-dir or"
-                    f" evaluate.sources.{loaded.name}"
+                    f" evaluate.advanced.sources.{loaded.name}"
                 ) from None
         sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
         picked: dict[str, list[int]] = {name: [] for name in tasks}

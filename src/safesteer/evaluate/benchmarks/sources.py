@@ -80,11 +80,11 @@ def load_benchmarks(
     unknown name, a file that is missing, empty or without its column, a hub data set that cannot be
     reached.
     """
-    for name in settings.sources:
+    for name in settings.advanced.sources:
         try:
             find_benchmark(name)
         except InputError as error:
-            raise InputError(f"evaluate.sources.{name}: {error}") from None
+            raise InputError(f"evaluate.advanced.sources.{name}: {error}") from None
     if settings.data_dir is not None and not Path(settings.data_dir).expanduser().is_dir():
         raise InputError(f"evaluate.data_dir: there is no folder {settings.data_dir}")
     benchmarks = [find_benchmark(name) for name in dict.fromkeys(names)]
@@ -112,7 +112,7 @@ def found_files(benchmark: Benchmark, folder: str | Path) -> list[Path]:
 
 def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, PromptSet]) -> Loaded:
     plain, _ = split_name(benchmark.name)
-    given = settings.sources.get(benchmark.name) or settings.sources.get(plain)
+    given = settings.advanced.sources.get(benchmark.name) or settings.advanced.sources.get(plain)
     if plain in BUILTIN_NAMES and given is None:
         prompts = own[plain].test[: settings.limit]
         items = [_item(benchmark, prompt) for prompt in prompts]
@@ -161,13 +161,13 @@ def _rows(
                 return rows, file, _of_file(folder / file.path, file.path)
         expected = " or ".join(str(folder / file.path) for file in benchmark.files)
         raise InputError(
-            f"benchmark {name}: no file {expected}; put it there, or set evaluate.sources.{name}"
-            " to a file or a hub data set"
+            f"benchmark {name}: no file {expected}; put it there, or set"
+            f" evaluate.advanced.sources.{name} to a file or a hub data set"
         )
     if benchmark.hub is None:
         raise InputError(
             f"benchmark {name} has no hub data set; give --data-dir DIR with"
-            f" {benchmark.files[0].path} in it, or set evaluate.sources.{name} to a file"
+            f" {benchmark.files[0].path} in it, or set evaluate.advanced.sources.{name} to a file"
         )
     hub = benchmark.hub
     if hub.file is not None:
@@ -203,7 +203,7 @@ def _download(benchmark: Benchmark, hub: Hub) -> Path:
 def _unreachable(benchmark: Benchmark, source: str, reason: str) -> InputError:
     name = benchmark.name
     here = [f"--data-dir DIR with {file.path} in it" for file in benchmark.files[:1]]
-    other = " or ".join([*here, f"evaluate.sources.{name}=FILE"])
+    other = " or ".join([*here, f"evaluate.advanced.sources.{name}=FILE"])
     if benchmark.gated and benchmark.hub is not None and benchmark.hub.id in source:
         return InputError(
             f"benchmark {name}: {benchmark.hub.id} is gated; ask for access at"
@@ -265,7 +265,7 @@ def _load_jailbreaks(benchmark: Benchmark, settings: EvaluateSettings, given: st
     if given is None:
         raise InputError(
             "benchmark jailbreaks: name a file of stored attacks, such as an artifact of"
-            " JailbreakBench, with --set evaluate.sources.jailbreaks=FILE"
+            " JailbreakBench, with --set evaluate.advanced.sources.jailbreaks=FILE"
         )
     path = Path(given).expanduser()
     content = read_json(path)
@@ -313,7 +313,9 @@ def _load_harness(benchmark: Benchmark, settings: EvaluateSettings, given: str |
             for paths in harness.files.values()
         )
         name = benchmark.name
-        hint = "" if given else f", or set evaluate.sources.{name} to a folder that has them"
+        hint = (
+            "" if given else f", or set evaluate.advanced.sources.{name} to a folder that has them"
+        )
         raise InputError(f"benchmark {name}: {folder} does not hold {expected}; put it there{hint}")
     for path in files.values():
         rows = read_rows(path)

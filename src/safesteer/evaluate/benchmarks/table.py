@@ -310,8 +310,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         citation="Chao et al. 2024, arXiv 2404.01318; attacks: each artifact names its method",
         judge="llama-guard-4",
         checked="the fields in the README of github.com/JailbreakBench/artifacts",
-        note="stored attacks (GCG, PAIR, ...): --set evaluate.sources.jailbreaks=FILE; the model"
-        " reads the attack, the judge the goal",
+        note="stored attacks (GCG, PAIR, ...): --set evaluate.advanced.sources.jailbreaks=FILE; the"
+        " model reads the attack, the judge the goal",
     ),
     # Harmless requests.
     _XSTEST,

@@ -1,0 +1,148 @@
+"""Rules between settings: which keys exclude or need each other, in one table.
+
+The sections of the settings check the table whenever they are made, and docs print it. A rule
+without `broken` needs the model or the machine; the code that finds out raises its message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule between settings.
+
+    Attributes:
+        keys: dotted keys that it is about.
+        message: one line for who broke it; `{train.method}` stands for a value.
+        reason: why there is this rule, for the docs.
+        broken: whether settings break it; None where only the model or the machine can tell.
+    """
+
+    keys: tuple[str, ...]
+    message: str
+    reason: str
+    broken: Callable[[Any], bool] | None = None
+
+    def complaint(self, **sections: Any) -> str:
+        """The message with its values if these sections break the rule, else an empty string."""
+        known = all(key.partition(".")[0] in sections for key in self.keys)
+        if known and self.broken is not None and self.broken(SimpleNamespace(**sections)):
+            return self.message.format(**sections)
+        return ""
+
+
+def check_rules(**sections: Any) -> None:
+    """Check every rule whose keys all lie in these sections of the settings.
+
+    Raises:
+        ValueError: with the message of the first rule that is broken.
+    """
+    for rule in RULES:
+        if complaint := rule.complaint(**sections):
+            raise ValueError(complaint)
+
+
+DEVICE_MAP = Rule(
+    ("model.advanced.device_map", "model.device"),
+    "model.advanced.device_map = '{model.advanced.device_map}' and model.device ="
+    " '{model.device}' exclude each other. Try: one of them alone",
+    "A device map spreads the model over all devices, and a device is a single one.",
+    lambda s: s.model.advanced.device_map is not None and s.model.device != "auto",
+)
+STEERED_LAYER = Rule(
+    ("train.lora.first_layer", "teacher.strength"),
+    "train.lora.first_layer = 'steered', but the teacher is not steered at any layer. Try: a"
+    " number, or teacher.strength above 0",
+    "Without steering there is no steered layer to begin at.",
+    lambda s: (
+        s.train.method == "lora" and s.train.lora.first_layer == "steered" and not s.teacher.steers
+    ),
+)
+PREFILLS_AND_THOUGHTS = Rule(
+    ("train.prefill_share",),
+    "train.prefill_share prefills answers, and this model thinks before it answers. Try:"
+    " train.prefill_share=0, or thinking turned off (docs/thinking.md)",
+    "A prefilled answer leaves no room for the thoughts before it.",
+)
+KFAC_AND_ANCHORS = Rule(
+    ("train.lora.kfac_damping", "train.advanced.anchor_sets"),
+    "train.lora.kfac_damping is measured on anchor prompts, and none has at most"
+    " train.advanced.max_prompt_length tokens. Try: a larger length, or"
+    " train.lora.kfac_damping=null",
+    "The K-FAC statistics are those of anchor prompts.",
+)
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        ("teacher.strength", "teacher.context"),
+        "teacher.strength = 0 and teacher.context = 'none' make the teacher the same as the model."
+        " Try: a strength above 0, or teacher.context=refusals",
+        "A teacher that is the model itself teaches nothing.",
+        lambda s: not s.teacher.steers and s.teacher.context == "none",
+    ),
+    DEVICE_MAP,
+    Rule(
+        ("train.method", "model.quantization"),
+        "train.method = 'full' trains every weight, and model.quantization ="
+        " '{model.quantization}' stores them in few bits. Try: train.method=lora, or"
+        " model.quantization=none",
+        "Quantized weights have no gradients.",
+        lambda s: s.train.method == "full" and s.model.quantization != "none",
+    ),
+    Rule(
+        ("train.method", "model.advanced.device_map"),
+        "train.method = 'full' needs a copy of the model for the teacher, which"
+        " model.advanced.device_map cannot place. Try: train.method=lora, or several processes"
+        " with FSDP",
+        "The copy of the base would need a device map of its own.",
+        lambda s: s.train.method == "full" and s.model.advanced.device_map is not None,
+    ),
+    Rule(
+        ("train.anchor_share", "train.prompts_per_step"),
+        "train.anchor_share = {train.anchor_share} leaves no harmful prompt among the"
+        " {train.prompts_per_step} prompts of a step. Try: a smaller share, or a larger"
+        " train.prompts_per_step",
+        "Every step needs a harmful prompt to learn from.",
+        lambda s: s.train.anchors_per_step >= s.train.prompts_per_step,
+    ),
+    Rule(
+        ("train.anchor_share", "train.prompts_per_step"),
+        "train.anchor_share = {train.anchor_share} of {train.prompts_per_step} prompts per step is"
+        " less than one prompt. Try: a larger share, or a larger train.prompts_per_step",
+        "Anchors would be asked for, and there would be none.",
+        lambda s: s.train.anchor_share > 0 and not s.train.anchors_per_step,
+    ),
+    Rule(
+        ("train.loss_tokens", "train.anchor_tokens"),
+        "train.loss_tokens = 'all' and train.anchor_tokens = 'safety' do not go together. Try:"
+        " train.anchor_tokens=all, or train.loss_tokens=safety",
+        "Anchors hold the model back wherever it may move, so they need as many tokens.",
+        lambda s: (
+            s.train.loss_tokens == "all"
+            and s.train.anchor_tokens == "safety"
+            and s.train.anchor_share > 0
+        ),
+    ),
+    STEERED_LAYER,
+    Rule(
+        ("train.rollouts", "model.advanced.device_map"),
+        "train.rollouts = 'vllm' and model.advanced.device_map ="
+        " '{model.advanced.device_map}' exclude each other. Try: one of them alone",
+        "Weights on several devices cannot be sent to vLLM.",
+        lambda s: s.train.rollouts == "vllm" and s.model.advanced.device_map is not None,
+    ),
+    Rule(
+        ("train.rollouts", "model.quantization"),
+        "train.rollouts = 'vllm' and model.quantization = '{model.quantization}' exclude each"
+        " other. Try: one of them alone",
+        "An adapter cannot be merged into quantized weights without loss.",
+        lambda s: s.train.rollouts == "vllm" and s.model.quantization != "none",
+    ),
+    PREFILLS_AND_THOUGHTS,
+    KFAC_AND_ANCHORS,
+)
