@@ -3,8 +3,8 @@
 One class per section of the YAML file, one attribute per key, with the meaning of the key in its
 description (``--help`` and ``safesteer recipes show`` print it). The classes know nothing of the
 stages that read them. The defaults are no recipe: the paper's sizes and rates with this project's
-loss, tokens and adapters. What measured best on the built-in model (docs/experiments.md) is in its
-recipe, the paper's own settings in `published` and in the recipes of its four models.
+loss, tokens and adapters. What measured best on the built-in model (docs/what-we-learned.md) is in
+its recipe, the paper's own settings in `published` and in the recipes of its four models.
 """
 
 from __future__ import annotations
