@@ -29,7 +29,7 @@ def training_attention(model: Any) -> Iterator[None]:
     """Train with `sound_attention`, and on the CPU with plain attention.
 
     The backward of torch's fused one is slower there. Measured on the built-in model at 32 x 61
-    tokens: 6.5 s fused, 4.2 s plain, forward and backward (docs/experiments.md).
+    tokens: 6.5 s fused, 4.2 s plain, forward and backward (research/log/2026-11-22-cpu-speed.md).
     """
     fused = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
     if fused:

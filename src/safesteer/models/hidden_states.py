@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from safesteer.models.layers import backbone, is_sharded, text_config
 
 # One more pass of the model has to be made up for by the tokens that are saved. The bound on CPUs
-# was measured on 2 cores (bench/forward.py, docs/experiments.md); for GPUs, where a small pass is
+# was measured on 2 cores (research/log/2026-11-22-cpu-speed.md); for GPUs, where a small pass is
 # all waiting, it is an estimate.
 _WORTHWHILE = {"cpu": 256}
 _WORTHWHILE_ELSEWHERE = 4096

@@ -3,7 +3,7 @@
 PEFT keeps the factors of a bfloat16 model in float32, which the optimiser needs, and then computes
 in float32 as well: every input of an adapted layer is converted to float32 and back. The conversion
 of the factors themselves is a thousand times smaller. On 2 CPU cores it saves about a quarter of
-an update (docs/experiments.md).
+an update (research/log/2026-11-22-cpu-speed.md).
 """
 
 from __future__ import annotations

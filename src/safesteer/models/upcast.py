@@ -2,7 +2,7 @@
 
 In bfloat16 the smallest change of the weights rounds other activations differently, and on every
 fortieth token or so the likeliest next one is another. Where two models are compared token by token
-that hides how far one has moved (docs/experiments.md, "what rounding does to agreement").
+that hides how far one has moved (research/log/2026-11-27-rounding.md).
 """
 
 from __future__ import annotations
