@@ -125,7 +125,7 @@ def main() -> None:
         # Choices are made on validation prompts, so these stand where a run's test prompts do.
         sets = {name: replace(s, test=s.validation) for name, s in contents.prompts.items()}
         for scale in scales:
-            with rescale_adapter_scale(contents.load_student(), scale):
+            with rescale_adapter_scale(contents.student, scale):
                 found[scale].append(judge(contents, sets))
             print(f"{path} x{scale}: {found[scale][-1]}", flush=True)
     print("| scale | " + " | ".join(COLUMNS) + " |\n|---|" + "---|" * len(COLUMNS))

@@ -27,8 +27,8 @@ from torch.utils.flop_counter import flop_registry
 
 from safesteer.cli.silence import silence_libraries
 from safesteer.config.load import load_settings
+from safesteer.pipeline.preflight import open_run
 from safesteer.pipeline.stages import Pipeline
-from safesteer.runs.open import open_run
 
 _aten = torch.ops.aten
 # The formulas of attention on GPUs hold on the CPU too, where none is registered.

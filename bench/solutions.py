@@ -116,7 +116,7 @@ def main() -> None:
         model = run.model
         # Of the base first: an adapter changes its modules in place.
         before = [solution_probabilities(model, model.model, part) for part in asked.values()]
-        student = run.load_student()
+        student = run.student
         after = [solution_probabilities(model, student, part) for part in asked.values()]
     except InputError as error:
         raise SystemExit(str(error)) from None

@@ -23,7 +23,7 @@ from safesteer.distill.train import train as distil
 from safesteer.errors import InputError
 from safesteer.files import write_json
 from safesteer.models.load import _check_placement, describe, load_model
-from safesteer.runs.open import open_run
+from safesteer.pipeline.preflight import open_run
 from safesteer.teacher import Teacher
 
 LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}

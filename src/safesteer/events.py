@@ -8,6 +8,9 @@ from typing import Any
 class Reporter:
     """Receives the events of a run; every method may be overridden, none has to be."""
 
+    def start(self, what: str, where: str = "") -> None:
+        """The work begins: on which model or run, and in which folder."""
+
     def stage(self, name: str, detail: str = "") -> None:
         """A stage begins."""
 

@@ -143,7 +143,7 @@ def test_every_option_is_a_key_of_the_settings_and_in_the_help(safesteer, monkey
 def test_options_win_over_the_file_and_set_over_options(safesteer, tmp_path, monkeypatch):
     from safesteer.pipeline.stages import Pipeline
 
-    monkeypatch.setattr(Pipeline, "run_all", lambda self, last: None)
+    monkeypatch.setattr(Pipeline, "run_all", lambda self, stages: None)
     config = tmp_path / "mine.yaml"
     config.write_text("seed: 1\ntrain: {updates: 1, learning_rate: 1.0e-4}\nmodel: {id: other}\n")
     gguf = tmp_path / "m.gguf"

@@ -17,7 +17,7 @@ def run_that(monkeypatch, safesteer, tiny_model_folder, tmp_path):
     """Runs the command with the given function in place of the stages."""
 
     def run(action, *arguments):
-        monkeypatch.setattr(Pipeline, "run_all", lambda self, last: action())
+        monkeypatch.setattr(Pipeline, "run_all", lambda self, stages: action())
         return safesteer("run", tiny_model_folder, "-o", tmp_path / "run", "--quiet", *arguments)
 
     return run

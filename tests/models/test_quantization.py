@@ -27,7 +27,7 @@ from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import describe, load_model, save_model
 from safesteer.models.loading_code import loading_code
 from safesteer.models.upcast import in_float32
-from safesteer.runs.open import open_run
+from safesteer.pipeline.preflight import open_run
 
 BITS = ["8bit", "4bit"]
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # blocks of 64 weights share a scale

@@ -15,6 +15,7 @@ from safesteer.pipeline.stages import Pipeline
 from safesteer.report import measure as measuring
 from safesteer.report.findings import MEASUREMENTS
 from safesteer.runs.directory import RunDirectory
+from safesteer.runs.target import Target
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_a_report_is_made_again_without_the_model(finished, tmp_path, monkeypatc
 
     monkeypatch.setattr("safesteer.pipeline.report.fingerprint", never)
     monkeypatch.setattr("safesteer.runs.artifacts.load_model", never)
-    assert report_run(finished.path) == ""
+    assert report_run(Target(finished.settings, finished.path, True)) == ""
     assert 'id="states"' in (finished.path / "report.html").read_text("utf-8")
     assert card.read_text("utf-8") != "edited"
 

@@ -48,7 +48,7 @@ def report(
         from safesteer.pipeline.report import report_run
         from safesteer.report.write import CARD, PAGE
 
-        note = report_run(found.path, reporter)
+        note = report_run(found, reporter)
         reporter.finish()
         if note:
             reporter.note(note)

@@ -52,9 +52,6 @@ class CommandReporter(Reporter):
         logging.getLogger("safesteer").removeHandler(self._notes)
         self.finish()
 
-    def start(self, what: str, where: str = "") -> None:
-        """The command begins its work."""
-
     def finish(self) -> None:
         """Nothing moves any more; tables may follow."""
 

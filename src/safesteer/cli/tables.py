@@ -59,6 +59,8 @@ def stage_result(stage: str, content: dict[str, Any]) -> list[RenderableType]:
         return _direction(content)
     if stage == "tokens":
         return _tokens(content)
+    if stage == "push":
+        return [_pushed(content)]
     rates = "  ".join(
         f"{name} {entry['value']:.1%}"
         for name, entry in content["benchmarks"].items()
@@ -71,6 +73,15 @@ def stage_result(stage: str, content: dict[str, Any]) -> list[RenderableType]:
         if name not in RATES and name not in DRIFT
     ]
     return [Text(line) for line in lines]
+
+
+def _pushed(content: dict[str, Any]) -> Text:
+    who = "public" if content["public"] else "private"
+    what = "with transcripts" if content["transcripts"] else "without transcripts"
+    line = f"pushed: {content['url']} ({who}; {len(content['files'])} files, {what})"
+    if removed := len(content["removed"]):
+        line += f"; {removed} files of an earlier push removed, which older commits still hold"
+    return Text(line, overflow="ignore", no_wrap=True)
 
 
 def update_line(metrics: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What `run` and the single stages share: open the run, do its stages, report."""
+"""Run stages for a command: `run`, the single stages, and `report` of a model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from safesteer import distributed
 from safesteer.cli.options import GivenSettings
 from safesteer.cli.reporter import make_reporter
 from safesteer.cli.tables import print_summary
-from safesteer.distill.trackers import check_trackers
-from safesteer.export.hub import HubTarget, check_hub, push
-from safesteer.prompts import load_prompt_sets
+from safesteer.export.hub import HubTarget
+from safesteer.pipeline.align import run_stages
+from safesteer.runs.stage import stages_to
 from safesteer.runs.target import find_target
 
 
@@ -25,40 +25,14 @@ def work(
     quiet: bool,
     hub: HubTarget | None = None,
 ) -> None:
-    """Do the stages up to `last` for RUN_OR_MODEL, print what they found, and push it if asked."""
+    """Run the stages up to `last` for RUN_OR_MODEL, push the run if asked, print a summary."""
     started = time.monotonic()
     found = find_target(target, **settings.arguments(), output_dir=output_dir)
-    # Wrong prompt files are found here, in a moment, and not after torch is loaded.
-    load_prompt_sets(found.settings.prompts, found.settings.seed)
-    check_trackers(found.settings.report_to)
-    if not distributed.is_main():
-        hub = None  # the main process sends
-    if hub is not None:
-        check_hub(hub)
     with make_reporter(quiet) as reporter:
-        reporter.start(found.settings.model.id, str(found.path))
-
-        from safesteer.evaluate.stored import read_results
-        from safesteer.pipeline.stages import Pipeline
-        from safesteer.runs.open import open_run
-
-        with open_run(found.path, found.settings, fresh=fresh) as run:
-            Pipeline(run, reporter).run_all(last)
+        run = run_stages(found, stages=stages_to(last), fresh=fresh, reporter=reporter, hub=hub)
         reporter.finish()
         if not quiet and distributed.is_main():
-            print_summary(
-                reporter.console, run, read_results(run.path), last, time.monotonic() - started
-            )
-        if hub is not None:
-            from rich.text import Text
+            from safesteer.evaluate.stored import read_results
 
-            reporter.stage("push", f"sending the run to {hub.repo}")
-            pushed = push(run, hub)
-            reporter.finish()
-            who = "public" if pushed.public else "private"
-            what = "transcripts included" if hub.transcripts else "no transcripts among them"
-            line = f"pushed: {pushed.url} ({who}; {len(pushed.files)} files, {what})"
-            if pushed.removed:
-                count = len(pushed.removed)
-                line += f"; removed {count} of an earlier push, which older commits still hold"
-            reporter.console.print(Text(line), soft_wrap=True)
+            seconds = time.monotonic() - started
+            print_summary(reporter.console, run, read_results(run.path), last, seconds)

@@ -1,35 +1,91 @@
-"""The whole job from Python, as the command does it."""
+"""Align a model: the whole job as one function, for Python and for the command line."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safesteer import distributed
+from safesteer.distill.trackers import check_trackers
 from safesteer.events import Reporter
-from safesteer.pipeline.stages import Pipeline
+from safesteer.export.hub import HubTarget, check_hub, push
+from safesteer.prompts import load_prompt_sets
 from safesteer.runs.directory import RunDirectory
-from safesteer.runs.open import open_run
-from safesteer.runs.target import find_target
+from safesteer.runs.stage import STAGES
+from safesteer.runs.target import Target, find_target
 
 
 def align(
     model: str = "smollm2-135m",
-    output_dir: str | Path = "safesteer-run",
+    output_dir: str | Path | None = None,
     *,
     config: str | Path | None = None,
     fresh: bool = False,
     reporter: Reporter | None = None,
+    push_to_hub: HubTarget | None = None,
     **sections: Any,
 ) -> RunDirectory:
-    """The whole job from Python: what ``safesteer run MODEL`` does.
+    """Do what ``safesteer run MODEL`` does, and print nothing.
 
-    `config` is a recipe's name or a YAML file; without one, the recipe that names the model, or
-    the recipe `default`. `sections` are settings as dictionaries, for
-    example ``train={"updates": 10}``. Returns the finished run directory, closed.
+    Example::
 
-    Raises InputError for wrong input and SafeSteerError when the work fails.
+        run = safesteer.align("smollm2-135m", "my-run", train={"max_steps": 40})
+
+    Args:
+        model: a hub id, folder, .gguf file or built-in name; or the folder of a run, to resume it.
+        output_dir: the folder of the run; safesteer-runs/NAME OF THE MODEL if None.
+        config: a recipe's name or a YAML file; None takes the recipe that names the model, or
+            `default`.
+        fresh: first delete what an earlier run has written to the folder.
+        reporter: receives progress.
+        push_to_hub: where to send the finished run.
+        sections: settings as dictionaries, one per section.
+
+    Returns:
+        The finished run directory, closed.
+
+    Raises:
+        InputError: an input is wrong; raised before a model is loaded.
+        SafeSteerError: the work failed.
     """
-    settings = find_target(model, config=config, sections=sections, output_dir=output_dir).settings
-    with open_run(output_dir, settings, fresh=fresh) as run:
-        Pipeline(run, reporter).run_all()
-    return run
+    target = find_target(model, config=config, sections=sections, output_dir=output_dir)
+    return run_stages(target, fresh=fresh, reporter=reporter, hub=push_to_hub)
+
+
+def run_stages(
+    target: Target,
+    *,
+    stages: Sequence[str] = STAGES,
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+    hub: HubTarget | None = None,
+) -> RunDirectory:
+    """Run those of `stages` that are not done yet, then push the run if `hub` says where.
+
+    Returns:
+        The run directory, closed.
+
+    Raises:
+        InputError: an input is wrong; raised before a model is loaded.
+        SafeSteerError: the work failed.
+    """
+    settings = target.settings
+    reporter = reporter if reporter and distributed.is_main() else Reporter()
+    # Wrong files are reported at once: torch, which the rest imports, takes seconds to load.
+    prompts = load_prompt_sets(settings.prompts, settings.seed)
+    check_trackers(settings.report_to)
+    hub = hub if distributed.is_main() else None  # the main process sends
+    if hub is not None:
+        check_hub(hub)
+    reporter.start(settings.model.id, str(target.path))
+
+    from safesteer.pipeline.preflight import open_pipeline
+
+    with open_pipeline(target, prompts, stages=stages, fresh=fresh, reporter=reporter) as pipeline:
+        pipeline.run_all(stages)
+    if hub is not None:
+        reporter.stage("push", f"sending the run to {hub.repo}")
+        pushed = push(pipeline.run, hub)
+        reporter.result("push", {**vars(pushed), "transcripts": hub.transcripts})
+    return pipeline.run

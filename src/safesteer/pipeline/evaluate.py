@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safesteer.config.settings import Settings
 from safesteer.errors import InputError
 from safesteer.evaluate.stored import read_results, read_samples
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
 from safesteer.events import Reporter
 from safesteer.models.answer_cache import user_cache
-from safesteer.models.files import fingerprint
-from safesteer.pipeline.stages import Pipeline
+from safesteer.pipeline.align import run_stages
 from safesteer.prompts import load_prompt_sets
 from safesteer.runs.artifacts import load_variants
 from safesteer.runs.directory import RunDirectory
+from safesteer.runs.stage import stages_to
 from safesteer.runs.target import Target
 
 
@@ -63,7 +62,7 @@ def evaluate_target(
     """
     if target.is_run and not changed:
         if name == "aligned":
-            _finish(target.path, target.settings, reporter)
+            run_stages(target, stages=stages_to("evaluate"), reporter=reporter)
         run = RunDirectory.load(target.path)
         if run.output_hashes("evaluate"):
             return Evaluation(
@@ -94,12 +93,6 @@ def evaluate_target(
     if target.is_run and variant != "base":
         _compare_with_stored(target, entries, rows)
     return Evaluation(variant, {variant: entries}, rows, settings.evaluate.max_new_tokens)
-
-
-def _finish(path: Any, settings: Settings, reporter: Reporter | None) -> None:
-    model = fingerprint(settings.model)
-    with RunDirectory.open(path, settings=settings, model=model) as run:
-        Pipeline(run, reporter).run_all("evaluate")
 
 
 def _compare_with_stored(

@@ -1,48 +1,55 @@
-"""``safesteer report RUN``: make page and model card again, from whatever a run holds."""
+"""Make the report of a run again, from whatever the run holds."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from safesteer.errors import InputError
 from safesteer.events import Reporter
 from safesteer.models.files import fingerprint
+from safesteer.pipeline.align import run_stages
 from safesteer.pipeline.stages import Pipeline
 from safesteer.report.write import write_report
 from safesteer.runs.directory import RunDirectory
+from safesteer.runs.target import Target
 
 
-def report_run(path: Path, reporter: Reporter | None = None) -> str:
-    """``safesteer report RUN``: make page and card again, from whatever the run holds.
+def report_run(target: Target, reporter: Reporter | None = None) -> str:
+    """Write report.html and the model card of a run; ``safesteer report RUN`` does this.
 
-    The models are measured if training is done and that was not done before. Returns why they
-    were not, or an empty string.
+    The models are measured if the training is done and they were not measured before.
 
-    Raises InputError for a folder that is no run, and for damaged files.
+    Args:
+        target: a run, finished or not.
+        reporter: receives progress.
+
+    Returns:
+        Why the models could not be measured; empty if they were, or need not be.
+
+    Raises:
+        InputError: the folder is no run, or a file in it is damaged.
     """
-    told = reporter or Reporter()
-    run = RunDirectory.load(path)
-    note = ""
-    trained = run.output_hashes("train")
-    if trained:
-        try:
-            done = Pipeline(run).report_stage().finished
-            model = None if done else fingerprint(run.settings.model)
-        except InputError as error:
-            done, model = False, None
-            note = f"The models could not be measured: {error}."
-        if model is not None and not all((path / name).exists() for name in trained):
-            model = None
-            note = "The models could not be measured: what was trained is no longer in the run."
-        elif model is not None and model["sha256"] != run.manifest["model"].get("sha256"):
-            model = None
-            note = (
-                f"The models could not be measured: {run.settings.model.id} is no longer the model"
-                " that this run began with."
-            )
-        if model is not None:
-            with RunDirectory.open(path, settings=run.settings, model=model) as opened:
-                Pipeline(opened, told).report()
-            run = RunDirectory.load(path)
-    write_report(run, note)
+    run = RunDirectory.load(target.path)
+    pending, note = _pending(run)
+    if pending:
+        run_stages(target, stages=("report",), reporter=reporter)
+    write_report(RunDirectory.load(target.path), note)
     return note
+
+
+def _pending(run: RunDirectory) -> tuple[bool, str]:
+    """Whether the models have to be measured and can be; if they cannot, why."""
+    failed = "The models could not be measured:"
+    trained = run.output_hashes("train")
+    if not trained:
+        return False, ""
+    try:
+        if Pipeline(run).report_stage().finished:
+            return False, ""
+        sha256 = fingerprint(run.settings.model)["sha256"]
+    except InputError as error:
+        return False, f"{failed} {error}."
+    if not all((run.path / name).exists() for name in trained):
+        return False, f"{failed} the trained weights are no longer in the run."
+    if sha256 != run.manifest["model"].get("sha256"):
+        changed = f"{run.settings.model.id} is no longer the model that this run started from"
+        return False, f"{failed} {changed}."
+    return True, ""

@@ -1,18 +1,18 @@
-"""The stages in their order, each from the files of the one before it.
+"""The stages of a run in their order, each from the files of the one before it.
 
 direction -> tokens -> train -> evaluate -> report. A stage reads what earlier stages left in the
-run directory, writes its own files, and is not run again while its inputs and outputs are those
-that the manifest records. How a stage does its work is in its own package. Of several processes
-the main one does all stages; the others train with it.
+run directory, writes its own files, and is skipped while its inputs and outputs are those that the
+manifest records. The main process runs all stages; other processes train with it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from safesteer import distributed
@@ -20,39 +20,85 @@ from safesteer.config.settings import ModelSettings
 from safesteer.direction.extract import extract_direction
 from safesteer.distill.save import save_student
 from safesteer.distill.train import train
-from safesteer.distill.vllm import check_model, check_rollouts
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.stored import MODELS, write_results
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
+from safesteer.events import Reporter
 from safesteer.files import (
     save_tensors,
     sha256_file,
     write_json,
 )
 from safesteer.models.chat import Message
-from safesteer.models.devices import pick_device
 from safesteer.models.load import ChatModel, load_model
-from safesteer.prompts import Prompt
+from safesteer.prompts import Prompt, PromptSet
 from safesteer.report.findings import MEASUREMENTS
 from safesteer.report.write import write_report
 from safesteer.runs.artifacts import RunArtifacts
-from safesteer.runs.stage import StageRecord
+from safesteer.runs.directory import RunDirectory
+from safesteer.runs.stage import STAGES, StageRecord
 from safesteer.safety_tokens import select_safety_tokens
 from safesteer.teacher import Teacher, check_teacher
 
-STAGES = ("direction", "tokens", "train", "evaluate", "report")
-
 
 class Pipeline(RunArtifacts):
-    """The stages of one run, which write what `RunArtifacts` reads.
+    """The stages of one run. `safesteer.pipeline.preflight.open_pipeline` makes it.
 
     Args:
-        run: an open run directory, as `open_run` gives it.
-        reporter: told what happens on the main process.
+        run: an open run directory.
+        reporter: receives progress on the main process.
+        prompts: the run's prompt sets; read when first used if None.
+        suite: the planned evaluation; planned when first used if None.
     """
 
+    def __init__(
+        self,
+        run: RunDirectory,
+        reporter: Reporter | None = None,
+        *,
+        prompts: Mapping[str, PromptSet] | None = None,
+        suite: Suite | None = None,
+    ) -> None:
+        super().__init__(run, reporter, prompts=prompts)
+        if suite is not None:
+            self.suite = suite
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.run.close()
+
+    def run_all(self, stages: Sequence[str] = STAGES) -> None:
+        """Run `stages` in their order; a teacher that is not steered needs no direction."""
+        for name in stages:
+            if name == "train":
+                self.train()
+            elif distributed.is_main():
+                unused = name == "direction" and not self.settings.teacher.steers
+                if not unused or name == stages[-1]:
+                    with distributed.alone():
+                        getattr(self, name)()
+
     # What the stages share ---------------------------------------------------------------------
+
+    @cached_property
+    def model(self) -> ChatModel:
+        """The base model; the manifest records what is done about its thinking block."""
+        model = super().model
+        record = {} if model.chat.thinking is None else {"thinking": model.chat.thinking.record}
+        known = self.run.manifest["model"]
+        if self.run.is_open and known.get("thinking") != record.get("thinking"):
+            known.pop("thinking", None)
+            known.update(record)
+            self.run.save_manifest()
+        return model
 
     @cached_property
     def suite(self) -> Suite:
@@ -88,8 +134,8 @@ class Pipeline(RunArtifacts):
             **more,
         }
 
-    def _begin(self, name: str, inputs: dict[str, Any]) -> Any:
-        """The stage's record, or None when it does not have to run."""
+    def _pending(self, name: str, inputs: dict[str, Any]) -> StageRecord | None:
+        """The record of a stage that has to run, or None."""
         stage = self.run.stage(name, inputs)
         if stage.finished:
             self.reporter.skipped(name)
@@ -103,7 +149,7 @@ class Pipeline(RunArtifacts):
     def direction(self) -> None:
         """Find the refusal direction (PAPER section 2, first step)."""
         harmful, harmless = self.prompts["harmful"], self.prompts["harmless"]
-        stage = self._begin(
+        stage = self._pending(
             "direction",
             self._inputs("direction", harmful=harmful.sha256, harmless=harmless.sha256),
         )
@@ -138,7 +184,7 @@ class Pipeline(RunArtifacts):
         """Choose the safety tokens (PAPER section 2, second step)."""
         chosen = self.settings.tokens
         prompts = self.prompts[chosen.prompts]
-        stage = self._begin(
+        stage = self._pending(
             "tokens",
             self._inputs(
                 "tokens",
@@ -166,20 +212,18 @@ class Pipeline(RunArtifacts):
         self.reporter.result("tokens", found.to_json())
 
     def train(self) -> None:
-        """Distil the teacher into the model on the safety tokens (PAPER section 2, third step).
+        """Distil the teacher into the model on the safety tokens (paper, section 3.3).
 
-        All processes do this together.
+        All processes do this together; the main one keeps the record.
         """
-        begun: list[StageRecord] = []  # of the main process, which alone keeps the record
-        if not distributed.on_main(lambda: self._begin_training(begun)):
+        stage = self._pending_training() if distributed.is_main() else None
+        if not distributed.on_main(lambda: stage is not None):
             return
-        stage = begun[0] if begun else None
         if stage is None:
             self.run.reload()
-        self._check_rollouts()
+        full = self.settings.train.method == "full"
         with stage or nullcontext(), distributed.together():
-            student, tokenizer = self._distil(stage.save_progress if stage else lambda: None)
-            full = self.settings.train.method == "full"
+            student, tokenizer = self._distil(stage)
             target = self.run.path / ("model" if full else "adapter")
             if stage is not None:
                 for name in ("adapter", "model"):
@@ -188,46 +232,41 @@ class Pipeline(RunArtifacts):
             if stage is not None:
                 stage.add_output(target)
                 stage.add_output(self.run.path / "train" / "metrics.jsonl")
-        # All weights trained: read back as they will be used, in the settings' type.
-        self._student = None if full else student
         if distributed.count() > 1:
-            # What is left of the weights here may be a part of them.
-            self._student = None
-            self.__dict__.pop("model", None)
+            self.unload()  # these weights may be a part of the whole
             distributed.part()
+        elif not full:  # all weights are read back as they will be used, in the settings' dtype
+            self.student = student
 
-    def _begin_training(self, begun: list[StageRecord]) -> bool:
-        """Put the stage's record into `begun`; False when it does not have to run."""
-        stage = self._begin(
-            "train",
-            self._inputs(
+    def _pending_training(self) -> StageRecord | None:
+        with distributed.alone():
+            stage = self._pending(
                 "train",
-                "teacher",
-                prompts={name: found.sha256 for name, found in self.prompts.items()},
-                tokens=self.run.output_hashes("tokens"),
-            ),
-        )
-        if stage is None:
-            return False
-        if not stage.resumes:
-            shutil.rmtree(self.run.path / "train", ignore_errors=True)
-        begun.append(stage)
-        return bool(self.model_settings)  # the type of the weights is measured once, for all
+                self._inputs(
+                    "train",
+                    "teacher",
+                    prompts={name: found.sha256 for name, found in self.prompts.items()},
+                    tokens=self.run.output_hashes("tokens"),
+                ),
+            )
+            if stage is not None and not stage.resumes:
+                shutil.rmtree(self.run.path / "train", ignore_errors=True)
+            return stage
 
-    def _distil(self, save_progress: Callable[[], None]) -> tuple[Any, Any]:
-        """The trained student and its tokenizer; what every process does alike."""
+    def _distil(self, stage: StageRecord | None) -> tuple[Any, Any]:
+        """The trained student and its tokenizer; every process does this alike."""
         settings, sets = self.settings.train, self.prompts
         teacher, tokens = self.load_teacher(), self.load_tokens()
         model = self._model_to_train()
         full = settings.method == "full"
         student = load_model(self._train_settings(), for_full_training=True) if full else model
-        distributed.meet()  # loading takes longer for some than a process group would wait
+        distributed.meet()  # loading can take longer than a process group would wait
         self.reporter.stage("train", "distilling the teacher on the safety tokens")
 
         def on_update(metrics: dict[str, Any], total: int) -> None:
             self.reporter.update(metrics, total)
-            if metrics["step"] % settings.advanced.save_steps == 0:
-                save_progress()
+            if stage is not None and metrics["step"] % settings.advanced.save_steps == 0:
+                stage.save_progress()
 
         trained = train(
             student,
@@ -244,13 +283,8 @@ class Pipeline(RunArtifacts):
         )
         return trained, model.tokenizer
 
-    def _check_rollouts(self) -> None:
-        if self.settings.train.rollouts == "vllm":
-            check_rollouts(self.settings.train, pick_device(self.settings.model.device))
-            check_model(self.settings.model)
-
     def _train_settings(self) -> ModelSettings:
-        """How a model is loaded to be trained: accelerate itself spreads it over devices."""
+        """How a model is loaded for training: accelerate itself spreads it over devices."""
         if distributed.layout() == "whole":
             return self.model_settings
         return self.model_settings.model_copy(update={"device": "cpu"})
@@ -258,13 +292,13 @@ class Pipeline(RunArtifacts):
     def _model_to_train(self) -> ChatModel:
         if distributed.layout() == "whole":
             return self.model
-        self.__dict__.pop("model", None)  # makes room for a part of every process's model
+        self.unload()  # makes room for a part of every process's model
         return load_model(self._train_settings())
 
     def evaluate(self) -> None:
         """Judge base, teacher and aligned model on the test prompts, and measure drift."""
         sets = self.prompts
-        stage = self._begin(
+        stage = self._pending(
             "evaluate",
             self._inputs(
                 "evaluate",
@@ -309,7 +343,7 @@ class Pipeline(RunArtifacts):
 
     def report(self) -> None:
         """Measure what only the models can tell, and write report.html and the model card."""
-        from safesteer.report.measure import measure
+        from safesteer.report.measure import measure  # slow to import
 
         stage = self.report_stage()
         if stage.finished:
@@ -339,25 +373,6 @@ class Pipeline(RunArtifacts):
                 evaluate=self.run.output_hashes("evaluate"),
             ),
         )
-
-    def run_all(self, last: str = STAGES[-1]) -> None:
-        """Every stage, in order, up to `last`; no direction for a teacher that does not steer."""
-        stages = STAGES[: STAGES.index(last) + 1]
-        if "train" in stages and not self.run.output_hashes("train"):
-            self._check_rollouts()
-        if "evaluate" in stages and distributed.is_main():
-            with distributed.alone():
-                suite = self.suite  # a wrong name or file is said before hours of training
-                if not self.run.output_hashes("evaluate"):
-                    suite.prepare()
-        for name in stages:
-            if name == "train":
-                self.train()
-            elif distributed.is_main() and (
-                name != "direction" or self.settings.teacher.steers or last == name
-            ):
-                with distributed.alone():
-                    getattr(self, name)()
 
 
 def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:

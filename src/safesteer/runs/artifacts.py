@@ -1,11 +1,11 @@
-"""What a run holds, loaded when it is first asked for: model, direction, teacher, tokens, student.
+"""Outputs of a run: base model, prompts, direction, teacher, safety tokens and student.
 
-Reads the files that the stages wrote; runs no stage.
+Each is loaded when it is first asked for. Nothing here writes into the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,6 @@ from safesteer.errors import InputError
 from safesteer.events import Reporter
 from safesteer.files import load_tensors, read_json
 from safesteer.inference.variant import ModelVariant
-from safesteer.models.devices import pick_device, pick_dtype
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.prompts import PromptSet, load_prompt_sets
@@ -26,46 +25,64 @@ from safesteer.teacher import Teacher, make_teacher
 
 
 class RunArtifacts:
-    """A run's model and prompts, and what its finished stages left.
+    """A run's model and prompts, and the outputs of its finished stages.
 
     Args:
         run: a run directory, open or not.
-        reporter: told what happens on the main process.
+        reporter: receives progress on the main process.
+        settings: in place of the run's own, as a command may change them.
+        prompts: the run's prompt sets; read when first used if None.
     """
 
-    def __init__(self, run: RunDirectory, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        reporter: Reporter | None = None,
+        *,
+        settings: Settings | None = None,
+        prompts: Mapping[str, PromptSet] | None = None,
+    ) -> None:
         self.run = run
-        self.settings: Settings = run.settings
+        self.settings = settings or run.settings
         self.reporter = reporter if reporter and distributed.is_main() else Reporter()
-        self._student: Any = None
+        if prompts is not None:
+            self.prompts = dict(prompts)
 
     @cached_property
     def model(self) -> ChatModel:
         """The base model."""
         self.reporter.stage("model", f"loading {self.settings.model.id}")
-        model = load_model(self.model_settings)
-        thinking = model.chat.thinking
-        record = {} if thinking is None else {"thinking": thinking.record}
-        known = self.run.manifest["model"]
-        if self.run.is_open and known.get("thinking") != record.get("thinking"):
-            known.pop("thinking", None)
-            known.update(record)
-            self.run.save_manifest()
-        return model
+        return load_model(self.model_settings)
 
     @cached_property
+    def student(self) -> Any:
+        """The aligned model: a PEFT model around the base, or a model with its own weights.
+
+        Raises:
+            InputError: the training is not finished.
+        """
+        self._require("train")
+        adapter = self.run.path / "adapter"
+        if adapter.is_dir():
+            from peft import PeftModel
+
+            loaded = PeftModel.from_pretrained(self.model.model, adapter).eval()
+            return compute_in_model_dtype(loaded)
+        trained = {"id": str(self.run.path / "model"), "revision": None}
+        return load_model(self.model_settings.model_copy(update=trained)).model
+
+    def unload(self) -> None:
+        """Drop the base and the student from memory; the next use loads them again."""
+        for name in ("model", "student"):
+            self.__dict__.pop(name, None)
+
+    @property
     def model_settings(self) -> ModelSettings:
-        """How the model is loaded. `auto` measures, and a run keeps what it measured first."""
-        settings = self.settings.model
-        if settings.dtype != "auto":
-            return settings
+        """How the model is loaded: dtype `auto` is the one that the run measured first."""
         dtype = self.run.manifest["model"].get("dtype")
-        if dtype is None:
-            dtype = str(pick_dtype("auto", pick_device(settings.device))).removeprefix("torch.")
-            self.run.manifest["model"]["dtype"] = dtype
-            if self.run.is_open:
-                self.run.save_manifest()
-        return settings.model_copy(update={"dtype": dtype})
+        if self.settings.model.dtype != "auto" or dtype is None:
+            return self.settings.model
+        return self.settings.model.model_copy(update={"dtype": dtype})
 
     @cached_property
     def prompts(self) -> dict[str, PromptSet]:
@@ -97,30 +114,13 @@ class RunArtifacts:
         content = read_json(self.run.path / "tokens" / "safety_tokens.json")
         return [token["id"] for token in content["tokens"]]
 
-    def load_student(self) -> Any:
-        """The aligned model: a PEFT model around the base, or a model with its own weights."""
-        if self._student is None:
-            self._require("train")
-            adapter = self.run.path / "adapter"
-            if adapter.is_dir():
-                from peft import PeftModel
-
-                loaded = PeftModel.from_pretrained(self.model.model, adapter).eval()
-                self._student = compute_in_model_dtype(loaded)
-            else:
-                aligned = self.model_settings.model_copy(
-                    update={"id": str(self.run.path / "model"), "revision": None}
-                )
-                self._student = load_model(aligned).model
-        return self._student
-
     def variant(self, name: str) -> ModelVariant:
         """One of base, teacher and aligned, ready to answer."""
         if name == "aligned":
-            return ModelVariant(name, self.model, self.load_student())
-        # An adapter changes the base's modules in place: where it is loaded, only the PEFT model
+            return ModelVariant(name, self.model, self.student)
+        # An adapter changes the base's modules in place: once it is loaded, only the PEFT model
         # around them can switch it off.
-        loaded = self._student
+        loaded = self.__dict__.get("student")
         runner = loaded if hasattr(loaded, "disable_adapter") else self.model.model
         return ModelVariant(
             name, self.model, runner, self.load_teacher() if name == "teacher" else Teacher()
@@ -145,11 +145,10 @@ def load_variants(
     reporter = reporter or Reporter()
     if target.is_run:
         run = RunDirectory.load(target.path)
-        run.settings = target.settings
-        pipeline = RunArtifacts(run, reporter)
+        artifacts = RunArtifacts(run, reporter, settings=target.settings)
         # The aligned one first: its adapter changes the modules that the others run on.
         order = sorted(names, key=lambda name: name != "aligned")
-        variants = {name: pipeline.variant(name) for name in order}
+        variants = {name: artifacts.variant(name) for name in order}
         return [variants[name] for name in names]
     if "teacher" in names:
         raise InputError(

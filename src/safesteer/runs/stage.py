@@ -18,6 +18,13 @@ from safesteer.files import is_disk_full, sha256_file, write_error
 from safesteer.runs.manifest import Manifest, StageEntry, Status, as_json, changed_keys
 from safesteer.runs.system import MemorySampler
 
+STAGES = ("direction", "tokens", "train", "evaluate", "report")
+
+
+def stages_to(last: str) -> tuple[str, ...]:
+    """The stages up to `last`, in their order."""
+    return STAGES[: STAGES.index(last) + 1]
+
 
 class OpenRun(Protocol):
     """The parts of a `RunDirectory` that a stage needs."""

@@ -1,0 +1,180 @@
+"""The front door of a run: every check that needs no model, then the open run.
+
+`safesteer.pipeline.align.run_stages` is the only caller of `open_pipeline`, for every command and
+for Python alike: a wrong name, file, setting, device, server or a full disk is reported before a
+model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safesteer import distributed
+from safesteer.config.settings import ModelSettings, Settings
+from safesteer.distill.plan import completions_per_process
+from safesteer.distill.vllm import check_model, check_rollouts
+from safesteer.errors import InputError
+from safesteer.evaluate.suite import Suite
+from safesteer.events import Reporter
+from safesteer.memory.shape import read_shape
+from safesteer.models.devices import check_device_map, pick_device, pick_dtype
+from safesteer.models.files import fingerprint, locate
+from safesteer.models.quantization import check_quantization
+from safesteer.pipeline.stages import Pipeline
+from safesteer.prompts import PromptSet
+from safesteer.runs.directory import RunDirectory
+from safesteer.runs.manifest import changed_keys
+from safesteer.runs.stage import STAGES
+from safesteer.runs.target import Target
+
+# AdamW keeps two float32 numbers beside each float32 weight; a checkpoint holds all three, and a
+# third checkpoint is written before the first of two is deleted.
+_CHECKPOINT_BYTES = 12
+_CHECKPOINTS = 3
+_SMALL_FILES = 100e6  # answers, metrics, report
+
+
+def open_pipeline(
+    target: Target,
+    prompts: Mapping[str, PromptSet],
+    *,
+    stages: Sequence[str] = STAGES,
+    fresh: bool = False,
+    reporter: Reporter | None = None,
+) -> Pipeline:
+    """Check everything that can be checked without a model, then open the run.
+
+    Args:
+        target: the settings, and the folder of the run, which is made if there is none.
+        prompts: the run's prompt sets, read.
+        stages: those that will run; what only others need is not checked.
+        fresh: first delete what a run has written there.
+        reporter: receives the progress of the stages.
+
+    Returns:
+        The stages of the run, to be used as a context: leaving it closes the run.
+
+    Raises:
+        InputError: a setting, benchmark, judge, device or folder is wrong, the disk is too small,
+            or the folder holds something else.
+        SafeSteerError: a server or a file that is needed cannot be reached.
+    """
+    path, settings = target.path, target.settings
+    suite = plan_suite(path, settings, prompts) if "evaluate" in stages else None
+    run = open_run(path, settings, fresh=fresh)
+    try:
+        if "train" in stages and not run.output_hashes("train"):
+            if settings.train.rollouts == "vllm":
+                check_rollouts(settings.train, pick_device(settings.model.device))
+                check_model(settings.model)
+            if distributed.is_main():
+                check_disk(run.path, settings)
+        if suite is not None and distributed.is_main() and not run.output_hashes("evaluate"):
+            with distributed.alone():
+                suite.prepare()
+        return Pipeline(run, reporter, prompts=prompts, suite=suite)
+    except BaseException:
+        run.close()
+        raise
+
+
+def plan_suite(
+    path: str | Path, settings: Settings, prompts: Mapping[str, PromptSet]
+) -> Suite | None:
+    """The evaluation of a run; None on processes that do not evaluate.
+
+    Raises:
+        InputError: a benchmark or judge is unknown, or its file cannot be read.
+    """
+    if not distributed.is_main():
+        return None
+    with distributed.alone():
+        return Suite.plan(
+            [*prompts, *settings.evaluate.benchmarks],
+            settings,
+            prompts,
+            Path(path) / "eval" / "cache",
+        )
+
+
+def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> RunDirectory:
+    """Open the run directory: for writing on the main process, for reading on the others.
+
+    Raises:
+        InputError: several processes cannot work with these settings, were given different
+            settings or folders, or share no folder; and whatever `RunDirectory.open` raises.
+    """
+    check_processes(settings)
+    run = _open_to_write(path, settings, fresh) if distributed.is_main() else None
+    own = {"folder": os.path.realpath(path), "settings": settings.model_dump(mode="json")}
+    if different := changed_keys(distributed.on_main(lambda: own), own):
+        raise InputError(
+            f"process {distributed.index()} was given another {', '.join(different[:4])} than"
+            " process 0. Try: the same command for all processes"
+        )
+    if run is None:
+        if not RunDirectory.is_run(path):
+            raise InputError(
+                f"{path} is not shared by all processes. Try: a folder that every machine sees"
+            )
+        run = RunDirectory.load(path)
+    try:
+        distributed.meet()
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def check_processes(settings: Settings) -> None:
+    """Raise InputError for settings that this number of processes cannot work with."""
+    processes = distributed.count()
+    completions_per_process(settings.train, processes)
+    check_device_map(settings.model)
+    if processes > 1 and ":" in settings.model.device:
+        raise InputError(
+            f"model.device = '{settings.model.device}' names one device for {processes} processes."
+            " Try: model.device=auto"
+        )
+
+
+def _open_to_write(path: str | Path, settings: Settings, fresh: bool) -> RunDirectory:
+    with distributed.alone():
+        full = settings.train.method == "full"
+        quantized = check_quantization(settings.model, *locate(settings.model), full=full)
+    if quantized != "none" and distributed.layout() != "whole":
+        raise InputError(
+            f"{settings.model.id} in {quantized} cannot be spread over processes. Try: copies of"
+            " it (ddp), or a single process"
+        )
+    with distributed.alone():
+        model = fingerprint(settings.model)
+        run = RunDirectory.open(path, settings=settings, model=model, fresh=fresh)
+        record_dtype(run, settings.model)
+    return run
+
+
+def record_dtype(run: RunDirectory, settings: ModelSettings) -> None:
+    """Measure what dtype `auto` means here, once: every later start of the run uses the same."""
+    if settings.dtype == "auto" and "dtype" not in run.manifest["model"]:
+        dtype = pick_dtype("auto", pick_device(settings.device))
+        run.manifest["model"]["dtype"] = str(dtype).removeprefix("torch.")
+        run.save_manifest()
+
+
+def check_disk(path: Path, settings: Settings) -> None:
+    """Raise InputError where the disk does not hold the checkpoints of the training."""
+    shape = read_shape(settings.model)
+    full = settings.train.method == "full"
+    trained = shape.parameters if full else shape.lora_parameters(settings.train.lora)
+    needed = trained * (_CHECKPOINTS * _CHECKPOINT_BYTES + 4) + _SMALL_FILES
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise InputError(
+            f"{path}: the disk has {free / 1e9:.1f} GB free, and the training needs about"
+            f" {needed / 1e9:.1f} GB for checkpoints and results. Try: another --output-dir"
+            + (", or train.method=lora" if full else "")
+        )
