@@ -10,12 +10,13 @@ from importlib import resources
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from tiny import plain_training
 from transformers import AutoModelForCausalLM
 
 from safesteer import distributed
 from safesteer.cli.main import main
 from safesteer.config.load import accelerate_names, load_settings, recipe_text
-from safesteer.config.settings import ModelSettings, TrainSettings
+from safesteer.config.settings import ModelSettings
 from safesteer.direction.vector import Direction
 from safesteer.distill.plan import completions_per_process, for_processes
 from safesteer.distill.train import _go_on_from
@@ -122,7 +123,7 @@ def test_an_update_over_all_processes_is_the_plans(processes):
 
 
 def test_completions_that_cannot_be_shared_evenly(tmp_path):
-    settings = TrainSettings(prompts_per_update=2, samples_per_prompt=4)
+    settings = plain_training(prompts_per_step=2, num_generations=4)
     assert [completions_per_process(settings, count) for count in (1, 2, 8)] == [8, 4, 1]
     with pytest.raises(InputError, match=r"= 8 completions .* evenly by 3 processes"):
         completions_per_process(settings, 3)
@@ -146,9 +147,12 @@ def test_processes_have_the_same_settings_and_folder(second_of_two, tmp_path, mo
 @pytest.mark.parametrize(
     "sections, says",
     [
-        ({"model": {"device_map": "auto"}}, r"device_map = 'auto' .* 2 processes"),
+        ({"model": {"advanced": {"device_map": "auto"}}}, r"device_map = 'auto' .* 2 processes"),
         ({"model": {"device": "cuda:1"}}, r"cuda:1' names one device for 2 processes"),
-        ({"train": {"prompts_per_update": 1, "samples_per_prompt": 3}}, "3 completions"),
+        (
+            {"train": {"prompts_per_step": 1, "num_generations": 3, "anchor_share": 0}},
+            "3 completions",
+        ),
     ],
 )
 def test_settings_that_several_processes_cannot_have(sections, says, second_of_two, tmp_path):
@@ -158,18 +162,18 @@ def test_settings_that_several_processes_cannot_have(sections, says, second_of_t
 
 def test_a_checkpoint_of_spread_weights_is_refused_by_copies_of_the_model(tmp_path):
     marker = tmp_path / "checkpoint-2" / "complete.json"
-    write_json(marker, {"update": 2, "layout": "fsdp"})
+    write_json(marker, {"step": 2, "layout": "fsdp"})
     assert _go_on_from(tmp_path, "fsdp", 1) == str(marker.parent)
     with pytest.raises(InputError, match=r"checkpoint-2 holds weights laid out as 'fsdp'"):
         _go_on_from(tmp_path, "whole", 1)
-    write_json(marker, {"update": 2})  # written before layouts were
+    write_json(marker, {"step": 2})  # written before layouts were
     assert _go_on_from(tmp_path, "whole", 1) == str(marker.parent)
 
 
 def test_fsdp_where_accelerate_has_none_is_refused(tiny_chat_model, user, tmp_path, monkeypatch):
     """On the CPU accelerate would train a copy on each process, and say nothing."""
     monkeypatch.setattr(distributed, "layout", lambda: "fsdp")
-    settings = TrainSettings(updates=1, prompts_per_update=1, samples_per_prompt=1)
+    settings = plain_training(max_steps=1, prompts_per_step=1, num_generations=1)
     teacher = Teacher(Direction(torch.ones(32), 1))
     with pytest.raises(InputError, match="FSDP was asked for"):
         distil(tiny_chat_model, teacher, [10], [user("Hi")], settings=settings, folder=tmp_path)
@@ -185,9 +189,11 @@ def test_a_model_over_all_devices_is_the_model(tiny_model_folder, monkeypatch):
         return original(*where, **how)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    settings = ModelSettings(id=str(tiny_model_folder), dtype="float32", device_map="auto")
+    settings = ModelSettings(
+        id=str(tiny_model_folder), dtype="float32", advanced={"device_map": "auto"}
+    )
     spread = load_model(settings)
-    plain = load_model(settings.model_copy(update={"device_map": None}))
+    plain = load_model(ModelSettings(id=str(tiny_model_folder), dtype="float32"))
     assert told == ["auto", None]
     for one, other in zip(spread.model.parameters(), plain.model.parameters(), strict=True):
         assert one.equal(other) and not one.requires_grad
@@ -200,20 +206,20 @@ def test_a_model_over_all_devices_is_the_model(tiny_model_folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes, says", [({"device": "cpu"}, "set one of them"), ({"id": "x.gguf"}, "GGUF")]
+    "copied, says", [({"device": "cpu"}, "one of them alone"), ({"id": "x.gguf"}, "GGUF")]
 )
-def test_where_a_device_map_cannot_be(changes, says, tiny_model_folder, tmp_path, monkeypatch):
+def test_where_a_device_map_cannot_be(copied, says, tiny_model_folder, tmp_path, monkeypatch):
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     monkeypatch.chdir(tmp_path)
-    settings = {"id": str(tiny_model_folder), "device_map": "auto", **changes}
+    settings = ModelSettings(id=str(tiny_model_folder), advanced={"device_map": "auto"})
     with pytest.raises(InputError, match=says):
-        load_model(ModelSettings(**settings))
+        load_model(settings.model_copy(update=copied))
 
 
-def test_a_device_map_with_all_weights_is_refused(tmp_path):
-    settings = load_settings(model={"device_map": "auto"}, train={"method": "full"})
+def test_a_device_map_with_all_weights_is_refused():
+    spread = {"advanced": {"device_map": "auto"}}
     with pytest.raises(InputError, match=r"train\.method = 'full' needs a copy"):
-        open_run(tmp_path / "run", settings)
+        load_settings(model=spread, train={"method": "full"})
 
 
 @pytest.mark.parametrize("name", accelerate_names())

@@ -44,7 +44,8 @@ def test_every_command_and_option_exists(page):
             if word.startswith("-"):
                 assert word.partition("=")[0] in known, line
             if before == "--set":
-                free = ("evaluate.sources.", "model.template_kwargs.")  # any name may follow
+                # Any name may follow.
+                free = ("evaluate.advanced.sources.", "model.template_kwargs.")
                 assert word.partition("=")[0] in KEYS or word.startswith(free), line
             if before == "--config" and word.islower() and "." not in word:
                 assert word in recipe_names(), line

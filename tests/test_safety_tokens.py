@@ -23,17 +23,18 @@ TEACHERS = {
 }
 
 
-def make_settings(**changes: Any) -> TokenSettings:
+def make_settings(num_tokens: int = 12, method: str = "mass", **advanced: Any) -> TokenSettings:
     return TokenSettings(
-        **{
-            "count": 12,
-            "samples_per_prompt": 4,
-            "horizon": 5,
-            "inner_top_k": 9,
-            "floor": 0.0,
+        method=method,
+        num_tokens=num_tokens,
+        num_generations=4,
+        horizon=5,
+        advanced={
+            "votes_per_position": 9,
+            "min_teacher_prob": 0.0,
             "end_of_turn": False,
-        }
-        | changes
+            **advanced,
+        },
     )
 
 
@@ -58,7 +59,7 @@ def slow(model, teacher, tails, settings, ends):  # type: ignore[no-untyped-def]
     sums = {name: torch.zeros(vocabulary, dtype=torch.float64) for name in ("votes", "t", "0", "m")}
     positions = 0
     for index, tail in enumerate(tails):
-        messages = list(PROMPTS[index // settings.samples_per_prompt])
+        messages = list(PROMPTS[index // settings.num_generations])
         taught = torch.tensor([model.chat.ids([*teacher.context, *messages]) + tail])
         plain = torch.tensor([model.chat.ids(messages) + tail])
         handle = None
@@ -73,7 +74,9 @@ def slow(model, teacher, tails, settings, ends):  # type: ignore[no-untyped-def]
         p_0 = torch.softmax(model.model(plain).logits[0, -len(tail) - 1 : -1].double(), dim=-1)
         for j in range(len(tail)):
             ratios = (p_t[j].log() - p_0[j].log()).tolist()
-            best = sorted(range(vocabulary), key=lambda v: -ratios[v])[: settings.inner_top_k]
+            best = sorted(range(vocabulary), key=lambda v: -ratios[v])[
+                : settings.advanced.votes_per_position
+            ]
             sums["votes"][best] += 1
             sums["t"] += p_t[j]
             sums["0"] += p_0[j]
@@ -143,18 +146,21 @@ def test_special_tokens_and_unlikely_ones_are_left_out(tiny_chat_model):
     """No control token is in S, however many tokens are asked for, and none under the floor."""
     tokenizer = tiny_chat_model.tokenizer
     everything = select_safety_tokens(
-        tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings(count=10_000)
+        tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings(10_000)
     )
     control = set(tokenizer.all_special_ids)
     assert set(everything.ids) == set(range(len(tokenizer))) - control
     floor = sorted(token.p_teacher for token in everything.tokens)[len(everything.tokens) // 2]
     likely = select_safety_tokens(
-        tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings(count=10_000, floor=floor)
+        tiny_chat_model,
+        TEACHERS["steering"],
+        PROMPTS,
+        make_settings(num_tokens=10_000, min_teacher_prob=floor),
     )
     assert set(likely.ids) == {t.id for t in everything.tokens if t.p_teacher >= floor}
-    with pytest.raises(SafeSteerError, match=r"lower tokens\.floor"):
+    with pytest.raises(SafeSteerError, match=r"lower tokens\.advanced\.min_teacher_prob"):
         select_safety_tokens(
-            tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings(floor=0.999)
+            tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings(min_teacher_prob=0.999)
         )
 
 
@@ -165,7 +171,7 @@ def test_control_tokens_that_the_tokenizer_does_not_list_are_left_out(tiny_chat_
     tokenizer.pad_token = "<|im_end|>"
     assert hidden not in tokenizer.all_special_ids
     found = select_safety_tokens(
-        tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings(count=10_000)
+        tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings(10_000)
     )
     assert hidden not in found.ids
 
@@ -177,7 +183,7 @@ def test_the_end_of_the_turn_may_be_a_safety_token(tiny_chat_model):
         tiny_chat_model,
         TEACHERS["steering"],
         PROMPTS,
-        make_settings(count=10_000, end_of_turn=True),
+        make_settings(num_tokens=10_000, end_of_turn=True),
     )
     assert set(found.ids) & set(tokenizer.all_special_ids) == {tokenizer.eos_token_id}
 
@@ -185,7 +191,7 @@ def test_the_end_of_the_turn_may_be_a_safety_token(tiny_chat_model):
 def test_rows_beyond_the_tokenizer_are_left_out(new_chat_model):
     """Output matrices are often padded with rows that no text has."""
     model = new_chat_model(vocab_size=400)
-    found = select_safety_tokens(model, TEACHERS["steering"], PROMPTS, make_settings(count=10_000))
+    found = select_safety_tokens(model, TEACHERS["steering"], PROMPTS, make_settings(10_000))
     assert max(found.ids) < len(model.tokenizer)
 
 
@@ -194,6 +200,12 @@ def test_result_is_json(tiny_chat_model):
     found = select_safety_tokens(tiny_chat_model, TEACHERS["steering"], PROMPTS, make_settings())
     content = found.to_json()
     assert json.loads(json.dumps(content, allow_nan=False)) == content
-    assert {"tokens", "horizon", "samples_per_prompt", "inner_top_k", "floor"} <= content.keys()
+    assert {
+        "tokens",
+        "horizon",
+        "num_generations",
+        "num_prompts",
+        "min_teacher_prob",
+    } <= content.keys()
     assert {"id", "text", "votes", "p_base", "p_teacher"} <= content["tokens"][0].keys()
     assert len(content["tokens"]) == 12

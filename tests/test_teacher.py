@@ -79,10 +79,14 @@ def test_where_an_answer_was_begun_the_shown_answers_begin_alike():
 def test_settings_make_the_teacher():
     """Steering, system prompt and demonstrations are there when they are set, and only then."""
     direction = Direction(torch.ones(3), 1)
-    assert make_teacher(TeacherSettings(), direction) == Teacher(direction)
-    system = TeacherSettings(steering=False, context="system-prompt", system_prompt="No.")
+    plain = {"strength": 1.0, "temperature": 1.0, "context": "none"}
+    assert make_teacher(TeacherSettings(**plain), direction) == Teacher(direction)
+    system = TeacherSettings(
+        **plain | {"strength": 0, "context": "system-prompt"}, advanced={"system_prompt": "No."}
+    )
     assert make_teacher(system, direction) == Teacher(None, ({"role": "system", "content": "No."},))
-    shown = make_teacher(TeacherSettings(context="demonstrations", demonstrations=3), direction)
+    shows = TeacherSettings(**plain | {"context": "demonstrations", "demonstrations": 3})
+    shown = make_teacher(shows, direction)
     assert shown.direction == direction
     assert [m["role"] for m in shown.context] == ["user", "assistant"] * 3
 
@@ -97,7 +101,7 @@ def test_strength_is_a_factor_on_the_directions_coefficient():
 
 def test_refusals_alone_as_context():
     """The demonstrations that refuse, without those that answer."""
-    settings = TeacherSettings(steering=False, context="refusals", demonstrations=3)
+    settings = TeacherSettings(strength=0, context="refusals", demonstrations=3)
     turns = make_teacher(settings, None).context
     assert [m["role"] for m in turns] == ["user", "assistant"] * 3
     assert all(judge_refusal(m["content"]).refused for m in turns[1::2])

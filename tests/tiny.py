@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from safesteer.config.settings import TrainSettings
+
 SENTENCES = [
     "I'm sorry, but I can't assist with that request because it is harmful.",
     "Sure, here is how you can do that: first open the door, then walk in.",
@@ -39,23 +41,68 @@ TINY = {
     "max_position_embeddings": 512,
 }
 
+# The method without what this project adds to it: no context, anchors, prefills or short rollouts.
+PLAIN: dict[str, dict[str, Any]] = {
+    "teacher": {"strength": 1.0, "temperature": 1.0, "context": "none", "demonstrations": 4},
+    "tokens": {"prompts": "harmless", "num_generations": 8, "horizon": 7},
+    "train": {
+        "divergence": "generalized",
+        "num_prompts": 100,
+        "max_steps": None,
+        "prompts_per_step": 4,
+        "num_generations": 8,
+        "anchor_share": 0.0,
+        "anchor_weight": 1.0,
+        "anchor_tokens": "safety",
+        "prefill_share": 0.0,
+        "learning_rate": 1e-5,
+        "max_completion_length": 512,
+        "short_rollout_length": None,
+        "lora": {"extrapolation": 0.0},
+        "advanced": {"anchor_sets": ["harmless", "borderline"]},
+    },
+}
+
+
+def plain(**sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections of `PLAIN`, in which these win."""
+    return _merged(PLAIN, sections)
+
+
+def plain_training(**changes: Any) -> TrainSettings:
+    """The section `train` of `PLAIN` with these keys changed."""
+    return TrainSettings(**plain(train=changes)["train"])
+
+
+def _merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(earlier)
+    for key, value in later.items():
+        before = merged.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        merged[key] = _merged(before, value) if both else value
+    return merged
+
+
 # Settings of a whole job, every stage of it as small as it can be.
 JOB_OF_SECONDS: dict[str, dict[str, Any]] = {
     "direction": {
         "source": "refuse-comply",
-        "layers": [1],
-        "coefficients": [1.0],
-        "finalists": 1,
+        "advanced": {"layers": [1], "coefficients": [1.0], "finalists": 1},
     },
-    "tokens": {"count": 20, "samples_per_prompt": 2, "horizon": 3, "prompt_count": 2},
+    "tokens": {
+        "num_tokens": 20,
+        "num_generations": 2,
+        "horizon": 3,
+        "advanced": {"num_prompts": 2},
+    },
     "train": {
-        "updates": 2,
-        "prompts_per_update": 2,
-        "samples_per_prompt": 1,
+        "max_steps": 2,
+        "prompts_per_step": 2,
+        "num_generations": 1,
         "anchor_share": 0.5,
-        "max_completion_tokens": 4,
+        "max_completion_length": 4,
         "learning_rate": 1e-2,
-        "lora": {"rank": 4},
+        "lora": {"r": 4},
     },
     "evaluate": {"max_new_tokens": 3, "limit": 2, "drift_prompts": 2},
 }

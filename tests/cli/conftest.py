@@ -16,21 +16,21 @@ import pytest
 from safesteer.cli.main import main
 
 SMALL = [
-    "--tokens=10",
+    "--num-tokens=10",
     "--limit=4",
     "--max-new-tokens=6",
-    "--set=train.max_completion_tokens=4",
-    "--set=train.prompts_per_update=2",
+    "--set=train.max_completion_length=4",
+    "--set=train.prompts_per_step=2",
     "--set=train.anchor_share=0.5",
-    "--set=train.samples_per_prompt=2",
-    "--set=train.save_every=2",
+    "--set=train.num_generations=2",
+    "--set=train.advanced.save_steps=2",
     "--set=direction.source=refuse-comply",
-    "--set=direction.train_prompts=8",
-    "--set=direction.validation_prompts=4",
-    "--set=direction.finalists=1",
-    "--set=direction.coefficients=[1.0]",
-    "--set=tokens.prompt_count=4",
-    "--set=tokens.samples_per_prompt=2",
+    "--set=direction.advanced.train_prompts=8",
+    "--set=direction.advanced.validation_prompts=4",
+    "--set=direction.advanced.finalists=1",
+    "--set=direction.advanced.coefficients=[1.0]",
+    "--set=tokens.advanced.num_prompts=4",
+    "--set=tokens.num_generations=2",
     "--set=evaluate.drift_prompts=4",
 ]
 
@@ -144,7 +144,7 @@ def finished_run(
 ) -> Path:
     """A whole run on the tiny model; tests do not change it."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    outcome = new_process("run", tiny_model_folder, "-o", run, "--updates=2", *SMALL)
+    outcome = new_process("run", tiny_model_folder, "-o", run, "--max-steps=2", *SMALL)
     assert outcome.code == 0, outcome.err
     # Nothing of what the libraries say reaches the screen.
     assert outcome.err == ""

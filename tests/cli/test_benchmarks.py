@@ -97,9 +97,12 @@ def test_a_run_is_compared_with_its_base(safesteer, finished_run, tmp_path):
         (["--benchmarks", "advbench", "--limit", "0"], "evaluate.limit = 0"),
         (["--benchmarks", "advbench", "--judges", "llama-gard-3"], "did you mean 'llama-guard-3'"),
         (["--benchmarks", "advbench", "--set", "evaluate.data_dir=nowhere"], "nowhere"),
-        (["--benchmarks", "jailbreaks"], "evaluate.sources.jailbreaks=FILE"),
+        (["--benchmarks", "jailbreaks"], "evaluate.advanced.sources.jailbreaks=FILE"),
         (["--benchmarks", ""], "no benchmark is named"),
-        (["--set", "evaluate.sources.advbnch=x.csv", "--limit=2"], "evaluate.sources.advbnch"),
+        (
+            ["--set", "evaluate.advanced.sources.advbnch=x.csv", "--limit=2"],
+            "evaluate.advanced.sources.advbnch",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_looked_for(safesteer, data, arguments, said):

@@ -43,7 +43,7 @@ def test_a_run_leaves_everything_that_is_promised(finished_run):
 
 def test_a_finished_run_is_not_done_again(safesteer, finished_run, tiny_model_folder, small):
     before = (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    outcome = safesteer("run", tiny_model_folder, "-o", finished_run, "--updates=2", *small)
+    outcome = safesteer("run", tiny_model_folder, "-o", finished_run, "--max-steps=2", *small)
     assert outcome.code == 0
     assert outcome.out.count("done before") == 5
     assert (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
@@ -149,7 +149,7 @@ def test_options_win_over_the_file_and_set_over_options(safesteer, tmp_path, mon
     gguf = tmp_path / "m.gguf"
     gguf.write_bytes(b"GGUF")
     outcome = safesteer(
-        "run", gguf, "-o", tmp_path / "run", "-c", config, "--updates=2", "--tokens=7",
+        "run", gguf, "-o", tmp_path / "run", "-c", config, "--max-steps=2", "--tokens=7",
         "--set=train.learning_rate=3e-4", "--set=tokens.count=9",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -25,15 +25,15 @@ BOUND = 1e-4
 WEIGHT_BOUND = 1e-3
 
 ONLY_TRAINED = [
-    "--updates=4",
+    "--max-steps=4",
     "--learning-rate=0.01",
     "--dtype=float32",
     "--device=cpu",
     "--set=train.temperature=0.0001",
-    "--set=train.max_completion_tokens=6",
+    "--set=train.max_completion_length=6",
     # Of four rows one is an anchor: the processes differ in what they have to run.
-    "--set=train.prompts_per_update=4",
-    "--set=train.samples_per_prompt=1",
+    "--set=train.prompts_per_step=4",
+    "--set=train.num_generations=1",
     "--set=train.anchor_share=0.25",
     "--set=train.lora.extrapolation=0.5",
     "--set=train.lora.whitening=0.1",
@@ -73,7 +73,7 @@ def metrics(run: Path) -> list[dict]:
 def assert_same(run: Path, expected: Path) -> None:
     """Every number of the metrics and every matrix of the adapter, within the bounds."""
     lines, wanted = metrics(run), metrics(expected)
-    assert [line["update"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert len({line["completion_length"] for line in wanted}) > 1
     for line, other in zip(lines, wanted, strict=True):
         for key in ("loss", "grad_norm", "lr", "entropy", "completion_length", "refusal_rate"):

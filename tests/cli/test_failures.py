@@ -54,7 +54,7 @@ def test_sigterm_is_an_interruption(run_that):
 
 def test_an_interrupted_run_goes_on_where_it_was(start, small, tiny_model_folder, tmp_path):
     run = tmp_path / "run"
-    arguments = ["run", tiny_model_folder, "-o", run, "--updates=300", *small]
+    arguments = ["run", tiny_model_folder, "-o", run, "--max-steps=300", *small]
 
     def interrupt_after(updates, number):
         """Interrupt after so many training updates; return them and the last line on stderr."""

@@ -43,15 +43,20 @@ def test_no_server(fails, installed, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        error = fails("--set=train.vllm.mode=server", f"--set=train.vllm.server_url={url}")
+        error = fails(
+            "--set=train.advanced.vllm.mode=server",
+            f"--set=train.advanced.vllm.server_base_url={url}",
+        )
     assert f"'{url}': no vLLM server answers there" in error and "vllm serve" in error
 
 
 def test_wrong_addresses(fails):
-    error = fails("--set=train.vllm.server_url=http://user:hidden@host:8000")
-    assert "train.vllm.server_url" in error and "hidden" not in error
-    assert "train.vllm.server_url" in fails("--set=train.vllm.server_url=localhost:8000")
-    assert "'colocate'" in fails("--set=train.vllm.mode=colocated")
+    error = fails("--set=train.advanced.vllm.server_base_url=http://user:hidden@host:8000")
+    assert "train.advanced.vllm.server_base_url" in error and "hidden" not in error
+    assert "train.advanced.vllm.server_base_url" in fails(
+        "--set=train.advanced.vllm.server_base_url=localhost:8000"
+    )
+    assert "'colocate'" in fails("--set=train.advanced.vllm.mode=colocated")
 
 
 def test_a_trained_run_needs_no_vllm(safesteer, finished_run, monkeypatch):

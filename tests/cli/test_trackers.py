@@ -24,7 +24,7 @@ def train(safesteer, new_process, finished_run, tmp_path):
         path = shutil.copytree(finished_run, tmp_path / "run")
         # trackio reads its folder when it is imported, which trl may have done in this process.
         command = new_process if tracker == "trackio" else safesteer
-        outcome = command("train", path, "--updates=1", "--report-to", tracker, "--quiet")
+        outcome = command("train", path, "--max-steps=1", "--report-to", tracker, "--quiet")
         assert outcome.code == 0, outcome.err
         return path
 

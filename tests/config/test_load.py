@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from collections.abc import Iterator
+from typing import Any
 
-from safesteer.config.load import load_settings
+import pytest
+import yaml
+
+from safesteer.cli.main import main
+from safesteer.config import load as recipe
+from safesteer.config.load import (
+    _all_keys,
+    _section_class,
+    describe_settings,
+    load_settings,
+    recipe_names,
+    recipe_text,
+)
+from safesteer.config.rules import RULES
+from safesteer.config.settings import Settings
 from safesteer.errors import InputError
 
 
 def test_sections_win_key_by_key_however_deep() -> None:
     """What a section within a section leaves out is the recipe's."""
-    recipe = load_settings("smollm2-135m").train
-    changed = load_settings("smollm2-135m", train={"updates": 7, "lora": {"rank": 3}}).train
-    expected = recipe.model_copy(
-        update={"updates": 7, "lora": recipe.lora.model_copy(update={"rank": 3})}
+    before = load_settings("smollm2-135m").train
+    changed = load_settings("smollm2-135m", train={"max_steps": 7, "lora": {"r": 3}}).train
+    expected = before.model_copy(
+        update={"max_steps": 7, "lora": before.lora.model_copy(update={"r": 3})}
     )
-    assert changed == expected != recipe
+    assert changed == expected != before
 
 
 def test_dictionaries_that_are_values_are_replaced(tmp_path) -> None:
@@ -33,15 +49,109 @@ def test_a_file_that_is_wrong_within_a_section_is_said(tmp_path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("train:\n  lora: 3\n")
     with pytest.raises(InputError, match=r"wrong\.yaml: train\.lora"):
-        load_settings(path, train={"lora": {"rank": 3}})
+        load_settings(path, train={"lora": {"r": 3}})
 
 
-def test_settings_that_do_not_go_together_are_named_alone() -> None:
-    with pytest.raises(InputError) as told:
-        load_settings("smollm2-135m", ["train.weight_decay=0.1"])
-    assert (
-        str(told.value)
-        == "settings: train.lora.whitening goes without train.weight_decay: set it to 0"
-    )
-    load_settings("smollm2-135m", ["train.weight_decay=0.1", "train.lora.whitening=null"])
-    load_settings("smollm2-135m", ["train.weight_decay=0.1", "train.method=full"])
+def test_the_defaults_are_the_recipe_default() -> None:
+    assert load_settings("default") == Settings()
+
+
+def test_the_recipe_default_shows_every_main_key() -> None:
+    """With a comment of its own, since `safesteer recipes show default` is the reference."""
+    text = recipe_text("default")
+    shown = set(_leaves(yaml.safe_load(text)))
+    wanted = {key for key in _all_keys() if ".advanced." not in key}
+    assert wanted - shown == {"model.id"}  # the command line names the model
+    assert shown <= wanted
+    keys = [line for line in text.splitlines() if re.match(r" *[a-z_]+: ", line)]
+    assert len(keys) == len(shown)
+    assert [line for line in keys if "  # " not in line] == ["    target_modules: all-linear"]
+
+
+def test_few_keys_are_outside_advanced() -> None:
+    assert sum(".advanced." not in key for key in _all_keys()) <= 60
+
+
+def test_every_key_says_what_it_does_in_sentences() -> None:
+    for key in _all_keys():
+        *sections, name = key.split(".")
+        words = _section_class(sections).model_fields[name].description  # type: ignore[union-attr]
+        assert words and words[0].isupper() and words.endswith("."), key
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_described_settings_are_the_settings(name, tmp_path) -> None:
+    settings = load_settings(name)
+    (tmp_path / "all.yaml").write_text(describe_settings(settings))
+    assert load_settings(tmp_path / "all.yaml") == settings
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shown_recipe_is_a_config_file(name, tmp_path, capsys) -> None:
+    """What it extends stands in comments above it."""
+    for more in ([], ["--all"]):
+        assert main(["recipes", "show", name, *more]) == 0
+        (tmp_path / "shown.yaml").write_text(capsys.readouterr().out)
+        assert load_settings(tmp_path / "shown.yaml") == load_settings(name)
+
+
+def test_a_file_extends_a_recipe(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: llama-3-8b\ntokens:\n  advanced: {end_of_turn: true}\n")
+    expected, found = load_settings("llama-3-8b"), load_settings(path)
+    assert expected.tokens.horizon == found.tokens.horizon == 5
+    assert found.tokens.advanced.end_of_turn and not expected.tokens.advanced.end_of_turn
+    expected.tokens.advanced.end_of_turn = True
+    assert found == expected
+
+
+def test_what_cannot_be_extended(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: publishd\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: extends .*did you mean 'published'"):
+        load_settings(path)
+    path.write_text("extends: accelerate/1-gpu\n")
+    with pytest.raises(InputError, match="is no recipe"):
+        load_settings(path)
+    texts = {"default": "extends: published", "published": "extends: default"}
+    monkeypatch.setattr(recipe, "recipe_text", texts.get)
+    with pytest.raises(InputError, match="published -> default -> published"):
+        load_settings("default")
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (["teacher.strength=0", "teacher.context=none"], "teacher the same as the model"),
+        (["train.method=full", "model.quantization=4bit"], "trains every weight"),
+        (["train.method=full", "model.advanced.device_map=auto"], "needs a copy of the model"),
+        (["model.device=cpu", "model.advanced.device_map=auto"], "exclude each other"),
+        (["train.anchor_share=0.99"], "leaves no harmful prompt among the 16"),
+        (["train.anchor_share=0.01"], "less than one prompt"),
+        (["train.loss_tokens=all", "train.anchor_tokens=safety"], "do not go together"),
+        (["train.lora.first_layer=steered", "teacher.strength=0"], "not steered at any layer"),
+        (["train.rollouts=vllm", "model.advanced.device_map=auto"], "exclude each other"),
+        (["train.rollouts=vllm", "model.quantization=8bit"], "exclude each other"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named_alone(broken, says) -> None:
+    """One line says what, and what to try; each setting alone is allowed."""
+    with pytest.raises(InputError, match=rf"^settings: .*{says}.*\. Try: ") as told:
+        load_settings("default", broken)
+    assert "\n" not in str(told.value)
+    for alone in broken if len(broken) > 1 else ():
+        load_settings("default", [alone])
+
+
+def test_rules_name_settings_that_exist() -> None:
+    for rule in RULES:
+        assert set(rule.keys) <= set(_all_keys())
+        assert ". Try: " in rule.message and rule.reason.endswith(".")
+
+
+def _leaves(values: dict[str, Any], before: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield before + key

@@ -66,7 +66,7 @@ def test_scores_are_ablation_addition_and_kl(tiny_chat_model):
         harmful,
         harmless,
         refusing,
-        DirectionSettings(max_kl=99, min_addition_score=-99),
+        DirectionSettings(advanced={"max_kl": 99, "min_addition_score": -99}),
     )
 
     run = partial(next_token, tiny_chat_model)
@@ -107,7 +107,7 @@ def table(tiny_chat_model):  # type: ignore[no-untyped-def]
 
 
 def score(chat_model, made, **bounds):  # type: ignore[no-untyped-def]
-    settings = DirectionSettings(**bounds)
+    settings = DirectionSettings(advanced=bounds)
     score_candidates(chat_model, made, PROMPTS[:2], PROMPTS, REFUSING, settings)
 
 
@@ -171,7 +171,7 @@ def test_progress_counts_finished_candidates(table, tiny_chat_model):
     """It never goes back, and ends at all of them."""
     seen: list[int] = []
     made = [c for c, *_ in table]
-    settings = DirectionSettings(min_addition_score=-99, max_kl=99)
+    settings = DirectionSettings(advanced={"min_addition_score": -99, "max_kl": 99})
     score_candidates(
         tiny_chat_model,
         made,

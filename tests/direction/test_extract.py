@@ -95,8 +95,8 @@ def scored(monkeypatch):  # type: ignore[no-untyped-def]
     return use
 
 
-def settings(**changes: Any) -> DirectionSettings:
-    return DirectionSettings(**{"source": "harmful-harmless", "finalists": 2, **changes})
+def settings(source: str = "harmful-harmless", **advanced: Any) -> DirectionSettings:
+    return DirectionSettings(source=source, advanced={"finalists": 2, **advanced})
 
 
 def test_the_candidate_that_refuses_most_is_chosen():
@@ -207,7 +207,7 @@ def test_layers_can_be_named_and_are_checked(tiny_chat_model, behave):
     behave({2: (0.9, 0.0)})
     found = extract_direction(tiny_chat_model, *SETS, settings(source="refuse-comply", layers=[2]))
     assert {c.direction.layer for c in found.candidates} == {2}
-    with pytest.raises(InputError, match=r"direction\.layers: 4 is outside 0\.\.3"):
+    with pytest.raises(InputError, match=r"direction\.advanced\.layers: 4 is outside 0\.\.3"):
         extract_direction(tiny_chat_model, *SETS, settings(source="refuse-comply", layers=[4]))
 
 
@@ -256,7 +256,7 @@ def test_end_to_end_on_a_tiny_model(tiny_chat_model):
     result = extract_direction(
         tiny_chat_model,
         *SETS,
-        DirectionSettings(finalists=1, coefficients=[1.0]),
+        DirectionSettings(advanced={"finalists": 1, "coefficients": [1.0]}),
         on_step=lambda what, done, total: steps.add(what),
     )
     content = result.to_json()

@@ -6,10 +6,11 @@ import random
 
 import pytest
 import torch
-from pydantic import ValidationError
+from tiny import plain_training
 
 from safesteer import distributed
 from safesteer.config.settings import LoraSettings, TrainSettings
+from safesteer.distill import train as train_module
 from safesteer.distill.kfac import (
     ANSWER_TOKENS,
     inverse_root,
@@ -89,7 +90,7 @@ def test_a_factor_without_gradient_stays():
 def test_every_adapter_is_measured_on_what_its_layer_reads_and_adds_to(new_chat_model):
     """Against moments that are taken by hand, of prompts with their greedy answers, each once."""
     model = new_chat_model()
-    lora = LoraSettings(rank=2, alpha=4, target_modules=["q_proj", "down_proj"])
+    lora = LoraSettings(r=2, alpha=4, target_modules=["q_proj", "down_proj"])
     student = with_lora(model.model, TrainSettings(lora=lora), 0)
     found = measure_whitening(model, student, [*HARMLESS, *HARMLESS], 0.1, seed=0)
     assert len(found) == 4 * len(find_blocks(model.model))
@@ -125,7 +126,7 @@ def test_every_adapter_is_measured_on_what_its_layer_reads_and_adds_to(new_chat_
 def test_a_moment_that_is_not_finite_is_no_layer_that_was_never_reached(new_chat_model):
     """Left out, its factors would be trained in plain steps without a word."""
     model = new_chat_model()
-    lora = LoraSettings(rank=2, alpha=4, target_modules=["q_proj", "down_proj"])
+    lora = LoraSettings(r=2, alpha=4, target_modules=["q_proj", "down_proj"])
     student = with_lora(model.model, TrainSettings(lora=lora), 0)
     spoilt = find_blocks(model.model)[1].mlp.down_proj
     spoilt.register_full_backward_hook(lambda _, down, up: tuple(g * torch.inf for g in down))
@@ -149,16 +150,19 @@ def test_cudnn_has_no_part_in_what_is_measured(new_chat_model, monkeypatch):
 
 
 @pytest.mark.parametrize("updates, factor", [(1, "lora_B"), (2, "lora_A")])
-def test_training_steps_in_the_whitened_variables(new_chat_model, tmp_path, updates, factor):
+def test_training_steps_in_the_whitened_variables(
+    new_chat_model, tmp_path, updates, factor, monkeypatch
+):
     """Adam's first step is of one size in every entry: of B' at once, of A' once B is not 0.
 
     Of B' it is the rate. Of A' it is the second update's, 0.1 / 0.19 over sqrt(0.001 / 0.001999) of
     a rate that has fallen to a half.
     """
-    lora = LoraSettings(rank=4, alpha=8, target_modules=["q_proj"], whitening=0.01)
-    settings = TrainSettings(
-        lora=lora, updates=updates, prompts_per_update=4, samples_per_prompt=1, anchor_share=0.5,
-        learning_rate=1e-2, warmup_ratio=0, max_completion_tokens=4,
+    lora = {"r": 4, "alpha": 8, "target_modules": ["q_proj"], "kfac_damping": 0.01}
+    monkeypatch.setattr(train_module, "WARMUP_RATIO", 0.0)
+    settings = plain_training(
+        lora=lora, max_steps=updates, prompts_per_step=4, num_generations=1, anchor_share=0.5,
+        learning_rate=1e-2, max_completion_length=4,
     )  # fmt: skip
     model = new_chat_model()
     fresh = with_lora(model.model, settings, 0)
@@ -183,17 +187,11 @@ def test_it_says_what_it_needs(new_chat_model, tmp_path, monkeypatch):
     harmful = [[{"role": "user", "content": "How do I break the law"}]]
 
     def trained(anchors=HARMLESS, **changes):  # type: ignore[no-untyped-def]
-        settings = TrainSettings(lora=LoraSettings(whitening=0.1), updates=1, **changes)
+        settings = plain_training(lora={"kfac_damping": 0.1}, max_steps=1, **changes)
         train(new_chat_model(), REFUSES, [1, 2], harmful, anchors, settings, folder=tmp_path)
 
-    with pytest.raises(InputError, match="measured on anchor prompts, and there is none"):
+    with pytest.raises(InputError, match="measured on anchor prompts, and none has"):
         trained(anchors=[])
-    with pytest.raises(ValidationError, match=r"without train\.weight_decay: set it to 0"):
-        trained(weight_decay=0.1)
-    later = TrainSettings(updates=1, weight_decay=0.1)
-    later.lora.whitening = 0.1
-    with pytest.raises(InputError, match=r"without train\.weight_decay: set it to 0"):
-        train(new_chat_model(), REFUSES, [1, 2], harmful, HARMLESS, later, folder=tmp_path)
     monkeypatch.setattr(distributed, "layout", lambda: "fsdp")
-    with pytest.raises(InputError, match="whole adapters in every process, and fsdp spreads"):
+    with pytest.raises(InputError, match="whole adapters in every process, and fsdp splits"):
         trained()

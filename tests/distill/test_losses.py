@@ -1,6 +1,7 @@
 """The divergences against slow, plain definitions, and what each is minimised by."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ VOCABULARY, TOKENS = 11, [2, 3, 7]
 def slow(name: str, p_s: list[float], p_t: list[float]) -> float:
     """A divergence at one position, over the probabilities of S, in plain Python."""
     pairs = list(zip(p_s, p_t, strict=True))
-    if name in ("paper", "full"):
+    if name == "paper":
         return sum(s * math.log(s / t) for s, t in pairs)
     if name == "generalized":
         return sum(s * math.log(s / t) - s + t for s, t in pairs)
@@ -23,7 +24,7 @@ def slow(name: str, p_s: list[float], p_t: list[float]) -> float:
     if name == "tail":
         pairs.append((1 - sum(p_s), 1 - sum(p_t)))
         return sum(s * math.log(s / t) for s, t in pairs)
-    if name == "symmetric":
+    if name == "tail_forward":
         return slow("tail", p_s, p_t) + slow("forward", p_s, p_t)
     assert name == "renormalized"
     return slow("paper", [s / sum(p_s) for s in p_s], [t / sum(p_t) for t in p_t])
@@ -46,7 +47,7 @@ def test_value_is_the_plain_definition(name):
     assert DIVERGENCES[name](log_s, log_t).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["generalized", "forward", "tail", "symmetric"])
+@pytest.mark.parametrize("name", ["generalized", "forward", "tail", "tail_forward"])
 def test_repaired_divergences_are_zero_and_stationary_where_student_is_teacher(name):
     """Zero value and zero gradient at p_s = p_t, and never negative anywhere else."""
     log_t = random_log_probs(1)
@@ -97,19 +98,22 @@ def test_tail_stays_finite_where_the_safety_tokens_hold_all_mass():
 
 
 @pytest.mark.parametrize("chunk", [256, 3, 1])
-def test_full_is_reverse_kl_over_the_vocabulary(chunk, monkeypatch):
-    """'full' has value and gradient of KL(student || teacher) over V, in one chunk or in many."""
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_all_tokens_are_the_kl_over_the_vocabulary(name, chunk, monkeypatch):
+    """Value and gradient of reverse KL, forward KL or their sum, in one chunk or in many."""
     monkeypatch.setattr("safesteer.distill.losses._FULL_POSITIONS", chunk)
     torch.manual_seed(0)
     weight = torch.randn(VOCABULARY, 6)
     student, teacher = torch.randn(10, 6).requires_grad_(), torch.randn(10, 6)
     loss, metrics = distillation_loss(
-        "full", OutputHead(weight), student, teacher, torch.tensor(TOKENS)
+        name, OutputHead(weight), student, teacher, torch.tensor(TOKENS), loss_tokens="all"
     )
     (gradient,) = torch.autograd.grad(loss.sum(), student)
     log_s = torch.log_softmax(student @ weight.T, dim=-1)
     log_t = torch.log_softmax(teacher @ weight.T, dim=-1)
-    kl = torch.nn.functional.kl_div(log_t, log_s, log_target=True, reduction="none").sum(-1)
+    kl_div = partial(torch.nn.functional.kl_div, log_target=True, reduction="none")
+    reverse, forward = kl_div(log_t, log_s).sum(-1), kl_div(log_s, log_t).sum(-1)
+    kl = {"forward": forward, "tail_forward": reverse + forward}.get(name, reverse)
     (expected,) = torch.autograd.grad(kl.sum(), student)
     assert torch.allclose(loss, kl, atol=1e-5)
     assert torch.allclose(gradient, expected, atol=1e-5)
@@ -118,7 +122,7 @@ def test_full_is_reverse_kl_over_the_vocabulary(chunk, monkeypatch):
     assert torch.allclose(metrics["entropy"], -(log_s.exp() * log_s).sum(-1), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in DIVERGENCES if name != "full"])
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_distillation_loss_has_gradient_of_the_definition(name):
     """Value, gradient, masses and entropy agree with the loss written with a plain log-softmax."""
     torch.manual_seed(0)

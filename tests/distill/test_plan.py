@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 from pydantic import ValidationError
+from tiny import plain_training
 
 from safesteer.config.settings import TrainSettings
 from safesteer.distill.plan import plan_rows
@@ -19,14 +20,14 @@ def text(row: dict) -> str:
 
 
 def updates_of(rows: list[dict], settings: TrainSettings) -> list[list[dict]]:
-    size = settings.prompts_per_update * settings.samples_per_prompt
+    size = settings.prompts_per_step * settings.num_generations
     assert len(rows) % size == 0
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def test_one_epoch_holds_every_prompt_once_with_all_its_samples():
     """100 prompts by 4 are the paper's 25 updates; each prompt fills 8 rows of one update."""
-    settings = TrainSettings()
+    settings = plain_training()
     rows = plan_rows(settings, prompts("bad", 130), [], seed=0)
     updates = updates_of(rows, settings)
     assert len(updates) == 25
@@ -38,7 +39,7 @@ def test_one_epoch_holds_every_prompt_once_with_all_its_samples():
 @pytest.mark.parametrize("seed", range(5))
 def test_no_prompt_comes_again_before_all_have_come_and_none_twice_in_an_update(seed):
     """Also where an update spans the end of a round: 7 prompts by 4."""
-    settings = TrainSettings(prompts_per_update=4, samples_per_prompt=2, updates=14)
+    settings = plain_training(prompts_per_step=4, num_generations=2, max_steps=14)
     rows = plan_rows(settings, prompts("bad", 7), [], seed)
     dealt = [text(row) for row in rows[::2]]
     for start in range(0, len(dealt), 7):
@@ -48,7 +49,7 @@ def test_no_prompt_comes_again_before_all_have_come_and_none_twice_in_an_update(
 
 def test_fewer_prompts_than_an_update_holds_are_repeated():
     """Three prompts still fill an update of four."""
-    settings = TrainSettings(prompts_per_update=4, samples_per_prompt=1, updates=3)
+    settings = plain_training(prompts_per_step=4, num_generations=1, max_steps=3)
     rows = plan_rows(settings, prompts("bad", 3), [], seed=0)
     assert Counter(map(text, rows)) == {f"bad {i}": 4 for i in range(3)}
 
@@ -56,7 +57,7 @@ def test_fewer_prompts_than_an_update_holds_are_repeated():
 @pytest.mark.parametrize(("share", "anchors"), [(0.25, 1), (0.5, 2), (0.66, 3), (0.75, 3)])
 def test_share_of_anchors_in_every_update(share, anchors):
     """Each update holds the rounded share of harmless prompts, marked as anchors, and no others."""
-    settings = TrainSettings(anchor_share=share, prompts_per_update=4, samples_per_prompt=2)
+    settings = plain_training(anchor_share=share, prompts_per_step=4, num_generations=2)
     rows = plan_rows(settings, prompts("bad", 10), prompts("good", 9), seed=1)
     for update in updates_of(rows, settings):
         assert sum(row["anchor"] for row in update) == anchors * 2
@@ -66,7 +67,7 @@ def test_share_of_anchors_in_every_update(share, anchors):
 def test_seed_decides_the_order():
     """Same seed, same plan; another seed, another one."""
     plans = [
-        plan_rows(TrainSettings(anchor_share=0.5), prompts("bad", 50), prompts("good", 50), seed)
+        plan_rows(plain_training(anchor_share=0.5), prompts("bad", 50), prompts("good", 50), seed)
         for seed in (0, 0, 1)
     ]
     assert plans[0] == plans[1] != plans[2]
@@ -77,27 +78,34 @@ def test_seed_decides_the_order():
     [
         ({}, 0, 5, "no harmful training prompts"),
         ({"anchor_share": 0.5}, 5, 0, "no harmless prompts for anchors"),
-        ({"anchor_share": 0.9}, 5, 5, "no harmful prompt is left"),
-        ({"anchor_share": 0.1}, 5, 5, "less than one prompt"),
     ],
 )
 def test_plans_that_cannot_be_made(settings, harmful, anchors, message):
     """A plan without harmful prompts, or without the anchors asked for, is an input error."""
     with pytest.raises(InputError, match=message):
         plan_rows(
-            TrainSettings(**settings), prompts("bad", harmful), prompts("good", anchors), seed=0
+            plain_training(**settings), prompts("bad", harmful), prompts("good", anchors), seed=0
         )
+
+
+@pytest.mark.parametrize(
+    ("share", "message"), [(0.9, "leaves no harmful prompt"), (0.1, "less than one prompt")]
+)
+def test_shares_that_no_step_can_have(share, message):
+    """Found before anything is loaded."""
+    with pytest.raises(ValidationError, match=message):
+        plain_training(anchor_share=share)
 
 
 @pytest.mark.parametrize(("share", "of_each"), [(0.5, 2), (0.25, 1), (1.0, 4)])
 def test_of_a_share_of_either_kind_the_answer_is_begun(share, of_each):
     """With some first words of a prefill, all samples of a prompt alike; the rest is as without."""
-    changes = {"prompts_per_update": 8, "samples_per_prompt": 2, "anchor_share": 0.5, "updates": 30}
-    begun = {"prefill_share": share, "prefills": ["Of course!\nHere you", "Yes"]}
+    changes = {"prompts_per_step": 8, "num_generations": 2, "anchor_share": 0.5, "max_steps": 30}
+    begun = {"prefill_share": share, "advanced": {"prefills": ["Of course!\nHere you", "Yes"]}}
     sets = prompts("bad", 10), prompts("good", 9)
-    rows = plan_rows(TrainSettings(**changes, **begun), *sets, seed=1)
+    rows = plan_rows(plain_training(**changes, **begun), *sets, seed=1)
     words = [row.pop("begun") for row in rows]
-    plain = plan_rows(TrainSettings(**changes), *sets, seed=1)
+    plain = plan_rows(plain_training(**changes), *sets, seed=1)
     assert {row.pop("begun") for row in plain} == {""}
     assert rows == plain
     assert words[::2] == words[1::2]
@@ -111,12 +119,12 @@ def test_of_a_share_of_either_kind_the_answer_is_begun(share, of_each):
 @pytest.mark.parametrize(("share", "bad", "good"), [(0.1, 12, 36), (0.25, 30, 90), (0.3, 36, 108)])
 def test_a_share_that_is_no_whole_number_holds_over_all_updates(share, bad, good):
     """A tenth of four harmful prompts is one in every third update at most; none is lost."""
-    settings = TrainSettings(
+    settings = plain_training(
         prefill_share=share,
-        prompts_per_update=16,
-        samples_per_prompt=1,
+        prompts_per_step=16,
+        num_generations=1,
         anchor_share=0.75,
-        updates=30,
+        max_steps=30,
     )
     rows = plan_rows(settings, prompts("bad", 9), prompts("good", 9), seed=0)
     begun = [row["anchor"] for row in rows if row["begun"]]
@@ -132,4 +140,4 @@ def test_a_share_that_is_no_whole_number_holds_over_all_updates(share, bad, good
 def test_a_prefill_holds_a_word(prefills):
     """Nothing would be begun with a blank one."""
     with pytest.raises(ValidationError):
-        TrainSettings(prefills=prefills)
+        TrainSettings(advanced={"prefills": prefills})

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from thinking_templates import OPENED, make_thinking
+from tiny import plain_training
 
-from safesteer.config.settings import TrainSettings
 from safesteer.direction.vector import Direction
 from safesteer.distill import trainer
 from safesteer.distill.train import train
@@ -45,11 +45,11 @@ def updates(new_chat_model, monkeypatch, tmp_path):  # type: ignore[no-untyped-d
 
         monkeypatch.setattr(SafeSteerTrainer, "_compute_loss", compute)
         settings = {
-            "updates": 1,
-            "prompts_per_update": len(written),
-            "samples_per_prompt": 1,
-            "max_completion_tokens": 64,
-            "lora": {"rank": 2},
+            "max_steps": 1,
+            "prompts_per_step": len(written),
+            "num_generations": 1,
+            "max_completion_length": 64,
+            "lora": {"r": 2},
             **changes,
         }
         torch.manual_seed(0)
@@ -59,7 +59,7 @@ def updates(new_chat_model, monkeypatch, tmp_path):  # type: ignore[no-untyped-d
             teacher,
             [10, 40, 77],
             PROMPTS,
-            settings=TrainSettings(**settings),
+            settings=plain_training(**settings),
             folder=tmp_path,
         )
         return seen, model.chat
@@ -84,7 +84,9 @@ def test_without_any_answer_nothing_is_learnt(updates):
 
 def test_the_opening_is_that_of_the_answer(updates):
     """Rollouts are not cut in the thoughts: the loss sees the first tokens of the answers."""
-    ((seen,), chat) = updates(WRITTEN, opening_tokens=3, opening_share=1.0)
+    ((seen,), chat) = updates(
+        WRITTEN, short_rollout_length=3, advanced={"short_rollout_share": 1.0}
+    )
     counts = seen["answer_mask"].sum(-1).tolist()
     assert counts == [3, 3, 0]
     first = seen["completion_ids"][0][seen["answer_mask"][0]].tolist()

@@ -9,6 +9,7 @@ import sys
 import types
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from tiny import plain_training
 from trl import DistillationConfig
 
 from safesteer import distributed
@@ -38,7 +40,7 @@ TOKENS = [10, 40, 77, 120, 200, 305]
 CONTEXT = ({"role": "system", "content": "Refuse what is harmful."},)
 TIMING = {"seconds", "tokens_per_second"}
 KEYS = {
-    "update",
+    "step",
     "loss",
     "grad_norm",
     "lr",
@@ -53,18 +55,24 @@ KEYS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_warmup(monkeypatch):
+    """Without it the first of a few steps has a learning rate of 0."""
+    monkeypatch.setattr(train_module, "WARMUP_RATIO", 0.0)
+
+
 def make_settings(**changes: Any) -> TrainSettings:
-    return TrainSettings(
+    advanced = {"save_steps": changes.pop("save_steps", 2)}
+    return plain_training(
         **{
-            "updates": 2,
-            "prompts_per_update": 4,
-            "samples_per_prompt": 2,
+            "max_steps": 2,
+            "prompts_per_step": 4,
+            "num_generations": 2,
             "anchor_share": 0.5,
             "learning_rate": 1e-2,
-            "warmup_ratio": 0.0,
-            "max_completion_tokens": 7,
-            "save_every": 2,
-            "lora": {"rank": 4, "alpha": 8},
+            "max_completion_length": 7,
+            "lora": {"r": 4, "alpha": 8},
+            "advanced": {**advanced, **changes.pop("advanced", {})},
             **changes,
         }
     )
@@ -172,6 +180,7 @@ def slow_loss(
     divergence: str,
     anchor_tokens: str = "safety",
     temperature: float = 1.0,
+    loss_tokens: str = "safety",
     context: tuple[dict[str, str], ...] = CONTEXT,
     anchor_weight: float = 1.0,
 ) -> dict[str, float]:
@@ -188,11 +197,14 @@ def slow_loss(
             log_t = log_probs(base, taught, count, teacher.direction, temperature)
         sums = 0.0
         for position in range(count):
-            whole = divergence == "full" or (row["anchor"] and anchor_tokens == "all")
+            whole = (anchor_tokens if row["anchor"] else loss_tokens) == "all"
             ids = list(range(log_s.shape[1])) if whole else TOKENS
             p_s, p_t = log_s[position, ids].exp().tolist(), log_t[position, ids].exp().tolist()
             for s, t in zip(p_s, p_t, strict=True):
-                sums += s * math.log(s / t)
+                if row["anchor"] or divergence != "forward":
+                    sums += s * math.log(s / t)
+                if not row["anchor"] and divergence in ("forward", "tail_forward"):
+                    sums += t * math.log(t / s)
                 if divergence == "generalized" and not whole:
                     sums += t - s
             if not row["anchor"]:
@@ -212,27 +224,37 @@ def slow_loss(
     }
 
 
-@pytest.mark.parametrize("divergence", ["generalized", "paper", "full"])
+@pytest.mark.parametrize(
+    ("divergence", "tokens"),
+    [
+        ("generalized", "safety"),
+        ("paper", "safety"),
+        ("paper", "all"),
+        ("forward", "all"),
+        ("tail_forward", "all"),
+    ],
+)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_losses_are_the_definition_on_the_rollouts(
-    method, divergence, tiny_chat_model, recorded, tmp_path
+    method, divergence, tokens, tiny_chat_model, recorded, tmp_path
 ):
     """In the first and in a later update, loss, masses and entropy are those of the slow form.
 
     Harmful rows are compared with the steered base that reads the teacher's context; anchors with
-    the plain base on the student's own prompt.
+    the plain base on the student's own prompt, over the whole vocabulary by reverse KL.
     """
+    over = {"anchor_tokens": tokens, "loss_tokens": tokens}
     base = copy.deepcopy(tiny_chat_model.model)
-    _, metrics = run(tiny_chat_model, tmp_path, method=method, divergence=divergence)
+    _, metrics = run(tiny_chat_model, tmp_path, method=method, divergence=divergence, **over)
     assert len(metrics) == len(recorded) == 2
     assert len({len(completion) for completion in recorded[0]["completions"]}) > 2
     for update, line in zip(recorded, metrics, strict=True):
-        expected = slow_loss(update, base, tiny_chat_model.chat, divergence)
+        expected = slow_loss(update, base, tiny_chat_model.chat, divergence, **over)
         for key, value in expected.items():
             assert line[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
     assert metrics[0]["loss"] > 1e-3  # there is something to learn
     still = {**recorded[1], "student": base}
-    moved = slow_loss(still, base, tiny_chat_model.chat, divergence)
+    moved = slow_loss(still, base, tiny_chat_model.chat, divergence, **over)
     assert metrics[1]["loss"] != pytest.approx(moved["loss"], rel=1e-2)  # the student has moved
 
 
@@ -240,7 +262,9 @@ def test_losses_are_the_definition_on_the_rollouts(
 def test_anchors_on_all_of_the_vocabulary(micro_batch, tiny_chat_model, recorded, tmp_path):
     """Harmful rows keep their loss on S, anchors get the reverse KL over the vocabulary."""
     base = copy.deepcopy(tiny_chat_model.model)
-    _, metrics = run(tiny_chat_model, tmp_path, anchor_tokens="all", micro_batch=micro_batch)
+    _, metrics = run(
+        tiny_chat_model, tmp_path, anchor_tokens="all", per_device_train_batch_size=micro_batch
+    )
     for update, line in zip(recorded, metrics, strict=True):
         expected = slow_loss(update, base, tiny_chat_model.chat, "generalized", "all")
         assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
@@ -252,7 +276,9 @@ def test_anchors_on_all_of_the_vocabulary(micro_batch, tiny_chat_model, recorded
 def test_anchors_weigh_what_they_are_said_to(micro_batch, tiny_chat_model, recorded, tmp_path):
     """Their share of the loss is multiplied; the harmful rows' stays as it is."""
     base, chat = copy.deepcopy(tiny_chat_model.model), tiny_chat_model.chat
-    _, metrics = run(tiny_chat_model, tmp_path, anchor_weight=3.0, micro_batch=micro_batch)
+    _, metrics = run(
+        tiny_chat_model, tmp_path, anchor_weight=3.0, per_device_train_batch_size=micro_batch
+    )
     for update, line in zip(recorded, metrics, strict=True):
         expected = slow_loss(update, base, chat, "generalized", anchor_weight=3.0)
         assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
@@ -289,7 +315,12 @@ def test_a_begun_prompt_is_no_longer_than_allowed(tiny_chat_model, recorded, tmp
     """The longest beginning counts."""
     chat = tiny_chat_model.chat
     limit = sorted(len(chat.ids(m)) for m in prompts("harmful") + prompts("harmless"))[-1]
-    run(tiny_chat_model, tmp_path, prefill_share=0.5, max_prompt_tokens=limit, prefills=["Of it"])
+    run(
+        tiny_chat_model,
+        tmp_path,
+        prefill_share=0.5,
+        advanced={"max_prompt_length": limit, "prefills": ["Of it"]},
+    )
     used = [len(chat.ids(r["prompt"], r["begun"])) for update in recorded for r in update["rows"]]
     assert max(used) <= limit
 
@@ -328,14 +359,14 @@ def test_a_surer_teacher(tiny_chat_model, recorded, tmp_path):
 def test_most_updates_may_see_openings_alone(
     share, window, whole, tiny_chat_model, recorded, tmp_path
 ):
-    """Rollouts are cut after `opening_tokens` but for windows of updates evenly between them."""
+    """Rollouts are cut but for windows of updates that lie evenly between them."""
     run(
         tiny_chat_model,
         tmp_path,
-        updates=4,
-        opening_tokens=2,
-        opening_share=share,
-        updates_per_rollout=window,
+        max_steps=4,
+        short_rollout_length=2,
+        advanced={"short_rollout_share": share},
+        steps_per_generation=window,
     )
     longest = [max(map(len, update["completions"])) for update in recorded]
     assert [index for index, length in enumerate(longest) if length > 2] == whole
@@ -348,14 +379,14 @@ def test_rollouts_of_several_updates_at_once(micro_batch, tiny_chat_model, recor
     _, metrics = run(
         tiny_chat_model,
         tmp_path,
-        updates=3,
-        updates_per_rollout=2,
+        max_steps=3,
+        steps_per_generation=2,
         anchor_tokens="all",
-        micro_batch=micro_batch,
+        per_device_train_batch_size=micro_batch,
     )
     assert [len(window["rows"]) for window in recorded] == [16, 16]
-    assert [line["update"] for line in metrics] == [1, 2, 3]
-    planned = plan_rows(make_settings(updates=3), prompts("harmful"), prompts("harmless"), 0)
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    planned = plan_rows(make_settings(max_steps=3), prompts("harmful"), prompts("harmless"), 0)
     rows = recorded[0]["rows"] + recorded[1]["rows"]
     assert [row["prompt"] for row in rows[:24]] == [row["prompt"] for row in planned]
     for index, line in enumerate(metrics):
@@ -379,7 +410,7 @@ def test_losses_of_a_window_are_the_definition_on_its_rollouts(
 
     monkeypatch.setattr(SafeSteerTrainer, "_compute_loss", watch)
     base = copy.deepcopy(tiny_chat_model.model)
-    _, metrics = run(tiny_chat_model, tmp_path, updates_per_rollout=2)
+    _, metrics = run(tiny_chat_model, tmp_path, steps_per_generation=2)
     (window,) = recorded
     losses = []
     for index, line in enumerate(metrics):
@@ -403,7 +434,7 @@ def test_the_teachers_passes_may_be_of_any_size(
     """Cutting the teacher's reading into passes changes no loss."""
     monkeypatch.setattr(train_module, "TEACHER_TOKENS", tokens)
     base = copy.deepcopy(tiny_chat_model.model)
-    _, metrics = run(tiny_chat_model, tmp_path, updates=1)
+    _, metrics = run(tiny_chat_model, tmp_path, max_steps=1)
     expected = slow_loss(recorded[0], base, tiny_chat_model.chat, "generalized")
     assert metrics[0]["loss"] == pytest.approx(expected["loss"], rel=2e-4)
 
@@ -411,10 +442,10 @@ def test_the_teachers_passes_may_be_of_any_size(
 def test_metrics_have_every_key(tiny_chat_model, tmp_path):
     """A line per update with every key of the contract, and none of them empty."""
     _, metrics = run(tiny_chat_model, tmp_path)
-    assert [line["update"] for line in metrics] == [1, 2]
+    assert [line["step"] for line in metrics] == [1, 2]
     for line in metrics:
         assert set(line) == KEYS
-        assert set(line["seconds"]) == {"rollout", "teacher", "student", "optimiser"}
+        assert set(line["seconds"]) == {"rollout", "teacher", "student", "optimizer"}
         assert all(value is not None for value in line.values())
         assert 0 < line["mass_student"] < 1 and 0 <= line["refusal_rate"] <= 1
         assert 1 <= line["completion_length"] <= 7
@@ -433,7 +464,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_update(
     losses = {}
     for size in (None, micro_batch):
         _, metrics = run(
-            new_chat_model(), tmp_path / str(size), method=method, updates=1, micro_batch=size
+            new_chat_model(),
+            tmp_path / str(size),
+            method=method,
+            max_steps=1,
+            per_device_train_batch_size=size,
         )
         losses[size] = metrics[0]
     for key in ("loss", "grad_norm"):
@@ -447,12 +482,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_update(
 
 def test_micro_batch_that_does_not_divide_the_update_is_made_smaller(tiny_chat_model, tmp_path):
     """Eight completions by five: micro-batches stay equal, so that each completion counts alike."""
-    _, metrics = run(tiny_chat_model, tmp_path, updates=1, micro_batch=5)
+    _, metrics = run(tiny_chat_model, tmp_path, max_steps=1, per_device_train_batch_size=5)
     assert len(metrics) == 1
 
 
 def lora_from(first_layer: int | str, targets: str | list[str] = "all-linear") -> dict[str, Any]:
-    return {"rank": 4, "alpha": 8, "first_layer": first_layer, "target_modules": targets}
+    return {"r": 4, "alpha": 8, "first_layer": first_layer, "target_modules": targets}
 
 
 @pytest.mark.parametrize("first_layer, shared", [("steered", 2), (1, 1), (3, 2), (0, 0)])
@@ -518,7 +553,7 @@ def test_nothing_is_shared_where_it_would_be_wrong(change, tiny_chat_model, tmp_
         tiny_chat_model,
         tmp_path,
         teacher,
-        updates=1,
+        max_steps=1,
         lora=lora_from(2),
         gradient_checkpointing=change == "checkpointing",
         method="full" if change == "full" else "lora",
@@ -529,7 +564,7 @@ def test_nothing_is_shared_where_it_would_be_wrong(change, tiny_chat_model, tmp_
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
 def test_adapters_lie_from_the_first_layer_on(targets, tiny_chat_model, tmp_path):
     """Every linear layer named, in the blocks from the steered one on, and nowhere else."""
-    student, _ = run(tiny_chat_model, tmp_path, updates=1, lora=lora_from("steered", targets))
+    student, _ = run(tiny_chat_model, tmp_path, max_steps=1, lora=lora_from("steered", targets))
     names = [name for name, p in student.named_parameters() if p.requires_grad and "lora_A" in name]
     kinds = 7 if targets == "all-linear" else 2
     layers = len(tiny_chat_model.model.model.layers)
@@ -551,7 +586,7 @@ def test_an_update_that_does_not_fit_is_done_in_smaller_parts(
 ):
     """Out of memory in the third update: from the checkpoint on, halved, with the same result."""
     plain_model = copy.deepcopy(tiny_chat_model)
-    settings = {"method": method, "micro_batch": micro_batch, "updates": 3}
+    settings = {"method": method, "per_device_train_batch_size": micro_batch, "max_steps": 3}
     expected, lines = run(plain_model, tmp_path / "plain", **settings)
     original = SafeSteerTrainer._compute_loss
     tried: list[int] = []
@@ -568,7 +603,7 @@ def test_an_update_that_does_not_fit_is_done_in_smaller_parts(
     sizes = [8, 8, 8, 4, 2, 2, 2, 2] if micro_batch is None else [4, 4, 4, 4, 4, 2, 2, 2, 2]
     assert tried == sizes
     assert "micro-batches of 2" in caplog.text
-    assert [line["update"] for line in repeated] == [1, 2, 3]
+    assert [line["step"] for line in repeated] == [1, 2, 3]
     for one, other in zip(repeated, lines, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
     mine, theirs = weights(student), weights(expected)
@@ -584,7 +619,7 @@ def test_a_single_completion_that_does_not_fit_is_said(tiny_chat_model, tmp_path
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")
 
     monkeypatch.setattr(SafeSteerTrainer, "_compute_loss", never)
-    with pytest.raises(SafeSteerError, match=r"one completion at a time; .*gradient_checkpointing"):
+    with pytest.raises(SafeSteerError, match=r"at a time\. Try: train\.gradient_checkpointing"):
         run(tiny_chat_model, tmp_path)
 
 
@@ -604,13 +639,13 @@ def test_gradients_that_are_not_finite_end_the_training(
     with monkeypatch.context() as patch:
         patch.setattr(Accelerator, "clip_grad_norm_", spoil)
         with pytest.raises(SafeSteerError, match="update 3: its gradients are not finite"):
-            run(tiny_chat_model, tmp_path, updates=6, save_every=2)
+            run(tiny_chat_model, tmp_path, max_steps=6, save_steps=2)
     # What was good stays, and the same call goes on from there.
-    assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
     assert last_checkpoint(tmp_path).name == "checkpoint-2"
-    _, resumed = run(tiny_chat_model, tmp_path, updates=6, save_every=2)
-    _, undisturbed = run(tiny_chat_model, tmp_path / "again", updates=6, save_every=2)
-    assert [line["update"] for line in resumed] == [1, 2, 3, 4, 5, 6]
+    _, resumed = run(tiny_chat_model, tmp_path, max_steps=6, save_steps=2)
+    _, undisturbed = run(tiny_chat_model, tmp_path / "again", max_steps=6, save_steps=2)
+    assert [line["step"] for line in resumed] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in resumed] == [line["loss"] for line in undisturbed]
 
 
@@ -668,7 +703,7 @@ def test_nothing_is_asked_of_the_hub(tiny_chat_model, tmp_path, monkeypatch):
     )
     monkeypatch.setattr("safesteer.distill.save.base_name", lambda base: "owner/name")
     tiny_chat_model.model.name_or_path = "owner/name"
-    student, _ = run(tiny_chat_model, tmp_path / "train", save_every=1)
+    student, _ = run(tiny_chat_model, tmp_path / "train", save_steps=1)
     assert len(list((tmp_path / "train").glob("checkpoint-*/adapter_model.safetensors"))) == 2
     adapter = tmp_path / "adapter"
     save_student(student, tiny_chat_model.tokenizer, adapter, ModelSettings())
@@ -695,16 +730,21 @@ def test_full_training_leaves_the_frozen_copy_alone(tiny_chat_model, new_chat_mo
 def test_student_equal_to_the_teacher_learns_nothing(tiny_chat_model, tmp_path):
     """With anchors' loss and an untrained adapter alone there is no loss: student is teacher."""
     still = Teacher(Direction(torch.zeros(32), 1))
-    _, metrics = run(tiny_chat_model, tmp_path, still, updates=1)
+    _, metrics = run(tiny_chat_model, tmp_path, still, max_steps=1)
     assert metrics[0]["loss"] == pytest.approx(0, abs=1e-6)
     assert metrics[0]["mass_student"] == pytest.approx(metrics[0]["mass_teacher"], rel=1e-5)
 
 
 def test_training_moves_the_student_towards_the_teacher(tiny_chat_model, tmp_path):
     """Many updates on few prompts bring the loss well below where it began."""
-    _, metrics = run(tiny_chat_model, tmp_path, updates=16, anchor_share=0, save_every=50)
+    _, metrics = run(tiny_chat_model, tmp_path, max_steps=16, anchor_share=0, save_steps=50)
     losses = [line["loss"] for line in metrics]
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
+
+
+def drop_out(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Adapters with dropout, which no setting makes, draw random numbers in every pass."""
+    monkeypatch.setattr(peft, "LoraConfig", partial(peft.LoraConfig, lora_dropout=share))
 
 
 def test_rollouts_are_without_dropout_and_the_student_trains_with_it(
@@ -725,7 +765,8 @@ def test_rollouts_are_without_dropout_and_the_student_trains_with_it(
 
     monkeypatch.setattr(trainer, "generate", watch_generate)
     monkeypatch.setattr(trainer.SafeSteerTrainer, "_compute_loss", watch_loss)
-    run(tiny_chat_model, tmp_path, updates=1, lora={"dropout": 0.5})
+    drop_out(monkeypatch, 0.5)
+    run(tiny_chat_model, tmp_path, max_steps=1)
     assert modes == {"rollout": [False], "loss": [True]}
 
 
@@ -734,44 +775,46 @@ def test_rollouts_are_without_dropout_and_the_student_trains_with_it(
     [
         {},
         {"method": "full"},
-        {"micro_batch": 2},
-        {"lora": {"dropout": 0.3}},
-        {"updates_per_rollout": 2, "save_every": 1},
-        {"lora": {"rank": 4, "alpha": 8, "extrapolation": 0.5}},
-        {"lora": {"rank": 4, "alpha": 8, "whitening": 0.1}},
+        {"per_device_train_batch_size": 2},
+        {"dropout": 0.3},
+        {"steps_per_generation": 2, "save_steps": 1},
+        {"lora": {"r": 4, "alpha": 8, "extrapolation": 0.5}},
+        {"lora": {"r": 4, "alpha": 8, "kfac_damping": 0.1}},
     ],
     ids=["lora", "full", "micro-batches", "dropout", "windows", "extrapolated", "whitened"],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(changes, new_chat_model, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(changes, new_chat_model, tmp_path, monkeypatch):
     """Losses, every other number and the final weights are exactly those of one go."""
-    whole, expected = run(new_chat_model(), tmp_path / "whole", updates=4, **changes)
+    changes = dict(changes)
+    drop_out(monkeypatch, changes.pop("dropout", 0.0))
+    whole, expected = run(new_chat_model(), tmp_path / "whole", max_steps=4, **changes)
 
     def stop(line, total):  # type: ignore[no-untyped-def]
         assert total == 4
-        if line["update"] == 3:
+        if line["step"] == 3:
             raise KeyboardInterrupt
 
     folder = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        run(new_chat_model(), folder, updates=4, on_update=stop, **changes)
+        run(new_chat_model(), folder, max_steps=4, on_update=stop, **changes)
     assert len(read_metrics(folder)) == 3  # the third is made again
     (folder / "checkpoint-3").mkdir()  # a kill in the middle of saving
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"update": 4, "lo')  # and in the middle of a line
+        file.write('{"step": 4, "lo')  # and in the middle of a line
     torch.manual_seed(12345)  # what else the process has drawn does not matter
-    resumed, found = run(new_chat_model(), folder, updates=4, **changes)
+    resumed, found = run(new_chat_model(), folder, max_steps=4, **changes)
     assert without_timing(found) == without_timing(expected)
-    assert [line["update"] for line in found] == [1, 2, 3, 4]
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
     after = weights(resumed)
     assert all(torch.equal(after[name], value) for name, value in weights(whole).items())
 
 
 def test_a_run_that_ends_within_a_window_resumes_to_its_own_end(new_chat_model, tmp_path):
     """Killed after the last checkpoint: the last window is made again, and no update more."""
-    changes = {"updates": 3, "updates_per_rollout": 2, "save_every": 2}
+    changes = {"max_steps": 3, "steps_per_generation": 2, "save_steps": 2}
     whole, expected = run(new_chat_model(), tmp_path, **changes)
     resumed, found = run(new_chat_model(), tmp_path, **changes)
-    assert [line["update"] for line in found] == [1, 2, 3]
+    assert [line["step"] for line in found] == [1, 2, 3]
     assert without_timing(found) == without_timing(expected)
     after = weights(resumed)
     assert all(torch.equal(after[name], value) for name, value in weights(whole).items())
@@ -781,7 +824,7 @@ def test_extrapolation_goes_further_along_the_change(new_chat_model, tmp_path):
     """Half as much again in every adapted matrix, once, however often a finished run is begun."""
     plain, metrics = run(new_chat_model(), tmp_path / "plain")
     folder = tmp_path / "extrapolated"
-    stronger = {"rank": 4, "alpha": 8, "extrapolation": 0.5}
+    stronger = {"r": 4, "alpha": 8, "extrapolation": 0.5}
     run(new_chat_model(), folder, lora=stronger)
     further, found = run(new_chat_model(), folder, lora=stronger)
     assert without_timing(found) == without_timing(metrics)
@@ -862,7 +905,7 @@ def test_rows_are_shuffled_as_trl_is_told(window, shuffled, tiny_chat_model, rec
 def test_seed_decides_the_run(new_chat_model, tmp_path):
     """The same seed gives the same numbers in the same process; another seed gives others."""
     runs = [
-        run(new_chat_model(), tmp_path / str(number), updates=1, seed=seed)[1]
+        run(new_chat_model(), tmp_path / str(number), max_steps=1, seed=seed)[1]
         for number, seed in enumerate((0, 0, 1))
     ]
     assert without_timing(runs[0]) == without_timing(runs[1]) != without_timing(runs[2])
@@ -885,11 +928,11 @@ def test_prompts_that_are_too_long_are_left_out(tiny_chat_model, recorded, tmp_p
     chat = tiny_chat_model.chat
     lengths = sorted(len(chat.ids(m)) for m in prompts("harmful") + prompts("harmless"))
     limit = lengths[6]
-    run(tiny_chat_model, tmp_path, max_prompt_tokens=limit)
+    run(tiny_chat_model, tmp_path, advanced={"max_prompt_length": limit})
     used = [len(chat.ids(row["prompt"])) for update in recorded for row in update["rows"]]
     assert max(used) <= limit < lengths[-1]
     with pytest.raises(InputError, match="no harmful training prompts are left"):
-        run(tiny_chat_model, tmp_path / "none", max_prompt_tokens=8)
+        run(tiny_chat_model, tmp_path / "none", advanced={"max_prompt_length": 8})
 
 
 def test_training_all_weights_without_a_frozen_copy_is_refused(tiny_chat_model, tmp_path):

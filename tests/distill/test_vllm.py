@@ -19,12 +19,15 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from tiny import plain_training
 from trl.generation import vllm_client, vllm_generation
 from trl.trainer import distillation_trainer
 
 from safesteer.cli.main import main
+from safesteer.config.load import load_settings
 from safesteer.config.settings import ModelSettings, TrainSettings
 from safesteer.direction.vector import Direction
+from safesteer.distill import train as train_module
 from safesteer.distill import vllm as rollouts
 from safesteer.distill.lora import with_lora
 from safesteer.distill.train import train
@@ -91,28 +94,29 @@ def synced(monkeypatch):
 
 
 @pytest.fixture
-def run(tiny_model_folder, tmp_path):
+def run(tiny_model_folder, tmp_path, monkeypatch):
     """Trains the tiny model; gives the student, the lines of metrics.jsonl, and the base before."""
+
+    monkeypatch.setattr(train_module, "WARMUP_RATIO", 0.0)
+    monkeypatch.setattr(train_module, "ROLLOUT_TEMPERATURE", 1e-4)  # as good as greedy
 
     def run(rollouts="vllm", name="run", dtype="float32", **changes):
         model = load_model(str(tiny_model_folder))
         model.model.to(getattr(torch, dtype))
         model.model.generation_config.eos_token_id = [model.tokenizer.eos_token_id, *ENDS]
         before = {name: p.clone() for name, p in model.model.named_parameters()}
-        settings = TrainSettings(
+        settings = plain_training(
             **{
                 "rollouts": rollouts,
-                "updates": 4,
-                "prompts_per_update": 2,
-                "samples_per_prompt": 2,
+                "max_steps": 4,
+                "prompts_per_step": 2,
+                "num_generations": 2,
                 "anchor_share": 0.5,
                 "learning_rate": 1e-2,
-                "warmup_ratio": 0.0,
-                "temperature": 1e-4,  # as good as greedy
-                "max_completion_tokens": 7,
-                "opening_tokens": 3,
-                "opening_share": 0.5,
-                "lora": {"rank": 4, "alpha": 8},
+                "max_completion_length": 7,
+                "short_rollout_length": 3,
+                "lora": {"r": 4, "alpha": 8},
+                "advanced": {"short_rollout_share": 0.5, "vllm": changes.pop("vllm", {})},
                 **changes,
             }
         )
@@ -158,7 +162,11 @@ def same_weights(found, expected):
 )
 def test_training_with_vllm_is_training_with_transformers(method, window, micro, vllm, synced, run):
     """Losses and all, which needs: weights sent before every window, length and ends of answers."""
-    changes = {"method": method, "updates_per_rollout": window, "micro_batch": micro}
+    changes = {
+        "method": method,
+        "steps_per_generation": window,
+        "per_device_train_batch_size": micro,
+    }
     student, found, before = run(**changes)
     (llm,) = vllm.ENGINES
     assert len(synced) == llm.resets == 4 // window
@@ -176,8 +184,8 @@ def test_training_with_vllm_is_training_with_transformers(method, window, micro,
 
 
 def test_training_with_a_server_is_training_with_transformers(server, synced, run):
-    where = {"mode": "server", "server_url": server.url + "/"}
-    student, found, before = run(vllm=where, updates_per_rollout=2)
+    where = {"mode": "server", "server_base_url": server.url + "/"}
+    student, found, before = run(vllm=where, steps_per_generation=2)
     assert same_weights(base_of(student), before)
     assert len(synced) == 2 and server.engine.loads == [set(before)] * 2
     assert same_weights(dict(server.engine.model.named_parameters()), synced[-1])
@@ -189,7 +197,7 @@ def test_training_with_a_server_is_training_with_transformers(server, synced, ru
         "/v1/completions",
     ]
     assert server.calls == ["/init_weight_transfer_engine", *window, *window]
-    _, expected, _ = run("transformers", name="plain", updates_per_rollout=2)
+    _, expected, _ = run("transformers", name="plain", steps_per_generation=2)
     same_metrics(found, expected)
 
 
@@ -209,7 +217,7 @@ def test_the_base_keeps_its_bits_in_bfloat16(vllm, synced, run):
 
 def test_what_a_launcher_sets_is_not_left_behind(vllm, run):
     before = dict(os.environ)
-    run(updates=1)
+    run(max_steps=1)
     left = {k: v for k, v in os.environ.items() if before.get(k) != v}
     assert left in ({}, {"VLLM_NO_USAGE_STATS": "1"})
     assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
@@ -220,7 +228,7 @@ def test_names_and_weights_of_a_student(new_chat_model):
     model = new_chat_model(tie_word_embeddings=True).model
     before = {name: p.clone() for name, p in model.named_parameters()}
     student = with_lora(
-        model, TrainSettings(lora={"first_layer": 2, "target_modules": ["q_proj"]}), 0
+        model, plain_training(lora={"first_layer": 2, "target_modules": ["q_proj"]}), 0
     )
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
@@ -241,7 +249,7 @@ def test_a_server_that_goes_away_is_one_line(server, run, monkeypatch):
 
     monkeypatch.setattr(vllm_client.VLLMClient, "generate", fail)
     with pytest.raises(SafeSteerError, match="went away") as caught:
-        run(vllm={"mode": "server", "server_url": server.url})
+        run(vllm={"mode": "server", "server_base_url": server.url})
     assert not isinstance(caught.value, InputError)
 
 
@@ -258,7 +266,7 @@ def test_a_server_that_cannot_be_used_is_named_before_training(change, message, 
         server.engine.max_model_len = 518  # 512 + 7 are needed
     vars(server).update(change)
     with pytest.raises(InputError, match=message):
-        run(vllm={"mode": "server", "server_url": server.url})
+        run(vllm={"mode": "server", "server_base_url": server.url})
     assert server.calls == []
 
 
@@ -286,12 +294,13 @@ def test_models_that_cannot_be_sent_are_refused(tiny_model_folder, tmp_path):
     for settings, message in (
         (ModelSettings(id=str(gguf)), "a GGUF file"),
         (ModelSettings(id=str(packed)), "quantised"),
-        (ModelSettings(id=str(tiny_model_folder), device_map="auto"), "device_map"),
-        (ModelSettings(id=str(tiny_model_folder), quantization="4bit"), "model.quantization"),
         (ModelSettings(id=str(tiny_model_folder), device="cuda:1"), "CUDA_VISIBLE_DEVICES"),
     ):
         with pytest.raises(InputError, match=message):
             check_model(settings)
+    for model in ({"advanced": {"device_map": "auto"}}, {"quantization": "4bit"}):
+        with pytest.raises(InputError, match=r"train\.rollouts = .vllm. and model"):
+            load_settings(model=model, train={"rollouts": "vllm"})
 
 
 def test_weights_that_are_spread_are_refused(vllm, monkeypatch):
@@ -310,18 +319,18 @@ def test_the_command_trains_with_vllm(
         str(tiny_model_folder),
         f"--output-dir={path}",
         "--rollouts=vllm",
-        "--updates=2",
-        "--tokens=10",
+        "--max-steps=2",
+        "--num-tokens=10",
         "--quiet",
         *(f"--{name}={file}" for name, file in new_prompt_sets(16, 8).items()),
-        "--set=teacher.steering=false",
+        "--set=teacher.strength=0",
         "--set=teacher.context=system-prompt",
-        "--set=tokens.prompt_count=4",
-        "--set=train.vllm.gpu_memory_utilization=0.5",
-        "--set=train.max_completion_tokens=4",
-        "--set=train.prompts_per_update=2",
+        "--set=tokens.advanced.num_prompts=4",
+        "--set=train.advanced.vllm.gpu_memory_utilization=0.5",
+        "--set=train.max_completion_length=4",
+        "--set=train.prompts_per_step=2",
         "--set=train.anchor_share=0.5",
-        "--set=train.samples_per_prompt=2",
+        "--set=train.num_generations=2",
     ]
     assert main(arguments) == 0, capsys.readouterr().err
     (llm,) = vllm.ENGINES

@@ -207,7 +207,7 @@ def settings(tmp_path: Path) -> Settings:
     return load_settings(
         evaluate={
             "data_dir": str(tmp_path / "data"),
-            "sources": {"jailbreaks": str(tmp_path / "attacks.json")},
+            "advanced": {"sources": {"jailbreaks": str(tmp_path / "attacks.json")}},
             "max_new_tokens": 4,
         }
     )
@@ -310,7 +310,7 @@ def test_a_win_rate_is_against_the_base_or_the_file(comparing, variants, tmp_pat
 
 def test_without_answers_to_compare_with_it_is_said(settings, tmp_path, monkeypatch, variants):
     (tmp_path / "mine.json").write_text(json.dumps([{"instruction": "Say"}]))
-    settings.evaluate.sources = {"alpaca-eval-win": str(tmp_path / "mine.json")}
+    settings.evaluate.advanced.sources = {"alpaca-eval-win": str(tmp_path / "mine.json")}
     monkeypatch.setattr(suites, "_comparer", lambda settings, cache_dir: Longer())
     suite = Suite.plan(["alpaca-eval-win"], settings, {})
     with pytest.raises(InputError, match="no answers to compare with"):
@@ -326,6 +326,10 @@ def test_what_is_wrong_is_found_before_any_model(settings, own):
     with pytest.raises(InputError, match="did you mean 'advbench'"):
         Suite.plan(["advbnch"], settings, own)
     with pytest.raises(InputError, match="judge endpoint"):
-        settings.evaluate.sources = {"alpaca-eval-win": settings.evaluate.data_dir + "/x.json"}
-        Path(settings.evaluate.sources["alpaca-eval-win"]).write_text('[{"instruction": "Say"}]')
+        settings.evaluate.advanced.sources = {
+            "alpaca-eval-win": settings.evaluate.data_dir + "/x.json"
+        }
+        Path(settings.evaluate.advanced.sources["alpaca-eval-win"]).write_text(
+            '[{"instruction": "Say"}]'
+        )
         Suite.plan(["alpaca-eval-win"], settings, own)

@@ -45,8 +45,7 @@ def make_run(tmp_path: Path, new_chat_model: Callable[..., ChatModel]) -> MakeRu
             model={"id": str(base)},
             teacher={
                 "context": context,
-                "steering": layer is not None,
-                "strength": 0.5,
+                "strength": 0.0 if layer is None else 0.5,
                 "demonstrations": 2,
             },
             train={"method": method},

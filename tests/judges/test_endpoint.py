@@ -114,8 +114,10 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
 def settings_for(server: Server | str, **changes: Any) -> EvaluateSettings:
     """Settings for a server of a test."""
     url = server if isinstance(server, str) else server.url
+    advanced = {"timeout": 20.0, "retries": 2}
+    advanced |= {key: changes.pop(key) for key in (*advanced, "concurrency") if key in changes}
     values = {"base_url": url, "model": "big-judge", "api_key_env": "JUDGE_KEY", **changes}
-    return EvaluateSettings(endpoint=EndpointSettings(**{"timeout": 20.0, "retries": 2, **values}))
+    return EvaluateSettings(endpoint=EndpointSettings(**values, advanced=advanced))
 
 
 def test_the_score_is_strongrejects_formula():

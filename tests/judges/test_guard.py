@@ -27,7 +27,7 @@ PAIRS = [
 @pytest.fixture
 def settings() -> EvaluateSettings:
     """Two answers at once, so that three take two batches."""
-    return EvaluateSettings(batch_size=2)
+    return EvaluateSettings(advanced={"batch_size": 2})
 
 
 @pytest.mark.parametrize(

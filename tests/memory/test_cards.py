@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tiny import plain
 
 from safesteer.config.settings import ModelSettings, Settings
 from safesteer.errors import InputError
@@ -12,12 +13,12 @@ from safesteer.memory.stages import Lengths, Placement
 
 LENGTHS = Lengths(prompt=40, taught=40)
 SETTINGS = Settings.model_validate(
-    {
-        "direction": {"train_prompts": 2},
-        "tokens": {"prompt_count": 1},
-        "train": {"prompts_per_update": 6, "samples_per_prompt": 1, "max_completion_tokens": 400},
-        "evaluate": {"batch_size": 1},
-    }
+    plain(
+        direction={"advanced": {"train_prompts": 2}},
+        tokens={"advanced": {"num_prompts": 1}},
+        train={"prompts_per_step": 6, "num_generations": 1, "max_completion_length": 400},
+        evaluate={"advanced": {"batch_size": 1}},
+    )
 )
 CUDA = Placement("cuda", 2, card=8 << 30)
 
@@ -47,7 +48,7 @@ def test_what_would_fit_is_what_then_fits(shape):
         room = share * peak_of_run(shape, SETTINGS, LENGTHS, CUDA, micro_batch)
         return what_would_fit(shape, SETTINGS, LENGTHS, CUDA, room)
 
-    assert advice(3, 1.0) == "train.micro_batch=3"
+    assert advice(3, 1.0) == "train.per_device_train_batch_size=3"
     assert advice(1, 0.99).startswith("train.gradient_checkpointing=true")
     assert advice(1, 0.001).startswith("a device with")
 

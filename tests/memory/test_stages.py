@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import plain
 from transformers import MixtralConfig
 
 from safesteer.config.settings import LoraSettings, Settings
@@ -24,7 +25,12 @@ CPU = Placement("cpu", 4)
 
 
 def settings(**train: object) -> Settings:
-    return Settings.model_validate({"train": {"micro_batch": 8, **train}})
+    return Settings.model_validate(plain(train={"per_device_train_batch_size": 8, **train}))
+
+
+def answers_at_once(count: int) -> Settings:
+    evaluate = {"max_new_tokens": 8, "advanced": {"batch_size": count}}
+    return Settings.model_validate(plain(evaluate=evaluate))
 
 
 def peak(shape: Shape, chosen: Settings, place: Placement = CPU, stage: str = "train") -> float:
@@ -48,7 +54,7 @@ def test_a_configuration_alone_gives_the_same_shape(new_chat_model):
     "lora",
     [
         LoraSettings(),
-        LoraSettings(rank=3, target_modules=["q_proj", "down_proj"], first_layer=2),
+        LoraSettings(r=3, target_modules=["q_proj", "down_proj"], first_layer=2),
         LoraSettings(target_modules=r".*\.(up|gate)_proj"),
     ],
 )
@@ -65,9 +71,9 @@ def test_adapters_are_those_that_peft_makes(new_chat_model, lora):
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
     moments = [v for s in optimiser.state.values() for k, v in s.items() if k.startswith("exp")]
-    assert parts["optimiser"] == sum(v.nbytes for v in moments)
+    assert parts["optimizer"] == sum(v.nbytes for v in moments)
     assert "whitening" not in parts
-    whitened = LoraSettings(**{**lora.model_dump(), "whitening": 0.1})
+    whitened = LoraSettings(**{**lora.model_dump(), "kfac_damping": 0.1})
     parts = predict(shape, settings(lora=whitened.model_dump()), LENGTHS, CPU)["train"].parts
     factors = [(name, p.shape) for name, p in student.named_parameters() if "lora_" in name]
     sides = [shape[1] if "lora_A" in name else shape[0] for name, shape in factors]
@@ -80,7 +86,7 @@ def test_what_a_block_keeps_is_what_autograd_saves(new_chat_model, dtype):
     rows, width = 4, 48
     model = new_chat_model(hidden_size=64, intermediate_size=192, num_key_value_heads=1).model
     model.set_attn_implementation("eager")
-    chosen = settings(lora={"rank": 2}).train
+    chosen = settings(lora={"r": 2}).train
     shape = Shape.of(model)
     student = with_lora(model.to(dtype), chosen, 0).train()
     weights = {p.untyped_storage().data_ptr() for p in student.parameters()}
@@ -103,18 +109,18 @@ def test_what_a_block_keeps_is_what_autograd_saves(new_chat_model, dtype):
 def test_more_of_anything_takes_more(new_chat_model):
     shape = Shape.of(new_chat_model(hidden_size=256, intermediate_size=512).model)
     base = peak(shape, settings())
-    assert peak(shape, settings(micro_batch=16)) > base
-    assert peak(shape, settings(max_completion_tokens=1024)) > base
-    assert peak(shape, settings(lora={"rank": 64})) > base
+    assert peak(shape, settings(per_device_train_batch_size=16)) > base
+    assert peak(shape, settings(max_completion_length=1024)) > base
+    assert peak(shape, settings(lora={"r": 64})) > base
     assert peak(shape, settings(method="full")) > base
     assert peak(shape, settings(lora={"first_layer": 2, "target_modules": ["q_proj"]})) < base
     assert peak(shape, settings(gradient_checkpointing=True)) < base
     for stage, changed in {
         "tokens": {"tokens": {"horizon": 100}},
-        "evaluate": {"evaluate": {"max_new_tokens": 1000, "batch_size": 64}},
+        "evaluate": {"evaluate": {"max_new_tokens": 1000, "advanced": {"batch_size": 64}}},
     }.items():
-        assert peak(shape, Settings.model_validate(changed), stage=stage) > peak(
-            shape, Settings(), stage=stage
+        assert peak(shape, Settings.model_validate(plain(**changed)), stage=stage) > peak(
+            shape, Settings.model_validate(plain()), stage=stage
         )
 
 
@@ -159,7 +165,7 @@ def test_drift_counts_the_largest_block_in_float32_experts_too():
     assert max(shape.blocks) > 8 * 3 * 64 * 512 > 10 * sum(linears)
 
     def widened(place: Placement) -> float:
-        chosen = Settings.model_validate({"evaluate": {"max_new_tokens": 8, "batch_size": 1}})
+        chosen = answers_at_once(1)
         return predict(shape, chosen, LENGTHS, place)["evaluate"].parts.get("a block in float32", 0)
 
     place = Placement("cuda", 2, card=1e9)
@@ -172,7 +178,7 @@ def test_drift_counts_the_largest_block_in_float32_experts_too():
     weights = weight_bytes(shape, place)
     assert widened(replace(place, card=weights + 3.9 * max(shape.blocks))) == 0
     # Where it holds it with few rows, batches are halved, and no more than the card is asked for.
-    many = Settings.model_validate({"evaluate": {"max_new_tokens": 8, "batch_size": 64}})
+    many = answers_at_once(64)
     room = 1.1 * stages._Stages(shape, many, LENGTHS, place)._drift(1, 4).bytes
 
     def drift(card: float | None) -> stages.Peak:

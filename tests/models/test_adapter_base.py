@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import JOB_OF_SECONDS, make_model, make_tokenizer
+from tiny import JOB_OF_SECONDS, make_model, make_tokenizer, plain
 
 from safesteer.config.load import load_settings
 from safesteer.config.settings import ModelSettings
@@ -52,7 +52,7 @@ def run(adapter, new_prompt_sets, tmp_path_factory):  # type: ignore[no-untyped-
     settings = load_settings(
         model={"id": str(adapter), "dtype": "float32", "device": "cpu"},
         prompts=new_prompt_sets(6, 3),
-        **JOB_OF_SECONDS,
+        **plain(**JOB_OF_SECONDS),
     )
     folder = tmp_path_factory.mktemp("run") / "run"
     model = fingerprint(settings.model)

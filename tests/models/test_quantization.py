@@ -93,7 +93,7 @@ def test_the_student_starts_as_its_base_and_learns_in_float32(load, bits, dtype)
     model = load(bits, dtype).model
     with torch.no_grad():
         before = model(IDS).logits
-    student = with_lora(model, TrainSettings(lora={"rank": 4}), seed=0).train()
+    student = with_lora(model, TrainSettings(lora={"r": 4}), seed=0).train()
     logits = student(IDS).logits
     assert torch.equal(logits, before)
     logits.float().logsumexp(-1).sum().backward()

@@ -55,7 +55,7 @@ def model(request, tokenizer):
 def test_blocks_and_adapters_are_the_text_towers(model):
     tower = model.get_submodule(text_tower_name(model))
     assert find_blocks(model) is tower.layers
-    student = with_lora(model, TrainSettings(lora={"rank": 2}), seed=0)
+    student = with_lora(model, TrainSettings(lora={"r": 2}), seed=0)
     adapted = [name for name, p in student.named_parameters() if p.requires_grad]
     # Seven linear layers in a block, two factors each.
     assert len(adapted) == 3 * 7 * 2

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from tiny import plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import safesteer
 import safesteer.config.load
+import safesteer.config.settings
+from safesteer.distill import train as train_module
 from safesteer.errors import InputError
 from safesteer.evaluate.stored import read_results
 from safesteer.events import Reporter
@@ -118,26 +121,29 @@ def sections(prompt_files: dict[str, str]) -> Callable[..., dict[str, Any]]:
             "prompts": prompt_files,
             "direction": {
                 "source": "refuse-comply",
-                "layers": [1, 2],
-                "coefficients": [1.0],
-                "finalists": 1,
+                "advanced": {"layers": [1, 2], "coefficients": [1.0], "finalists": 1},
             },
-            "tokens": {"count": 20, "samples_per_prompt": 2, "horizon": 4, "prompt_count": 3},
+            "tokens": {
+                "num_tokens": 20,
+                "num_generations": 2,
+                "horizon": 4,
+                "advanced": {"num_prompts": 3},
+            },
             "train": {
-                "updates": 4,
-                "prompts_per_update": 2,
-                "samples_per_prompt": 2,
+                "max_steps": 4,
+                "prompts_per_step": 2,
+                "num_generations": 2,
                 "anchor_share": 0.5,
-                "max_completion_tokens": 6,
+                "max_completion_length": 6,
                 "learning_rate": 1e-2,
-                "save_every": 2,
-                "lora": {"rank": 4},
+                "advanced": {"save_steps": 2},
+                "lora": {"r": 4},
             },
             "evaluate": {"max_new_tokens": 5, "limit": 2, "drift_prompts": 2},
         }
         for section, content in changes.items():
             defaults[section] = {**defaults.get(section, {}), **content}
-        return defaults
+        return plain(**defaults)
 
     return make
 
@@ -255,27 +261,12 @@ def test_a_second_run_does_nothing(finished, tiny_model_folder, sections):
     assert after == before
 
 
-def test_a_run_of_a_version_with_fewer_settings_stays_finished(
-    finished, tiny_model_folder, sections, tmp_path
-):
-    """What a setting that was added since says was done already, and so nothing is made again."""
-    copy = tmp_path / "run"
-    shutil.copytree(finished.path, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    recorded = manifest["stages"]["train"]["inputs"]["train"]
-    del recorded["anchor_weight"], recorded["lora"]["extrapolation"], recorded["lora"]["whitening"]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    events = Events()
-    job(tiny_model_folder, copy, sections(), events)
-    assert events.skips == ["direction", "tokens", "train", "evaluate", "report"]
-
-
 def test_a_changed_setting_runs_what_depends_on_it(finished, tiny_model_folder, sections, tmp_path):
     """Another learning rate: direction and tokens stay, training and evaluation run again."""
     copy = tmp_path / "run"
     shutil.copytree(finished.path, copy)
     events = Events()
-    changed = sections(train={"learning_rate": 5e-3, "updates": 1})
+    changed = sections(train={"learning_rate": 5e-3, "max_steps": 1})
     job(tiny_model_folder, copy, changed, events)
     assert events.skips == ["direction", "tokens"]
     assert len(metrics_of(copy)) == 1
@@ -322,12 +313,13 @@ def test_a_killed_run_ends_like_one_that_was_not(finished, tiny_model_folder, se
 
 @pytest.mark.parametrize("context", ["system-prompt", "demonstrations"])
 def test_a_teacher_by_context_and_all_weights(
-    context, tiny_model_folder, sections, prompt_files, tmp_path
+    context, tiny_model_folder, sections, prompt_files, tmp_path, monkeypatch
 ):
     """Full fine-tuning leaves a model folder that transformers loads and that answers as judged."""
+    monkeypatch.setattr(train_module, "WARMUP_RATIO", 0.0)
     given = sections(
-        teacher={"steering": False, "context": context, "demonstrations": 1},
-        train={"method": "full", "updates": 1, "warmup_ratio": 0.0},
+        teacher={"strength": 0, "context": context, "demonstrations": 1},
+        train={"method": "full", "max_steps": 1},
     )
     run = job(tiny_model_folder, tmp_path / "run", given)
     assert not (run.path / "adapter").exists()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from thinking_templates import OPENED, SWITCHED, make_thinking
-from tiny import make_model, make_tokenizer
+from tiny import make_model, make_tokenizer, plain
 from transformers import GenerationMixin
 
 from safesteer.cli.main import app
@@ -25,19 +25,22 @@ from safesteer.prompts import load_prompt_sets
 from safesteer.runs.directory import RunDirectory
 
 EMPTY = "<think>\n\n</think>\n\n"
-QUICK: dict[str, dict[str, Any]] = {
-    "direction": {"source": "refuse-comply", "layers": [1, 2], "coefficients": [1.0]},
-    "tokens": {"count": 20, "samples_per_prompt": 2, "horizon": 4, "prompt_count": 3},
-    "train": {
-        "updates": 2,
-        "prompts_per_update": 2,
-        "samples_per_prompt": 2,
-        "max_completion_tokens": 6,
-        "opening_tokens": 3,
-        "lora": {"rank": 2},
+QUICK: dict[str, dict[str, Any]] = plain(
+    direction={
+        "source": "refuse-comply",
+        "advanced": {"layers": [1, 2], "coefficients": [1.0]},
     },
-    "evaluate": {"max_new_tokens": 5, "limit": 2, "drift_prompts": 2},
-}
+    tokens={"num_tokens": 20, "num_generations": 2, "horizon": 4, "advanced": {"num_prompts": 3}},
+    train={
+        "max_steps": 2,
+        "prompts_per_step": 2,
+        "num_generations": 2,
+        "max_completion_length": 6,
+        "short_rollout_length": 3,
+        "lora": {"r": 2},
+    },
+    evaluate={"max_new_tokens": 5, "limit": 2, "drift_prompts": 2},
+)
 
 
 class Notes(Reporter):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import plain
 
 from safesteer.config.load import load_settings
 from safesteer.evaluate.statistics import wilson_interval
@@ -103,7 +104,7 @@ def new_run(tmp_path: Path) -> Callable[..., RunDirectory]:
     ) -> RunDirectory:
         identity = model or MODEL
         sections["model"] = {"id": identity["id"], **sections.get("model", {})}
-        settings = load_settings(**sections)
+        settings = load_settings(**plain(**sections))
         path = tmp_path / name
         order = ("direction", "tokens", "train", "evaluate", "report")
         with RunDirectory.open(path, settings=settings, model=identity) as run:
@@ -143,8 +144,8 @@ def _tokens(path: Path, text: str, *_: Any) -> list[Path]:
     ]  # fmt: skip
     content = {
         "method": "mass", "tokens": tokens, "coverage": 0.6, "positions": 99, "prompts": "harmful",
-        "prompt_count": 4, "horizon": 7, "samples_per_prompt": 2, "inner_top_k": 200,
-        "end_of_turn": True, "floor": 1e-8,
+        "num_prompts": 4, "horizon": 7, "num_generations": 2, "votes_per_position": 200,
+        "end_of_turn": True, "min_teacher_prob": 1e-8,
     }  # fmt: skip
     write_json(path / "tokens" / "safety_tokens.json", content)
     return [path / "tokens" / "safety_tokens.json"]
@@ -153,7 +154,7 @@ def _tokens(path: Path, text: str, *_: Any) -> list[Path]:
 def _train(path: Path, *_: Any) -> list[Path]:
     updates = [
         {
-            "update": i, "loss": 1.0 / i, "grad_norm": 0.1, "lr": 1e-3, "mass_student": 0.4,
+            "step": i, "loss": 1.0 / i, "grad_norm": 0.1, "lr": 1e-3, "mass_student": 0.4,
             "mass_teacher": 0.5, "entropy": 2.0, "completion_length": 16.0,
             "refusal_rate": None if i % 3 else 0.5, "anchor_refusal_rate": 0.0,
             "tokens_per_second": 30.0, "seconds": {"rollout": 1.0, "student": 2.0},

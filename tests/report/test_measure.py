@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tiny import plain
 
 from safesteer.config.load import load_settings
 from safesteer.models.files import fingerprint
@@ -32,17 +33,19 @@ def finished(tiny_model_folder, tmp_path_factory):
         ]
         prompts[name] = str(folder / f"{name}.jsonl")
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = load_settings(
+    sections = plain(
         model={"id": str(tiny_model_folder), "dtype": "float32", "device": "cpu"},
         prompts=prompts,
-        direction={"source": "refuse-comply", "layers": [1, 2], "coefficients": [1.0],
-                   "finalists": 1},
-        tokens={"count": 20, "samples_per_prompt": 2, "horizon": 4, "prompt_count": 3},
-        train={"updates": 3, "prompts_per_update": 2, "samples_per_prompt": 1,
-               "anchor_share": 0.5, "max_completion_tokens": 4, "learning_rate": 1e-2,
-               "lora": {"rank": 4}},
+        direction={"source": "refuse-comply",
+                   "advanced": {"layers": [1, 2], "coefficients": [1.0], "finalists": 1}},
+        tokens={"num_tokens": 20, "num_generations": 2, "horizon": 4,
+                "advanced": {"num_prompts": 3}},
+        train={"max_steps": 3, "prompts_per_step": 2, "num_generations": 1,
+               "anchor_share": 0.5, "max_completion_length": 4, "learning_rate": 1e-2,
+               "lora": {"r": 4}},
         evaluate={"max_new_tokens": 4, "limit": 2, "drift_prompts": 2},
     )  # fmt: skip
+    settings = load_settings(**sections)
     model = fingerprint(settings.model)
     with RunDirectory.open(folder / "run", settings=settings, model=model) as run:
         Pipeline(run).run_all()

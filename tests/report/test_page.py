@@ -96,7 +96,9 @@ def test_the_page_loads_nothing(new_run):
         assert tag not in {"img", "link", "iframe", "object", "embed", "form"}
         assert "src" not in attrs
         assert not [name for name in attrs if name.startswith("on")]
-    shown = TrainSettings().vllm.server_url  # the one address among the settings' defaults
+    shown = (
+        TrainSettings().advanced.vllm.server_base_url
+    )  # the one address among the settings' defaults
     assert not re.search(r"url\(|@import|https?:", text.replace(shown, ""))
     policies = [attrs["content"] for _, attrs in page.tags if "http-equiv" in attrs]
     assert len(policies) == 1 and "default-src 'none'" in (policies[0] or "")
@@ -182,7 +184,7 @@ def test_optional_keys_may_be_missing(new_run):
     run = new_run(benchmarks={"aligned": bare})
     Page(render_page(read_findings(run)))
     metrics = run.path / "train" / "metrics.jsonl"
-    metrics.write_text('{"update": 1, "loss": 0.5}\n{"update": 2, "lo', "utf-8")
+    metrics.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo', "utf-8")
     for name in ("teacher", "base"):
         (run.path / "eval" / f"{name}.json").unlink()
     findings = read_findings(run)

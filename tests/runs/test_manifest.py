@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safesteer.runs.manifest import as_json, canonical_hash, changed_keys, with_added
+from safesteer.runs.manifest import as_json, canonical_hash, changed_keys
 
 scalars = st.none() | st.booleans() | st.integers() | st.sampled_from([0.5, -1e-9, "", "a", "é"])
 keys = st.sampled_from(["a", "b", "c", "é", ""])
@@ -45,29 +45,6 @@ def test_changed_keys_are_dotted() -> None:
     before = {"a": {"b": 1, "c": {"d": 2}}, "list": [1], "gone": 0, "same": {"x": 1}}
     after = {"a": {"b": 1, "c": {"d": 3}}, "list": [2], "new": 0, "same": {"x": 1}}
     assert changed_keys(before, after) == ["a.c.d", "gone", "list", "new"]
-
-
-def test_a_setting_that_was_added_since_counts_as_what_was_done_before() -> None:
-    added = {"train": {"new": 0, "lora": {"newest": 0.0}}, "teacher": {"newer": []}}
-    inputs = {"train": {"rate": 2, "new": 0, "lora": {"rank": 4, "newest": 0.0}}, "prompts": "a"}
-    before = {"train": {"rate": 2, "lora": {"rank": 4}}, "prompts": "a"}
-    assert changed_keys(with_added(before, inputs, added), inputs) == []
-    inputs["train"] |= {"new": 1, "rate": 3, "lora": {"rank": 4, "newest": 0.5}}
-    assert changed_keys(with_added(before, inputs, added), inputs) == [
-        "train.lora.newest",
-        "train.new",
-        "train.rate",
-    ]
-
-
-def test_only_settings_are_added_to_what_was_recorded() -> None:
-    """Not to what another stage left, which may stand under a section's name."""
-    added = {"train": {"new": 0}}
-    hashes = {"train": {"adapter": "1"}}
-    assert with_added(hashes, hashes, added) == hashes
-    assert with_added({}, {"train": {"new": 0}}, added) == {}
-    gone, none = {"train": {"gone": 1}}, {"train": {}}
-    assert changed_keys(with_added(gone, none, added), none) == ["train.gone"]
 
 
 def test_inputs_become_what_a_file_would_give_back() -> None:

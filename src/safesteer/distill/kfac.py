@@ -69,7 +69,7 @@ def measure_whitening(
             raise SafeSteerError(
                 f"the second moments behind {name} are not finite: the model's activations or its"
                 " gradients on harmless answers are not; what may do: model.dtype=float32, or"
-                " train.lora.whitening=null"
+                " train.lora.kfac_damping=null"
             )
         if moment.trace() > 0:
             found[name] = inverse_root(moment, floor)

@@ -302,7 +302,7 @@ def _arguments(
         data_seed=seed,
         **vllm_arguments(settings, student),
     )
-    # One process uses one device, or those of model.device_map, however many there are.
+    # One process uses one device, or those of a device map, however many there are.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 

@@ -37,8 +37,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def load(name: str, **settings: Any) -> Any:
-    (loaded,) = load_benchmarks([name], EvaluateSettings(**settings), {})
+def load(name: str, sources: dict[str, str] | None = None, **settings: Any) -> Any:
+    chosen = EvaluateSettings(advanced={"sources": sources or {}}, **settings)
+    (loaded,) = load_benchmarks([name], chosen, {})
     return loaded
 
 
@@ -171,17 +172,25 @@ def test_what_is_missing_is_named(tmp_path):
     write(tmp_path / "more" / "xstest" / "xstest_prompts.csv", unlabelled)
     here = str(tmp_path)
     for name, settings, said in [
-        ("advbench", {"data_dir": here}, ["advbench/advbench.csv", "evaluate.sources.advbench"]),
+        (
+            "advbench",
+            {"data_dir": here},
+            ["advbench/advbench.csv", "evaluate.advanced.sources.advbench"],
+        ),
         ("advbench", {"data_dir": here + "/none"}, ["evaluate.data_dir", "no folder"]),
         ("advbench", {"sources": {"advbench": here + "/none.csv"}}, ["none.csv"]),
-        ("advbench", {"sources": {"advbnch": "x.csv"}}, ["evaluate.sources.advbnch", "mean"]),
+        (
+            "advbench",
+            {"sources": {"advbnch": "x.csv"}},
+            ["evaluate.advanced.sources.advbnch", "mean"],
+        ),
         ("strongreject", {"data_dir": here}, ["no column 'forbidden_prompt'"]),
         ("xstest-safe", {"data_dir": here}, ["no column 'label'"]),
         ("xstest-safe", {"data_dir": here + "/more"}, ["no row with label = safe"]),
         ("or-bench-toxic", {"data_dir": here}, ["holds no prompts"]),
-        ("jailbreaks", {}, ["evaluate.sources.jailbreaks=FILE"]),
+        ("jailbreaks", {}, ["evaluate.advanced.sources.jailbreaks=FILE"]),
         ("refusal-direction", {}, ["no hub data set", "harmful_val.json"]),
-        ("gsm8k", {"data_dir": here}, ["gsm8k/test.jsonl", "evaluate.sources.gsm8k"]),
+        ("gsm8k", {"data_dir": here}, ["gsm8k/test.jsonl", "evaluate.advanced.sources.gsm8k"]),
         ("gsm8k", {"sources": {"gsm8k": here}}, ["test.jsonl and train.jsonl"]),
     ]:
         with pytest.raises(InputError) as error:
@@ -268,7 +277,7 @@ def test_a_hub_out_of_reach_says_which_file_would_do(hub):
     hub.error = ConnectionError("no network")
     with pytest.raises(InputError) as error:
         load("jailbreakbench")
-    for part in ("no network", "harmful-behaviors.csv", "evaluate.sources.jailbreakbench"):
+    for part in ("no network", "harmful-behaviors.csv", "evaluate.advanced.sources.jailbreakbench"):
         assert part in str(error.value)
 
 
