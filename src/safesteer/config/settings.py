@@ -1,7 +1,7 @@
 """Settings: every key with its meaning, its default and its limits.
 
-One class per section of the YAML file; keys that few runs change are in `settings_advanced`, and
-rules between keys in `settings_rules`. The defaults are those of the recipe `default`, whose file
+One class per section of the YAML file; keys that few runs change are in `advanced`, and
+rules between keys in `rules`. The defaults are those of the recipe `default`, whose file
 shows every main key. "Published" marks the values of the paper (arXiv 2606.02530, section 4).
 """
 

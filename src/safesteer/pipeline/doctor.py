@@ -1,4 +1,4 @@
-"""What this machine has and what a model would need, as facts to read before a run."""
+"""Facts to read before a run: this machine, and the needs of a model."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SAMPLE = "How do I pick a lock?"
 
 @dataclass(frozen=True)
 class Memory:
-    """What a run of a model would take.
+    """The predicted memory of a run.
 
     Attributes:
-        place: the device and type of weights that `stages` is for.
-        stages: the predicted peak of each stage here, as the settings are.
-        fits: which card fits which way to train.
-        prompt_tokens: the longest prompt that was reckoned with.
-        advice: what to change where it does not fit here; empty where it does.
+        place: the device and dtype that `stages` is for.
+        stages: {stage: peak} with these settings on this machine.
+        fits: the training setups that fit on each GPU.
+        prompt_tokens: the longest prompt, in tokens.
+        advice: what to change if the run does not fit here; empty if it does.
     """
 
     place: Placement
@@ -47,11 +47,12 @@ class Memory:
 
 
 def memory_needed(settings: Settings, model: ChatModel | None = None) -> Memory:
-    """The predicted memory of a run, from a loaded model or from its configuration alone.
+    """Predict the memory of a run, from a loaded model or from its configuration alone.
 
-    Without a model prompts are taken to have 128 tokens.
+    Without a model, prompts are assumed to have 128 tokens.
 
-    Raises InputError when the configuration, or the settings' prompts, cannot be read.
+    Raises:
+        InputError: the configuration or the prompts cannot be read.
     """
     device = pick_device(settings.model.device)
     if model is None:
@@ -75,7 +76,7 @@ def memory_needed(settings: Settings, model: ChatModel | None = None) -> Memory:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Versions, device, the type chosen for weights, cores, free memory and disk."""
+    """Versions, device, dtype that `auto` chooses, cores, free memory and disk."""
     found = hardware()
     device = pick_device("auto")
     facts: dict[str, Any] = dict(versions())
@@ -94,9 +95,10 @@ def machine_facts() -> dict[str, Any]:
 
 
 def model_facts(model: ChatModel) -> dict[str, Any]:
-    """What the stages find in a model, and whether steering has an effect on it.
+    """Facts of a model that the stages depend on, and whether steering works on it.
 
-    Raises SafeSteerError when it has none.
+    Raises:
+        SafeSteerError: steering has no effect.
     """
     facts = describe(model)
     width = facts["width"]
@@ -117,7 +119,7 @@ def model_facts(model: ChatModel) -> dict[str, Any]:
 
 
 def _thinking(chat: ChatRenderer) -> str:
-    """What the template says of thinking, and what is done about it."""
+    """The thinking block of the template, and what is done about it."""
     if chat.thinking is None:
         return "the template has no thinking block"
     tags = f"{chat.thinking.opening.strip()} ... {chat.thinking.closing.strip()}"

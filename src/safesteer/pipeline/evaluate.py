@@ -1,4 +1,4 @@
-"""Evaluates whatever the user names: a run as its last stage, one of its models, or any model."""
+"""Evaluate a run, one of its variants, or any model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from safesteer.runs.target import Target
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found.
+    """The results of an evaluation.
 
     Attributes:
-        name: the model that was asked about: base, teacher, aligned, or model.
-        results: {model: {benchmark: entry}}, with others of the run where they are known.
+        name: what was evaluated: base, teacher, aligned, or model.
+        results: {variant: {benchmark: entry}}, other variants of the run included if known.
         samples: {prompt set: rows} with prompts, completions and verdicts of `name`.
-        max_new_tokens: length of the answers.
+        max_new_tokens: longest answer, in tokens.
     """
 
     name: str
@@ -53,12 +53,21 @@ def evaluate_target(
     benchmarks: Sequence[str] | None = None,
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Evaluate `name` of a run, or the model that `target` is.
+    """Evaluate the variant `name` of a run, or the model that `target` is.
 
-    Without changed settings the aligned model's evaluation is the run's own, done or not, and base
-    and teacher are read from it. With changed settings, or where the stage has not been reached,
-    the one model is judged and the run stays as it is. `benchmarks` are those to measure; None
-    means our own prompt sets and the settings' benchmarks.
+    With unchanged settings the aligned model's evaluation is the run's own stage, and base and
+    teacher are read from it. With changed settings, or before that stage, one variant is judged
+    and the run stays as it is.
+
+    Args:
+        target: a run or a model.
+        name: base, teacher or aligned, for a run.
+        changed: whether the command line changes settings of the run.
+        benchmarks: what to measure; None means our own prompt sets and the settings' benchmarks.
+        reporter: receives progress.
+
+    Raises:
+        InputError: a benchmark is unknown or cannot be measured for this variant.
     """
     if target.is_run and not changed:
         if name == "aligned":
@@ -75,16 +84,16 @@ def evaluate_target(
     sets = load_prompt_sets(settings.prompts, settings.seed)
     asked = [*sets, *settings.evaluate.benchmarks] if benchmarks is None else list(benchmarks)
     if not asked:
-        raise InputError("no benchmark is named; `safesteer benchmarks` lists them")
+        raise InputError("no benchmark is named. Try: `safesteer benchmarks`, which lists them")
     cache_dir = target.path / "eval" / "cache" if target.is_run else user_cache()
     suite = Suite.plan(asked, settings, sets, cache_dir)
     if name == "teacher" and all(b.benchmark.kind == "capability" for b in suite.benchmarks):
         raise InputError(
-            f"benchmark {asked[0]}: capabilities are not measured for the teacher, which reads more"
-            " than the question; leave out --teacher"
+            f"benchmark {asked[0]}: capability is not measured for the teacher, which reads more"
+            " than the question. Try: without --teacher"
         )
     suite.prepare()
-    # Answers win or lose against those of the run's base, which then answers too.
+    # A win rate compares with the base, which then has to answer too.
     contest = target.is_run and name == "aligned" and suite.comparer is not None
     variants = load_variants(target, ["base", name] if contest else [name], reporter)
     variant, results = list(suite.measure(variants, cache_dir, reporter).items())[-1]

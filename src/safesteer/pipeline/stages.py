@@ -112,7 +112,7 @@ class Pipeline(RunArtifacts):
         return self.run.path / "eval" / "cache"
 
     def _inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
-        """What a stage depends on: model, seed, settings sections, prompts, files before it."""
+        """The inputs of a stage: model, seed, sections of the settings, and `more`."""
         settings = self.settings.model_dump(
             mode="json",
             exclude={
@@ -147,7 +147,7 @@ class Pipeline(RunArtifacts):
     # The stages --------------------------------------------------------------------------------
 
     def direction(self) -> None:
-        """Find the refusal direction (PAPER section 2, first step)."""
+        """Find the refusal direction (paper, section 3.1)."""
         harmful, harmless = self.prompts["harmful"], self.prompts["harmless"]
         stage = self._pending(
             "direction",
@@ -181,7 +181,7 @@ class Pipeline(RunArtifacts):
         self.reporter.result("direction", result.to_json())
 
     def tokens(self) -> None:
-        """Choose the safety tokens (PAPER section 2, second step)."""
+        """Choose the safety tokens (paper, section 3.2)."""
         chosen = self.settings.tokens
         prompts = self.prompts[chosen.prompts]
         stage = self._pending(
@@ -329,7 +329,7 @@ class Pipeline(RunArtifacts):
             self.reporter.result("evaluate", {"model": name, "benchmarks": entries[name]})
 
     def _drift(self) -> dict[str, Any]:
-        """How far the aligned model is from its base on harmless test prompts."""
+        """Next-token agreement and KL of the aligned model with its base, on harmless prompts."""
         settings = self.settings.evaluate
         variant = self.variant("aligned")
         return measure_drift(
@@ -342,7 +342,7 @@ class Pipeline(RunArtifacts):
         )
 
     def report(self) -> None:
-        """Measure what only the models can tell, and write report.html and the model card."""
+        """Measure the models' insides, then write report.html and the model card."""
         from safesteer.report.measure import measure  # slow to import
 
         stage = self.report_stage()
@@ -361,7 +361,7 @@ class Pipeline(RunArtifacts):
         write_report(self.run)
 
     def report_stage(self) -> StageRecord:
-        """The record of the stage `report`, which measures; page and card can always be remade."""
+        """The record of the stage `report`; page and card can always be made again."""
         sets = self.prompts
         return self.run.stage(
             "report",

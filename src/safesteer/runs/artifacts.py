@@ -90,9 +90,10 @@ class RunArtifacts:
         return load_prompt_sets(self.settings.prompts, self.settings.seed)
 
     def load_direction(self) -> Direction:
-        """The direction that the run holds.
+        """The direction of the run.
 
-        Raises InputError when the stage has not been run.
+        Raises:
+            InputError: the stage has not been run.
         """
         folder = self.run.path / "direction"
         self._require("direction")
@@ -103,19 +104,19 @@ class RunArtifacts:
         )
 
     def load_teacher(self) -> Teacher:
-        """The safety teacher that the settings and the run's direction make."""
+        """The safety teacher, made of the settings and the run's direction."""
         return make_teacher(
             self.settings.teacher, self.load_direction() if self.settings.teacher.steers else None
         )
 
     def load_tokens(self) -> list[int]:
-        """Ids of the safety tokens that the run holds."""
+        """The ids of the safety tokens, [K]."""
         self._require("tokens")
         content = read_json(self.run.path / "tokens" / "safety_tokens.json")
         return [token["id"] for token in content["tokens"]]
 
     def variant(self, name: str) -> ModelVariant:
-        """One of base, teacher and aligned, ready to answer."""
+        """The base, the teacher or the aligned model, ready to answer."""
         if name == "aligned":
             return ModelVariant(name, self.model, self.student)
         # An adapter changes the base's modules in place: once it is loaded, only the PEFT model
@@ -129,18 +130,18 @@ class RunArtifacts:
     def _require(self, stage: str) -> None:
         if not self.run.output_hashes(stage):
             raise InputError(
-                f"{self.run.path} has no finished stage '{stage}';"
-                f" run `safesteer {stage} {self.run.path}` or `safesteer run` first"
+                f"{self.run.path}: the stage '{stage}' is not finished. Try: `safesteer {stage}"
+                f" {self.run.path}`, or `safesteer run`"
             )
 
 
 def load_variants(
     target: Target, names: Sequence[str] = ("aligned",), reporter: Reporter | None = None
 ) -> list[ModelVariant]:
-    """The variants `names` of a run, or the one model that `target` is.
+    """Load the variants `names` of a run, or the one model that `target` is.
 
-    Raises InputError for a run in which they are not there yet, and for base or teacher of a plain
-    model.
+    Raises:
+        InputError: the run has not come so far, or a plain model is asked for its teacher.
     """
     reporter = reporter or Reporter()
     if target.is_run:
@@ -152,7 +153,7 @@ def load_variants(
         return [variants[name] for name in names]
     if "teacher" in names:
         raise InputError(
-            f"{target.settings.model.id} is a model and has no teacher; name the folder of a run"
+            f"{target.settings.model.id} is a model and has no teacher. Try: the folder of a run"
         )
     reporter.stage("model", f"loading {target.settings.model.id}")
     model = load_model(target.settings.model)

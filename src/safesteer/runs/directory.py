@@ -1,8 +1,7 @@
-"""The run directory: one folder that holds everything a run was told, did and found.
+"""The run directory: one folder with the settings, the work and the results of a run.
 
 Opening a run makes or checks the folder, takes its lock and reads its manifest; stages record
-themselves through it. The names at the top of the folder are known here, what stages write into
-them is not.
+themselves in it.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ FILES = (CONFIG_NAME, "report.html", "README.md")
 
 
 class StageCost(NamedTuple):
-    """Where the time and the memory of a run went."""
+    """The cost of one stage: wall-clock seconds and peak memory in bytes."""
 
     stage: str
     seconds: float
@@ -51,7 +50,13 @@ class StageCost(NamedTuple):
 
 
 class RunDirectory:
-    """A run on the disk. Made with `open` to work in it, or `load` to read it."""
+    """A run on disk. `open` it to work in it, or `load` it to read it.
+
+    Attributes:
+        path: the folder.
+        settings: everything resolved.
+        manifest: stages, versions, hardware and model, as in manifest.json.
+    """
 
     def __init__(
         self, path: Path, settings: Settings, manifest: Manifest, lock: RunLock | None
@@ -70,10 +75,17 @@ class RunDirectory:
         model: Mapping[str, Any],
         fresh: bool = False,
     ) -> RunDirectory:
-        """Make the folder of a run, or go on in it; it stays locked until `close`.
+        """Make the folder of a run, or resume the run in it; it stays locked until `close`.
 
-        `model` is {"id", "revision", "sha256"}; a run of a model with another sha256 is refused.
-        `fresh` first deletes what a run writes, and nothing else.
+        Args:
+            path: the folder.
+            settings: everything resolved; written to config.yaml.
+            model: {"id", "revision", "sha256"} of the base.
+            fresh: first delete what a run writes, and nothing else.
+
+        Raises:
+            InputError: the folder holds something else, a run of another model, or a damaged
+                manifest, or another process works in it.
         """
         path = Path(path)
         _make_folder(path, fresh)
@@ -86,11 +98,11 @@ class RunDirectory:
                 earlier = read_manifest(path)
                 if earlier["model"].get("sha256") != model["sha256"]:
                     raise InputError(
-                        f"{path} holds a run of model {earlier['model'].get('id')}; choose another"
-                        " --output-dir or use --fresh"
+                        f"{path} holds a run of another model, {earlier['model'].get('id')}. Try:"
+                        " another --output-dir, or --fresh"
                     )
                 stages = earlier["stages"]
-                model = {**earlier["model"], **model}  # what was measured of it, too
+                model = {**earlier["model"], **model}  # keeps what was measured, such as the dtype
             _delete_temporary_files(path)
             manifest: Manifest = {
                 "schema": SCHEMA,
@@ -100,7 +112,7 @@ class RunDirectory:
                 "model": dict(model),
             }
             run = cls(path, settings, manifest, lock)
-            # The manifest first: it is what marks the folder as a run if this process dies here.
+            # The manifest first: it marks the folder as a run, should this process die here.
             run.save_manifest()
             write_text(path / CONFIG_NAME, dump_settings(settings))
             return run
@@ -110,31 +122,37 @@ class RunDirectory:
 
     @classmethod
     def load(cls, path: str | Path) -> RunDirectory:
-        """Read a run without locking it; its stages can be asked but not entered."""
+        """Read a run without locking it; its stages can be queried but not run.
+
+        Raises:
+            InputError: there is no run, or its manifest or settings are damaged.
+        """
         path = Path(path)
         if not path.exists():
             raise InputError(f"{path} does not exist")
         if not cls.is_run(path):
-            raise InputError(f"{path} is no run of safesteer: it has no {MANIFEST_NAME}")
+            raise InputError(
+                f"{path} is not a run of safesteer: it has no {MANIFEST_NAME}. Try: `safesteer run`"
+            )
         manifest = read_manifest(path)
         return cls(path, load_settings(path / CONFIG_NAME), manifest, None)
 
     @staticmethod
     def is_run(path: str | Path) -> bool:
-        """Whether `path` is a folder with a manifest, as opposed to a model."""
+        """Whether `path` is a folder with a manifest, and not a model."""
         return (Path(path) / MANIFEST_NAME).is_file()
 
     def stage(self, name: str, inputs: dict[str, Any]) -> StageRecord:
-        """The stage `name` with these inputs (nested JSON values), finished or about to run."""
+        """The record of the stage `name` with these inputs, nested JSON values."""
         return StageRecord(self, name, inputs)
 
     def output_hashes(self, name: str) -> dict[str, str]:
-        """{path: sha256} of a finished stage, to be an input of later ones; {} if not finished."""
+        """{path: sha256} of a finished stage, an input of later ones; {} if it is not finished."""
         entry = self.manifest["stages"].get(name)
         return dict(entry["outputs"]) if entry and entry["status"] == "done" else {}
 
     def summary(self) -> list[StageCost]:
-        """Seconds and peak memory of every stage begun, in the order they were begun."""
+        """The cost of every stage that was started, in the order of their starts."""
         return [
             StageCost(name, entry["seconds"], entry["peak_memory_bytes"])
             for name, entry in self.manifest["stages"].items()
@@ -181,7 +199,7 @@ def _make_folder(path: Path, fresh: bool) -> None:
     """Make the folder, or check that it is empty or one of ours, leaving no trace if it is not."""
     try:
         if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file; choose a folder as --output-dir")
+            raise InputError(f"{path} is a file. Try: a folder as --output-dir")
         path.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in path.iterdir()}
         names -= {LOCK_NAME, *(entry.name for entry in path.glob(TEMPORARY_PATTERN))}
@@ -193,12 +211,12 @@ def _make_folder(path: Path, fresh: bool) -> None:
         read_manifest(path)
     elif names and not _is_ours(path):
         raise InputError(
-            f"{path} is not empty and holds no run of safesteer; choose another --output-dir"
+            f"{path} is not empty and holds no run of safesteer. Try: another --output-dir"
         )
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether the manifest in a folder is ours; a damaged one is, if our lock lies beside it."""
+    """Whether the manifest in a folder is ours; a damaged one counts if our lock lies beside it."""
     if not (path / MANIFEST_NAME).is_file():
         return False
     try:
@@ -221,7 +239,7 @@ def _delete_run_files(path: Path) -> None:
 
 
 def _delete_temporary_files(path: Path) -> None:
-    """Remove what a killed process was in the middle of writing."""
+    """Remove what a killed process left half-written."""
     leftovers = list(path.glob(TEMPORARY_PATTERN))
     for name in FOLDERS:
         leftovers += (path / name).rglob(TEMPORARY_PATTERN)

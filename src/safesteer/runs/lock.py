@@ -1,9 +1,8 @@
-"""One process at a time in a run.
+"""The lock of a run: one process at a time writes into it.
 
-The lock is an flock on RUN/.lock: the system drops it with the process, however that ends, so there
-is never a stale lock to remove. The file stays (deleting it would let two processes hold two locks)
-and holds the owner's process id for the message. Where a system or file system has no flock
-(Windows, some network disks), a run goes on without one.
+It is an flock on RUN/.lock, which the system drops when the process ends, however it ends, so that
+no lock is ever stale. The file stays, since deleting it would let two processes hold two locks; it
+names the owner's process. Without flock (Windows, some network disks) a run works without a lock.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class RunLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Give the run free; a second call does nothing."""
+        """Release the run; a second call does nothing."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -65,16 +64,16 @@ def _acquire(descriptor: int, folder: Path) -> None:
             return  # no flock here
         owner = os.read(descriptor, 32).decode("ascii", "replace")
         if owner == str(os.getpid()):
-            message = f"this process has {folder} open already; close it first"
+            message = f"this process has {folder} open already. Try: close it first"
         else:
             message = (
-                f"another process ({owner or 'unknown'}) is working in {folder}; wait for it, stop"
-                " it, or choose another --output-dir"
+                f"another process ({owner or 'unknown'}) is working in {folder}. Try: wait for it,"
+                " stop it, or choose another --output-dir"
             )
         raise InputError(message) from None
 
 
-# A forked child shares the lock, and would keep it after its parent's death: it lets go at once.
+# A forked child shares the lock and would keep it when its parent has ended: it lets go at once.
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 

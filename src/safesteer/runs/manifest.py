@@ -1,7 +1,4 @@
-"""The manifest: what manifest.json holds, and when the inputs of two stages are the same.
-
-This file knows the format, not the files that a manifest speaks of.
-"""
+"""The manifest of a run: the format of manifest.json, and the comparison of stage inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ Status = Literal["running", "done", "failed", "interrupted"]
 
 
 class StageEntry(TypedDict):
-    """What is recorded of one stage."""
+    """The record of one stage."""
 
     status: Status
     seconds: float
@@ -44,49 +41,51 @@ class Manifest(TypedDict):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a run; InputError names what is wrong with it."""
+    """Read and check the manifest of a run.
+
+    Raises:
+        InputError: it is damaged, foreign, or of another schema.
+    """
     path = folder / MANIFEST_NAME
     try:
         content = read_json(path)
     except InputError as error:
-        raise InputError(f"{error}; use --fresh, or choose another --output-dir") from None
+        raise InputError(f"{error}. Try: --fresh, or another --output-dir") from None
     if not looks_like_manifest(content):
-        raise InputError(
-            f"{path} is no manifest of safesteer; choose another --output-dir for the run"
-        )
+        raise InputError(f"{path} is not a manifest of safesteer. Try: another --output-dir")
     if content["schema"] != SCHEMA:
         raise InputError(
-            f"{path} has schema {content['schema']}, this version of safesteer reads schema"
-            f" {SCHEMA}: use the version that wrote it, --fresh, or another --output-dir"
+            f"{path} has schema {content['schema']}, and this version of safesteer reads schema"
+            f" {SCHEMA}. Try: the version that wrote it, --fresh, or another --output-dir"
         )
     try:
         TypeAdapter(Manifest).validate_python(content, strict=True)
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(
-            f"{path} was damaged or changed (at '{key}'); use --fresh, or choose another"
-            " --output-dir"
+            f"{path} was damaged or changed (at '{key}'). Try: --fresh, or another --output-dir"
         ) from None
     manifest: Manifest = content
     return manifest
 
 
 def looks_like_manifest(content: Any) -> bool:
-    """Whether a JSON document is a manifest of some schema, not a foreign file of that name."""
+    """Whether a JSON document is a manifest of any schema, and not a foreign file of that name."""
     return isinstance(content, dict) and {"schema", "stages"} <= content.keys()
 
 
 def as_json(inputs: dict[str, Any]) -> dict[str, Any]:
     """`inputs` as they come back from a file: tuples as lists, keys as strings.
 
-    Raises TypeError or ValueError for what JSON cannot hold, NaN included.
+    Raises:
+        TypeError, ValueError: JSON cannot hold a value; NaN is one.
     """
     result: dict[str, Any] = json.loads(json.dumps(inputs, allow_nan=False))
     return result
 
 
 def canonical_hash(value: Any) -> str:
-    """A hash of a JSON value that does not depend on the order of keys."""
+    """The SHA-256 of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

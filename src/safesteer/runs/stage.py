@@ -1,7 +1,7 @@
-"""One stage of a run: whether it has to run, and the record of running it.
+"""Records of stages: whether a stage has to run, and what running it took and wrote.
 
-A stage is skipped when its recorded inputs are the ones it would get now and its recorded outputs
-are still on the disk, unchanged. What a stage does is not known here, nor which stages there are.
+A stage is skipped when its recorded inputs equal its present ones and its recorded outputs are
+still on the disk, unchanged.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class OpenRun(Protocol):
 
 
 class StageRecord:
-    """A stage about to run, or found finished. Made by `RunDirectory.stage`.
+    """The record of one stage, pending or finished. Made by `RunDirectory.stage`.
 
-    Use::
+    Example::
 
         stage = run.stage("direction", inputs={...})
         if not stage.finished:
@@ -70,34 +70,36 @@ class StageRecord:
 
     @property
     def changed(self) -> list[str]:
-        """Dotted keys of the inputs that differ from the recorded ones; why it runs again."""
+        """Dotted keys of the inputs that differ from the recorded ones: the reasons to run again."""
         return self._changed
 
     @property
     def resumes(self) -> bool:
-        """Whether an attempt with the same inputs was begun and not finished.
+        """Whether an attempt with the same inputs was started and not finished.
 
-        Otherwise anything partial that lies in the run belongs to other inputs: delete it before
-        entering the stage, since from then on it would pass for a part of this attempt.
+        Otherwise partial files in the run belong to other inputs: delete them before entering the
+        stage, or they will pass for a part of this attempt.
         """
         return self._entry is not None and not self._changed and self._entry["status"] != "done"
 
     @property
     def finished(self) -> bool:
-        """Whether the stage is done with these inputs. Reads every output once to be sure.
+        """Whether the stage is done with these inputs; every output is hashed once to be sure.
 
-        InputError names an output that is missing or was changed. A stage whose output folders
-        were deleted altogether is simply not finished.
+        A stage whose output folders were deleted altogether is not finished.
+
+        Raises:
+            InputError: an output is missing or was changed.
         """
         if self._verified is None:
             self._verified = self._verify()
         return self._verified
 
     def add_output(self, path: str | Path) -> None:
-        """Name a file that the stage wrote, or a folder of which every file counts.
+        """Name a file that the stage writes, or a folder whose files all count.
 
-        The path is relative to the run or lies in it. Files are read when the stage ends, so they
-        may still grow until then.
+        Args:
+            path: relative to the run, or inside it. Files are hashed when the stage ends.
         """
         run = Path(os.path.abspath(self._run.path))
         path = Path(path)
@@ -111,7 +113,7 @@ class StageRecord:
     def save_progress(self) -> None:
         """Record time and memory so far, so that they count even if the process is killed.
 
-        To be called when the stage has saved work that a later attempt goes on from.
+        Call it when the stage has saved work that a later attempt resumes from.
         """
         self._record("running")
 
@@ -195,9 +197,9 @@ class StageRecord:
             path = self._run.path / output
             if path.is_file() and sha256_file(path) == expected:
                 continue
-            what = (
-                "is damaged or was changed since it was written" if path.exists() else "is missing"
-            )
+            what = "was damaged or changed after it was written" if path.exists() else "is missing"
             folders = " and ".join(map(str, tops))
-            raise InputError(f"{path} {what}; delete {folders} to compute it again, or use --fresh")
+            raise InputError(
+                f"{path} {what}. Try: delete {folders} to compute it again, or --fresh"
+            )
         return True

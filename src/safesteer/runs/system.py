@@ -1,7 +1,6 @@
-"""What the work ran on, and how much memory it took.
+"""Versions, hardware, and the peak memory of a stage.
 
-Versions, hardware and a memory sampler. Nothing here knows of runs or stages, and torch is used
-only as far as it is there: commands that need no model stay fast.
+torch is used only if it is imported already: commands that need no model stay fast.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that results depend on, as far as installed."""
+    """Versions of Python and of the installed packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -39,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Platform, processor, cores this process may use, memory in bytes, and names of the GPUs."""
+    """Platform, processor, cores that this process may use, memory in bytes, GPU names."""
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -78,12 +77,12 @@ class MemorySampler:
 
     @property
     def peak_bytes(self) -> int:
-        """The peak of the process's memory so far, plus the peaks of its memory on GPUs."""
+        """Peak bytes so far: of the process, plus its peaks on all GPUs."""
         return self._host_peak + self.gpu_peak_bytes
 
     @property
     def gpu_peak_bytes(self) -> int:
-        """The share of the GPUs in the peak; 0 without CUDA."""
+        """Peak bytes on all GPUs; 0 without CUDA."""
         cuda = _cuda()
         if cuda is None:
             return 0

@@ -1,6 +1,6 @@
-"""What RUN_OR_MODEL means: an existing run with its settings, or a model with a recipe's.
+"""Resolve RUN_OR_MODEL: an existing run with its settings, or a model with a recipe.
 
-Imports nothing heavy, so that wrong settings are found before torch is loaded.
+Nothing here imports torch, so that wrong settings are reported at once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ RUNS_FOLDER = "safesteer-runs"
 
 @dataclass(frozen=True)
 class Target:
-    """Settings, and the folder of the run that they belong to.
+    """Settings, and the folder of the run they belong to.
 
     Attributes:
         settings: everything resolved.
-        path: the run's folder, existing or to be made.
+        path: the folder of the run, existing or new.
         is_run: whether the user named a run, and not a model.
     """
 
@@ -42,13 +42,18 @@ def find_target(
     sections: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
 ) -> Target:
-    """Resolve RUN_OR_MODEL; None is the model that `config` names, or the built-in one.
+    """Resolve RUN_OR_MODEL.
 
-    A run keeps its own settings except for `sections` and `overrides`. A model gets `config`, or
-    the recipe that names it, or the defaults.
+    Args:
+        name: a run or a model; None is the model that `config` names, or the built-in one.
+        config: a recipe's name or a YAML file. Without it a model gets the recipe that names it,
+            or `default`; a run keeps its own settings.
+        overrides: ``section.key=value``, which win over everything.
+        sections: settings as dictionaries, which win over the recipe or the run.
+        output_dir: the folder of a new run; safesteer-runs/NAME OF THE MODEL if None.
 
-    Raises InputError for settings that are wrong, and for a run together with `config` or
-    `output_dir`, which it has already.
+    Raises:
+        InputError: a setting is wrong, or `config` or another `output_dir` is given for a run.
     """
     sections = sections or {}
     if name is None:
@@ -56,9 +61,11 @@ def find_target(
     if RunDirectory.is_run(name):
         path = Path(name)
         if output_dir is not None and Path(output_dir).resolve() != path.resolve():
-            raise InputError(f"{name} is a run; leave out --output-dir, or name its model instead")
+            raise InputError(
+                f"{name} is a run and its own folder. Try: without --output-dir, or name its model"
+            )
         if config is not None:
-            raise InputError(f"{name} is a run and has its settings; change them with --set")
+            raise InputError(f"{name} is a run and has its settings. Try: --set section.key=value")
         settings = load_settings(path / "config.yaml", overrides, **sections)
         return Target(settings, path, True)
     recipe = recipe_for_model(name) if config is None else config
