@@ -19,6 +19,7 @@ from safesteer.runs.target import Target, find_target
 def align(
     model: str = "smollm2-135m",
     output_dir: str | Path | None = None,
+    /,
     *,
     config: str | Path | None = None,
     fresh: bool = False,
@@ -40,7 +41,7 @@ def align(
         fresh: first delete what an earlier run has written to the folder.
         reporter: receives progress.
         push_to_hub: where to send the finished run.
-        sections: settings as dictionaries, one per section.
+        sections: settings as dictionaries, one per section; `model` too.
 
     Returns:
         The finished run directory, closed.

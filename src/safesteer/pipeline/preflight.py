@@ -107,7 +107,7 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
         InputError: several processes cannot work with these settings, were given different
             settings or folders, or share no folder; and whatever `RunDirectory.open` raises.
     """
-    check_processes(settings)
+    check_devices(settings)
     run = _open_to_write(path, settings, fresh) if distributed.is_main() else None
     own = {"folder": os.path.realpath(path), "settings": settings.model_dump(mode="json")}
     if different := changed_keys(distributed.on_main(lambda: own), own):
@@ -129,8 +129,9 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
     return run
 
 
-def check_processes(settings: Settings) -> None:
-    """Raise InputError for settings that this number of processes cannot work with."""
+def check_devices(settings: Settings) -> None:
+    """Raise InputError for settings that these devices and processes cannot work with."""
+    pick_device(settings.model.device)
     processes = distributed.count()
     completions_per_process(settings.train, processes)
     check_device_map(settings.model)

@@ -70,7 +70,7 @@ class StageRecord:
 
     @property
     def changed(self) -> list[str]:
-        """Dotted keys of the inputs that differ from the recorded ones: the reasons to run again."""
+        """Dotted keys of the inputs that differ from the recorded ones: why it runs again."""
         return self._changed
 
     @property
