@@ -14,8 +14,8 @@ from tiny import plain
 from safesteer.config.load import load_settings
 from safesteer.evaluate.statistics import wilson_interval
 from safesteer.files import write_json, write_jsonl
+from safesteer.inference import VARIANTS
 from safesteer.report.findings import MEASUREMENTS
-from safesteer.report.words import MODELS
 from safesteer.runs.directory import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -64,7 +64,7 @@ def measurements(tokens: list[int], text: str) -> dict[str, Any]:
     return {
         "tokens": {
             "set": "harmful", "prompts": 2, "positions": 9, "ids": tokens,
-            "p": {m: [0.1 / (1 + i) for i in range(len(tokens))] for m in MODELS},
+            "p": {m: [0.1 / (1 + i) for i in range(len(tokens))] for m in VARIANTS},
             "mass": {"base": 0.2, "aligned": 0.4, "teacher": 0.6},
         },
         "rollouts": [

@@ -1,1 +1,1 @@
-"""The command line: one small file per command, no logic. What a command does is called from it."""
+"""The command line: one small file per command. The work itself is in the other packages."""

@@ -1,4 +1,4 @@
-"""``safesteer benchmarks``: what there is to measure a model by."""
+"""``safesteer benchmarks``: the list of benchmarks, or one of them in full."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import Debug
 from safesteer.errors import InputError
 
 
 def benchmarks(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Benchmark to show in full.")] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="Show this benchmark in full.")
+    ] = "",
     data_dir: Annotated[
         Path | None,
-        typer.Option("--data-dir", metavar="DIR", help="Say which files are found below DIR."),
+        typer.Option(
+            "--data-dir", metavar="DIR", help="Show which benchmark files this folder holds."
+        ),
     ] = None,
-    debug: Debug = False,
 ) -> None:
-    """List the benchmarks, or show one in full, with its citation.
+    """List the benchmarks, or show one in full with its citation.
 
-    NAME+FORM is a benchmark whose requests are put in a form, such as harmful+second-turn.
+    NAME+FORM puts the requests of a benchmark into a form, for example harmful+second-turn.
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import benchmark_facts, benchmark_table, facts
     from safesteer.evaluate.benchmarks import BENCHMARKS, find_benchmark
 
     if data_dir is not None and not data_dir.is_dir():
-        raise InputError(f"--data-dir: there is no folder {data_dir}")
+        raise InputError(
+            f"--data-dir {data_dir}: no such folder. Try: the folder with the benchmark files"
+        )
     with make_reporter(quiet=False) as reporter:
         if name:
             reporter.console.print(facts(name, benchmark_facts(find_benchmark(name), data_dir)))

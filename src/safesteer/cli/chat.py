@@ -1,11 +1,10 @@
-"""``safesteer chat``: talk to a run's base and aligned model at once, or to one model."""
+"""``safesteer chat``: a conversation with a run's base and aligned model, or with one model."""
 
 from __future__ import annotations
 
 import sys
 
 from safesteer.cli.options import (
-    Debug,
     GivenSettings,
     MaxNewTokens,
     RunOrModel,
@@ -20,9 +19,11 @@ def chat(
     target: RunOrModel,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
-    debug: Debug = False,
 ) -> None:
-    """Chat, one line per turn: base and aligned model side by side. /reset, /quit or Ctrl-D."""
+    """Chat with a run's base and aligned model side by side, or with one model.
+
+    Every line is a turn. /reset starts a new conversation; /quit or Ctrl-D ends the chat.
+    """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import side_by_side
     from safesteer.runs.target import find_target

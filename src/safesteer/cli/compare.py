@@ -1,4 +1,4 @@
-"""``safesteer compare``: runs side by side."""
+"""``safesteer compare``: a table of several runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import Debug, Quiet
+from safesteer.cli.options import Quiet
 
 
 def compare(
@@ -15,21 +15,23 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN [RUN ...]",
-            help="Folders of evaluated runs, or files made with `safesteer eval --json`.",
+            help="Folders of evaluated runs, or files that `safesteer eval --json` wrote.",
         ),
     ],
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with charts.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the table and its charts to this page."),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the comparison as JSON.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the comparison to this file."),
     ] = None,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
-    """Compare runs: safety, over-refusal, capability, drift and cost.
+    """Compare runs in one table: safety, over-refusal, capability, drift and cost.
 
-    Intervals are 95 %. Where two runs answered the same prompts, each is tested against the first.
+    Intervals are 95%. Every run is tested against the first one where both answered the same
+    prompts.
     """
     from rich.text import Text
 
@@ -51,6 +53,6 @@ def compare(
         reporter.console.print(shown)
         lines = [*notes, *comparing.paired_words(found)]
         if found["axes"]:
-            lines.append("front over " + "; ".join(comparing.axis_words(found)))
+            lines.append("Pareto front over " + "; ".join(comparing.axis_words(found)))
         for line in lines:
             reporter.console.print(Text(line), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``safesteer doctor``: what this machine has, and what a model would need."""
+"""``safesteer doctor``: facts about this machine, and the needs of a model on it."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import Debug, GivenSettings, with_model_settings
+from safesteer.cli.options import GivenSettings, with_model_settings
 
 
 @with_model_settings
 def doctor(
     settings: GivenSettings,
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Model to look at as well.")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Check this model as well: a hub id, a folder, a .gguf file or smollm2-135m.",
+        ),
     ] = None,
     config_only: Annotated[
         bool,
         typer.Option(
             "--config-only",
-            help="Read the model's config.json alone: no weights are fetched or loaded.",
+            help="Read only the model's config.json; download and load no weights.",
         ),
     ] = False,
-    debug: Debug = False,
 ) -> None:
-    """Show versions, device, memory; for a model its layers, template and a steering self-test.
+    """Check this machine: versions, device, memory and disk; and what a model needs on it.
 
-    Also predicts the peak of memory of every stage, and which card fits which way to train.
+    For a model: its layers, its chat template, a test that steering works, the predicted peak
+    memory of every stage, and the GPUs on which it can be trained.
     """
     from rich.text import Text
 
@@ -50,5 +54,5 @@ def doctor(
             reporter.console.print(card_table(needed.fits))
             if needed.advice:
                 reporter.console.print(
-                    Text(f"does not fit here; would: {needed.advice}"), soft_wrap=True
+                    Text(f"Does not fit into memory here. Try: {needed.advice}"), soft_wrap=True
                 )

@@ -1,4 +1,4 @@
-"""``safesteer eval``: how often a model refuses what it should, and what it should not."""
+"""``safesteer eval``: refusal rates and benchmark scores of a model."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import (
-    Base,
-    Debug,
+    ChosenModel,
     GivenSettings,
     Quiet,
-    RunOrModel,
-    TeacherFlag,
-    which_model,
+    with_model,
     with_settings,
 )
 
 
 @with_settings
+@with_model
 def evaluate(
     settings: GivenSettings,
-    target: RunOrModel,
-    base: Base = False,
-    teacher: TeacherFlag = False,
+    chosen: ChosenModel,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results to this file.")
     ] = None,
     show_completions: Annotated[
-        bool, typer.Option("--show-completions", help="Print some answers, harmful ones included.")
+        bool,
+        typer.Option(
+            "--show-completions", help="Print three answers per prompt set, harmful ones included."
+        ),
     ] = False,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
-    """Evaluate a run's aligned model, its base or teacher, or any model.
+    """Measure how often a model refuses, and its benchmark scores.
 
-    Without settings this is the evaluation of a run. With any, such as --limit, one model is judged
-    separately, and the run stays as it is. --benchmarks names all that is measured (`safesteer
-    benchmarks` lists them); without it our own prompt sets are.
+    The model is a run's aligned model, its base or teacher, or any other model. Without settings,
+    the evaluation stage of the run is finished or shown. With settings, such as --limit, the model
+    is measured anew and the run stays as it is. --benchmarks measures only the benchmarks that it
+    names, and not the prompt sets.
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import completions, evaluation
@@ -46,20 +45,19 @@ def evaluate(
     from safesteer.prompts import load_prompt_sets
     from safesteer.runs.target import find_target
 
-    name = which_model(base, teacher)
-    found = find_target(target, **settings.arguments())
+    found = find_target(chosen.target, **settings.arguments())
     # What is wrong is said before torch is imported, which takes a while.
     load_prompt_sets(found.settings.prompts, found.settings.seed)
     named = settings.sections.get("evaluate", {}).get("benchmarks")
     for benchmark in found.settings.evaluate.benchmarks:
         find_benchmark(benchmark)
     with make_reporter(quiet) as reporter:
-        reporter.start(target)
+        reporter.start(chosen.target)
         from safesteer.files import write_json
         from safesteer.pipeline.evaluate import evaluate_target
 
         result = evaluate_target(
-            found, name, changed=bool(settings), benchmarks=named, reporter=reporter
+            found, chosen.variant, changed=bool(settings), benchmarks=named, reporter=reporter
         )
         reporter.finish()
         if json_file is not None:

@@ -1,4 +1,4 @@
-"""``safesteer export``: what a run made, for other tools."""
+"""``safesteer export``: the aligned model or the teacher in the format of another tool."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import Debug, Quiet
+from safesteer.cli.options import Quiet
 from safesteer.errors import InputError
 from safesteer.export.output import DTYPES, NAMES, check_name, check_output
 
@@ -19,8 +19,9 @@ def export(
         typer.Option(
             "--format",
             metavar="|".join(NAMES),
-            help="PEFT adapter; full weights; GGUF file; the teacher as a model of its own, or as"
-            " lm-eval's `steered` file; command lines for vLLM, Ollama and lm-eval.",
+            help="adapter: PEFT adapter. merged: full weights. gguf: GGUF file. teacher: the safety"
+            " teacher as a model of its own. steered: the teacher's direction for lm-eval."
+            " commands: command lines for vLLM, Ollama and lm-eval.",
         ),
     ],
     output: Annotated[
@@ -28,7 +29,7 @@ def export(
         typer.Option(
             "--output",
             metavar="DIR|FILE",
-            help="Folder to make; a .gguf file for gguf. Commands are printed without it.",
+            help="Write this folder, or for gguf this file. Without it, commands are printed.",
         ),
     ] = None,
     dtype: Annotated[
@@ -36,15 +37,20 @@ def export(
         typer.Option(
             "--dtype",
             metavar="|".join(DTYPES),
-            help="Type of the weights in merged, gguf and teacher.",
-            show_default="the base's own; float16 for a GGUF base",
+            help="Write the weights of merged, gguf and teacher in this type.",
+            show_default="that of the base; float16 for a GGUF base",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier export at the same path.")
+    ] = False,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
-    """Write the aligned model or the teacher for other tools; kept only if read back the same."""
+    """Export the aligned model or the teacher for another tool.
+
+    Every export is read back with that tool, and kept only if its next-token log-probabilities
+    agree with the run's.
+    """
     from rich.text import Text
 
     from safesteer.cli.reporter import make_reporter
@@ -60,12 +66,14 @@ def export(
         if output is None:
             print(lines, end="")
         elif output.exists() and not force:
-            raise InputError(f"{output} exists; choose another --output, or add --force")
+            raise InputError(
+                f"--output {output} exists. Try: another path, or --force to replace it"
+            )
         else:
             write_text(output, lines)
         return
     if output is None:
-        raise InputError(f"--output is missing: say where the {form} shall go")
+        raise InputError(f"--output is missing for {form}. Try: --output PATH")
     check_output(output, form, force)
     with make_reporter(quiet) as reporter:
         reporter.start(run, str(output))
@@ -74,8 +82,8 @@ def export(
         made = write(run, form, output, dtype=dtype, force=force, reporter=reporter)
         reporter.finish()
         line = (
-            f"{form} in {output} ({made.dtype}); read back with {' and '.join(made.read_by)}: the"
-            f" largest difference of a next-token log-probability over {made.prompts} prompts is"
-            f" {made.difference:.2g}, allowed {made.bound:g}"
+            f"wrote {form} to {output} ({made.dtype}). Read back with"
+            f" {' and '.join(made.read_by)}: next-token log-probabilities of {made.prompts} prompts"
+            f" differ by at most {made.difference:.2g} (limit {made.bound:g})"
         )
         reporter.console.print(Text(line), soft_wrap=True)

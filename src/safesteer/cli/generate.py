@@ -8,56 +8,65 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import (
-    Base,
-    Debug,
+    ChosenModel,
     GivenSettings,
     MaxNewTokens,
     Quiet,
-    RunOrModel,
-    TeacherFlag,
     Temperature,
-    which_model,
+    with_model,
     with_model_settings,
 )
 
 
 @with_model_settings
+@with_model
 def generate(
     settings: GivenSettings,
-    target: RunOrModel,
+    chosen: ChosenModel,
     prompts: Annotated[
         Path,
         typer.Option(
-            "--prompts", metavar="FILE", help="JSONL, JSON or CSV, column prompt or instruction."
+            "--prompts",
+            metavar="FILE",
+            help="Answer the prompts of this JSONL, JSON or CSV file.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", metavar="FILE", help="JSONL of {prompt, completion}.")
+        Path,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help='Write the answers to this file, as JSONL rows {"prompt", "completion"}.',
+        ),
     ],
-    base: Base = False,
-    teacher: TeacherFlag = False,
     column: Annotated[
-        str | None, typer.Option("--column", help="Column of the prompts, if it has another name.")
+        str | None,
+        typer.Option(
+            "--column",
+            help="Read prompts from the column of this name.",
+            show_default="prompt or instruction",
+        ),
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
-    """Answer every prompt of a file, in its order: one line out per row in."""
+    """Write a model's answers to a file of prompts, one row per prompt in the same order.
+
+    A row also has "thinking" where the model thinks before it answers.
+    """
     from safesteer.cli.reporter import make_reporter
     from safesteer.files import write_jsonl
     from safesteer.prompts import load_prompts
     from safesteer.runs.target import find_target
 
-    name = which_model(base, teacher)
     rows = load_prompts(prompts, column=column, keep_duplicates=True)
-    found = find_target(target, **settings.arguments())
+    found = find_target(chosen.target, **settings.arguments())
     with make_reporter(quiet) as reporter:
-        reporter.start(target)
+        reporter.start(chosen.target)
         from safesteer.runs.artifacts import load_variants
 
-        (variant,) = load_variants(found, [name], reporter)
+        (variant,) = load_variants(found, [chosen.variant], reporter)
         answers = variant.generate(
             [row.messages for row in rows],
             max_new_tokens=max_new_tokens,
@@ -73,4 +82,6 @@ def generate(
         ]
         write_jsonl(output, lines)
         reporter.finish()
-        reporter.console.print(f"{len(rows)} answers in {output}", markup=False, soft_wrap=True)
+        reporter.console.print(
+            f"wrote {len(rows)} answers to {output}", markup=False, soft_wrap=True
+        )

@@ -1,4 +1,4 @@
-"""``safesteer``: the commands, and what each kind of failure looks like to the person who typed.
+"""``safesteer``: the table of commands, and failures as exit codes and one-line messages.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 130 interrupted. Errors are one line
 on stderr; ``--debug`` adds the traceback.
@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -24,7 +24,6 @@ from safesteer.cli import (
     benchmarks,
     chat,
     compare,
-    direction,
     doctor,
     evaluate,
     export,
@@ -32,37 +31,44 @@ from safesteer.cli import (
     recipes,
     report,
     run,
-    tokens,
-    train,
+    stages,
 )
+from safesteer.cli.options import with_debug
 from safesteer.cli.silence import silence_libraries
 from safesteer.errors import SafeSteerError, nearest
 
 COMPLETION = "_SAFESTEER_COMPLETE"  # set by the script of `safesteer --show-completion`
-# Commands that train, for which several processes work together; others are the main one's alone.
+# Commands on which several processes work together; the main one runs all others alone.
 TOGETHER = {"run", "train"}
 RESUMABLE = {"run", "direction", "tokens", "train", "eval", "report"}
 
 app = typer.Typer(
     name="safesteer",
-    help="Make an open-weight chat model safe with its own refusal direction.",
+    help="Make an open-weight chat model safe with its own refusal direction. Start with: safesteer"
+    " run MODEL",
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command("run")(run.run)
-app.command("direction")(direction.direction)
-app.command("tokens")(tokens.tokens)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("report")(report.report)
-app.command("compare")(compare.compare)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("export")(export.export)
-app.command("recipes")(recipes.recipes)
-app.command("benchmarks")(benchmarks.benchmarks)
-app.command("doctor")(doctor.doctor)
+# Heading of the list of commands -> the commands below it.
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Align a model": {
+        "run": run.run,
+        "direction": stages.direction,
+        "tokens": stages.tokens,
+        "train": stages.train,
+    },
+    "Measure": {"eval": evaluate.evaluate, "report": report.report, "compare": compare.compare},
+    "Use the result": {"generate": generate.generate, "chat": chat.chat, "export": export.export},
+    "Look things up": {
+        "recipes": recipes.recipes,
+        "benchmarks": benchmarks.benchmarks,
+        "doctor": doctor.doctor,
+    },
+}
+for _heading, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_heading)(with_debug(_command))
 
 
 @app.callback(invoke_without_command=True)
@@ -77,16 +83,16 @@ def _top(
 
 
 def program() -> NoReturn:
-    """Run the command that was typed, and end the process with its exit code."""
+    """Run the command line, and end the process with its exit code."""
     code = main()
     if distributed.count() == 1:
         sys.exit(code)
-    # What FSDP wrapped keeps gloo's threads; an interpreter that is taken down while one of them
-    # lets go of a tensor aborts (SIGABRT), and the launcher then ends the other processes.
+    # FSDP keeps gloo's threads alive. If the interpreter shuts down while one of them frees a
+    # tensor, the process aborts (SIGABRT), and the launcher then kills the other processes.
     try:
         distributed.linger()
         with suppress(SystemExit):
-            sys.exit(code)  # which trackers hook into, to know how it ended
+            sys.exit(code)  # trackers hook into this to record the outcome
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -95,7 +101,14 @@ def program() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run a command.
+
+    Args:
+        arguments: the words after ``safesteer``; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     joint = not given or given[0] in TOGETHER
@@ -106,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silence_libraries(debug)
     signal.signal(signal.SIGTERM, _interrupt)
     command = typer.main.get_command(app)
-    if COMPLETION in os.environ:  # the shell asks what could be typed next; typer answers
+    if COMPLETION in os.environ:  # the shell asks for completions, which typer answers
         return int(command.main(given, prog_name="safesteer", standalone_mode=False) or 0)
     try:
         with (
@@ -118,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except typer.Exit as done:
         return done.exit_code
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
@@ -133,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception, command: object) -> tuple[str, int]:
-    """One line for the screen, and the exit code."""
+    """A message of one line, and the exit code."""
     from safesteer.files import is_disk_full, write_error
 
     if isinstance(error, OSError) and is_disk_full(error):
@@ -143,36 +156,32 @@ def _explain(error: Exception, command: object) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # typer's own: unknown command or option, wrong value
         message = error.format_message().rstrip(".?")
         if message.startswith("No such command") and "mean" not in message:
-            typed = message.partition("'")[2].rstrip("'")  # older typer names no nearest one
+            typed = message.partition("'")[2].rstrip("'")  # older typer suggests no command
             message += nearest(typed, getattr(command, "commands", ()))
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "safesteer"
         end = "?" if "Did you mean" in message else "."
-        return f"{message}{end} See `{path} --help`.", getattr(error, "exit_code", 2)
+        return f"{message}{end} Try: `{path} --help`", getattr(error, "exit_code", 2)
     name = type(error).__name__
-    return f"safesteer failed: {name}: {error} (run again with --debug for the traceback)", 1
+    return f"safesteer failed with {name}: {error}. Try: --debug, for the traceback", 1
 
 
 def _interrupted(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in RESUMABLE:
         return "interrupted"
-    if distributed.count() > 1:  # by the launcher, which ends all processes when one has ended
-        return "interrupted, or another process has ended; the same command goes on with the run"
-    # --fresh would throw away what there is to go on with.
+    if distributed.count() > 1:  # the launcher interrupts all processes when one has ended
+        return "interrupted, or another process has ended. Resume with the same command"
+    # --fresh would delete the stages to resume from.
     again = [argument for argument in arguments if argument != "--fresh"]
-    return f"interrupted; go on with: {shlex.join(['safesteer', *again])}"
+    return f"interrupted. Resume with: {shlex.join(['safesteer', *again])}"
 
 
 def _end(message: str) -> None:
-    """Say why this ends; of several processes the first one to fail speaks."""
+    """Print why the process ends; of several processes only the first to fail prints."""
     if distributed.count() > 1:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, while we speak
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's would cut the message off
     if distributed.first_to_fail():
-        _say(message)
-
-
-def _say(message: str) -> None:
-    print(" ".join(message.split()), file=sys.stderr)
+        print(" ".join(message.split()), file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

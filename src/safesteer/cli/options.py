@@ -1,7 +1,8 @@
-"""Options that commands share; those for settings get type, default and help from the settings.
+"""Options that commands share, and decorators that add them to a command.
 
-A command decorated with `with_settings` gets a parameter per row of `SETTINGS`, and receives what
-was given as one `GivenSettings`.
+Each decorator replaces one parameter of a command by several options: `with_settings` the
+parameter `settings`, by an option per row of `SETTINGS` with type, default and help of the
+settings; `with_model` the parameter `chosen`, by RUN_OR_MODEL, --base and --teacher.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ SETTINGS = {
     "--allow-code-execution": "evaluate.allow_code_execution",
     "--report-to": "report_to",
 }
-# Options that name a file if there is one of that name, and something else otherwise.
+# These name a file if one of that name exists, and something else otherwise.
 FILES = {"--chat-template", "--harmful", "--harmless", "--borderline"}
 FOLDERS = {"--data-dir"}
 LISTS = {"--benchmarks", "--judges", "--report-to"}
-# What `load_model` and `load_prompts` need, for the commands that do no more than that.
+# Enough for the commands that only load a model.
 MODEL = (
     "--seed",
     "--revision",
@@ -66,17 +67,14 @@ MODEL = (
     "--chat-template",
     "--trust-remote-code",
 )
-PANEL = "Settings (defaults; a recipe may have others)"
+PANEL = "Settings (defaults of the recipe `default`; another recipe may change them)"
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks and the messages of libraries.")
-]
 RunOrModel = Annotated[
     str,
     typer.Argument(
         metavar="RUN_OR_MODEL",
-        help="Folder of a run; or a hub id, folder, .gguf file, smollm2-135m.",
+        help="Folder of a run, or a model: a hub id, a folder, a .gguf file or smollm2-135m.",
     ),
 ]
 OutputDir = Annotated[
@@ -86,41 +84,45 @@ OutputDir = Annotated[
         "-o",
         metavar="RUN",
         help="Folder of the run.",
-        show_default="safesteer-runs/NAME OF THE MODEL",
+        show_default="safesteer-runs/MODEL",
     ),
 ]
 Fresh = Annotated[
     bool,
     typer.Option(
-        "--resume/--fresh", help="Keep what is finished in RUN, or delete it and start again."
+        "--resume/--fresh", help="Keep the finished stages of RUN, or delete them and start over."
     ),
 ]
-Base = Annotated[bool, typer.Option("--base", help="The model before training.")]
-TeacherFlag = Annotated[bool, typer.Option("--teacher", help="The safety teacher of the run.")]
-
 MaxNewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Length of an answer, at most.")
+    int, typer.Option("--max-new-tokens", min=1, help="Cut answers after this many tokens.")
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")
+    float,
+    typer.Option("--temperature", min=0.0, help="Sample at this temperature; 0 decodes greedily."),
 ]
 
 
-def which_model(base: bool, teacher: bool) -> str:
-    """The model of a run that --base and --teacher ask for."""
-    if base and teacher:
-        raise InputError("--base and --teacher exclude each other; give one of them")
-    return "base" if base else "teacher" if teacher else "aligned"
+@dataclass(frozen=True)
+class ChosenModel:
+    """The model that a command works with.
+
+    Attributes:
+        target: RUN_OR_MODEL as typed.
+        variant: base, teacher or aligned; of a run. A plain model is its own base.
+    """
+
+    target: str
+    variant: str
 
 
 @dataclass(frozen=True)
 class GivenSettings:
-    """What the command line says about the settings; the arguments of `load_settings`.
+    """Settings from the command line; the arguments of `load_settings`.
 
     Attributes:
-        config: recipe or file.
-        overrides: ``section.key=value``, which win over everything.
-        sections: the direct options, by section.
+        config: name of a recipe, or path of a YAML file.
+        overrides: ``section.key=value``, which win over everything else.
+        sections: values of the direct options, by section.
     """
 
     config: str | None = None
@@ -139,47 +141,86 @@ def with_settings(
     command: Callable[..., None], names: tuple[str, ...] = tuple(SETTINGS)
 ) -> Callable[..., None]:
     """Replace the parameter `settings` of a command by --config, --set and the options `names`."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.name != "settings"]
-    added = [
+    options = [
         _parameter("config", str | None, None, _CONFIG),
-        _parameter("set_", list[str], (), _SET),
+        _parameter("set_", list[str], None, _SET),
+        *map(_setting, names),
     ]
-    added += [_setting(name) for name in names]
-    parameters = [*own, *added]
+
+    def collect(config: str | None, set_: list[str] | None, **values: Any) -> GivenSettings:
+        sections: dict[str, Any] = {}
+        for name in names:
+            value = values[_variable(name)]
+            if value is not None:
+                _put(sections, name, value)
+        return GivenSettings(config, list(set_ or ()), sections)
+
+    return _replace(command, "settings", options, collect)
+
+
+def with_model_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """As `with_settings`, but only with the options that concern loading a model."""
+    return with_settings(command, MODEL)
+
+
+def with_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter `chosen` of a command by RUN_OR_MODEL, --base and --teacher."""
+
+    def collect(target: str, base: bool, teacher: bool) -> ChosenModel:
+        if base and teacher:
+            raise InputError("--base and --teacher exclude each other. Try: one of them")
+        return ChosenModel(target, "base" if base else "teacher" if teacher else "aligned")
+
+    options = [
+        inspect.Parameter("target", inspect.Parameter.KEYWORD_ONLY, annotation=RunOrModel),
+        _parameter("base", bool, False, typer.Option("--base", help="Take the run's base model.")),
+        _parameter(
+            "teacher", bool, False, typer.Option("--teacher", help="Take the run's safety teacher.")
+        ),
+    ]
+    return _replace(command, "chosen", options, collect)
+
+
+def with_debug(command: Callable[..., None]) -> Callable[..., None]:
+    """Add --debug to a command; `main` reads it before the command is known."""
+    option = typer.Option("--debug", help="Show tracebacks and the messages of libraries.")
+    return _replace(command, "", [_parameter("debug", bool, False, option)], lambda debug: None)
+
+
+def _replace(
+    command: Callable[..., None],
+    name: str,
+    options: list[inspect.Parameter],
+    collect: Callable[..., Any],
+) -> Callable[..., None]:
+    """A command that takes `options` and passes what `collect` makes of them as `name`."""
+    signature = inspect.signature(command, eval_str=True)
+    kept = [p for p in signature.parameters.values() if p.name != name]
+    parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept), *options]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        config, overrides = values.pop("config"), values.pop("set_")
-        sections: dict[str, Any] = {}
-        for name in names:
-            value = values.pop(_variable(name))
-            if value is not None:
-                _put(sections, name, value)
-        command(**values, settings=GivenSettings(config, list(overrides or ()), sections))
+        collected = collect(**{option.name: values.pop(option.name) for option in options})
+        command(**values, **({name: collected} if name else {}))
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 
 
-def with_model_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """As `with_settings`, with the options that concern loading a model alone."""
-    return with_settings(command, MODEL)
-
-
 _CONFIG = typer.Option(
     "--config",
     "-c",
     metavar="RECIPE|FILE",
-    help="Recipe or YAML file to start from.",
-    show_default="the model's recipe if there is one",
+    help="Start from this recipe or YAML file.",
+    show_default="the recipe that names the model, else `default`",
     rich_help_panel=PANEL,
 )
 _SET = typer.Option(
     "--set",
     metavar="SECTION.KEY=VALUE",
-    help="Set any key of `safesteer recipes show default --all`; wins over all else. Repeatable.",
+    help="Set any key that `safesteer recipes show default --all` lists; wins over every other"
+    " option. Repeatable.",
     show_default=False,
     rich_help_panel=PANEL,
 )
@@ -188,7 +229,7 @@ _SET = typer.Option(
 def _parameter(name: str, type_: Any, default: Any, option: Any) -> inspect.Parameter:
     annotation = Annotated[type_, option]
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default or None, annotation=annotation
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
 
 
@@ -203,14 +244,13 @@ def _setting(name: str) -> inspect.Parameter:
     type_ = next(
         (t for t in (bool, int, float) if t in (info.annotation, *get_args(info.annotation))), str
     )
-    shown = _shown(info.get_default(call_default_factory=True))
-    # The first sentence; the others are in `safesteer recipes show NAME --all`.
+    # The first sentence only: `safesteer recipes show NAME --all` has the others.
     help_ = re.split(r"(?<=\.)\s", info.description or "", maxsplit=1)[0]
     option = typer.Option(
         name,
         metavar=_metavar(name, choices),
         help=help_,
-        show_default=shown or False,
+        show_default=_shown(info.get_default(call_default_factory=True)),
         rich_help_panel=PANEL,
     )
     return _parameter(_variable(name), type_ | None, None, option)
@@ -231,7 +271,7 @@ def _shown(default: Any) -> str:
         return "yes" if default else "no"
     if isinstance(default, list):
         return ",".join(default) or "none"
-    return "" if default is None else str(default)
+    return "null" if default is None else str(default)
 
 
 def _field(key: str) -> FieldInfo:
@@ -251,7 +291,7 @@ def _choices(annotation: Any) -> list[str]:
 def _put(sections: dict[str, Any], name: str, value: Any) -> None:
     section, _, key = SETTINGS[name].rpartition(".")
     if name in FILES | FOLDERS and os.path.exists(value):
-        value = os.path.abspath(value)  # the run may be continued from another folder
+        value = os.path.abspath(value)  # the run may be resumed from another folder
     if name in LISTS:
         value = [part.strip() for part in value.split(",") if part.strip()]
     if section:

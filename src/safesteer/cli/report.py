@@ -1,4 +1,4 @@
-"""``safesteer report``: report.html and the model card of a run, made again."""
+"""``safesteer report``: the report page and the model card of a run, written again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import (
-    Debug,
     Fresh,
     GivenSettings,
     OutputDir,
@@ -22,18 +21,18 @@ def report(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_OR_MODEL", help="Folder of a run, finished or not; or a model as in `run`."
+            metavar="RUN_OR_MODEL",
+            help="Folder of a run, finished or not; or a model, as for `run`.",
         ),
     ],
     output_dir: OutputDir = None,
     resume: Fresh = True,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
-    """Show what a run has found so far: report.html and README.md.
+    """Write the report page (report.html) and the model card (README.md) of a run.
 
-    A run is only read: no other stage is run, and without the model at hand the page is made from
-    what was measured before. For a model, or with settings, this is `safesteer run`.
+    Other stages do not run, so the run may be unfinished. Without the model's files, the page shows
+    earlier measurements. For a model, or with settings, this is the same as `safesteer run`.
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.work import work

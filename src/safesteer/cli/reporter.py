@@ -1,6 +1,6 @@
-"""What a person sees while a run works: bars on a terminal, plain lines anywhere else.
+"""Progress of a command on the screen: bars on a terminal, plain lines anywhere else.
 
-Everything goes to stdout; stderr is for errors alone.
+Everything goes to stdout; stderr carries only errors.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from rich.text import Text
 from safesteer.cli import tables
 from safesteer.events import Reporter
 
-# Of a screen that has no width of its own.
-PLAIN_WIDTH = 110
-PLAIN_SECONDS = 2.0
+PLAIN_WIDTH = 110  # columns, where the output has no width of its own
+PLAIN_SECONDS = 2.0  # at least, between two plain lines
 
 
 def make_reporter(quiet: bool) -> CommandReporter:
-    """The reporter that fits where the output goes."""
+    """The reporter that fits the output: silent, for a terminal, or for a file or pipe."""
     console = Console(highlight=False)
     if quiet:
         return CommandReporter(Console(quiet=True))
@@ -33,7 +32,11 @@ def make_reporter(quiet: bool) -> CommandReporter:
 
 
 class CommandReporter(Reporter):
-    """Prints nothing; the base of those that do. Use it in a `with` block."""
+    """Reporter of a command, used in a `with` block. This one prints nothing.
+
+    Attributes:
+        console: prints the command's own tables and lines.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -53,11 +56,11 @@ class CommandReporter(Reporter):
         self.finish()
 
     def finish(self) -> None:
-        """Nothing moves any more; tables may follow."""
+        """Stop the bars, so that tables can follow."""
 
 
 class _NoteHandler(logging.Handler):
-    """Warnings of this package's own modules become notes."""
+    """Turns warnings of this package's modules into notes."""
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
@@ -81,7 +84,7 @@ class PrintingReporter(CommandReporter):
 
     def skipped(self, name: str) -> None:
         self.finish()
-        self.console.print(Text.assemble((name, "bold cyan"), "  done before, nothing changed"))
+        self.console.print(Text.assemble((name, "bold cyan"), "  already done, skipped"))
 
     def note(self, text: str) -> None:
         self.console.print(Text.assemble(("  note: ", "yellow"), text))
@@ -93,7 +96,7 @@ class PrintingReporter(CommandReporter):
 
 
 class LineReporter(PrintingReporter):
-    """Plain lines, at most one per tenth of the work and one per training update."""
+    """Plain lines: one per training step, and at most one per tenth of other work."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -111,7 +114,7 @@ class LineReporter(PrintingReporter):
             self._print(f"  {what} {done}/{total}")
 
     def update(self, metrics: dict[str, Any], total: int) -> None:
-        self._print(f"  update {metrics['step']}/{total}  {tables.update_line(metrics)}")
+        self._print(f"  step {metrics['step']}/{total}  {tables.update_line(metrics)}")
 
     def _print(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -119,7 +122,7 @@ class LineReporter(PrintingReporter):
 
 
 class LiveReporter(PrintingReporter):
-    """Bars with rate and time left; finished ones stay on the screen."""
+    """Bars with rate and time left; finished bars stay on the screen."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -130,7 +133,7 @@ class LiveReporter(PrintingReporter):
         self._show(what, done, total)
 
     def update(self, metrics: dict[str, Any], total: int) -> None:
-        self._show("updates", metrics["step"], total, tables.update_line(metrics))
+        self._show("training steps", metrics["step"], total, tables.update_line(metrics))
 
     def finish(self) -> None:
         if self._bars is not None:
@@ -153,7 +156,7 @@ class LiveReporter(PrintingReporter):
             self._tasks[what] = self._bars.add_task(what, total=total, facts=facts)
         task = self._tasks[what]
         if done < self._bars.tasks[self._bars.task_ids.index(task)].completed:
-            self._bars.reset(task)  # the same work on something else
+            self._bars.reset(task)  # the same work starts again, on another model
         self._bars.update(task, completed=done, total=total, facts=facts)
 
 

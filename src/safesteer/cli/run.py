@@ -1,4 +1,4 @@
-"""``safesteer run``: the whole job."""
+"""``safesteer run``: every stage, from a model to its aligned adapter and report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import Debug, Fresh, GivenSettings, OutputDir, Quiet, with_settings
+from safesteer.cli.options import Fresh, GivenSettings, OutputDir, Quiet, with_settings
 from safesteer.errors import InputError
 
 
@@ -17,8 +17,8 @@ def run(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="Hub id, folder, .gguf file, or a run to go on with.",
-            show_default="smollm2-135m, built in",
+            help="Hub id, folder or .gguf file of a model, or the folder of a run to resume.",
+            show_default="smollm2-135m, the built-in model",
         ),
     ] = None,
     output_dir: OutputDir = None,
@@ -27,26 +27,31 @@ def run(
         typer.Option(
             "--push-to-hub",
             metavar="USER/NAME",
-            help="Send the finished run to the Hugging Face hub: weights, model card, direction,"
-            " tokens, results.",
+            help="Push the finished run to this private repository of the Hugging Face hub:"
+            " weights, model card, direction, tokens and results.",
         ),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Let everybody read what is pushed.")
+        bool, typer.Option("--public", help="Make the pushed repository public.")
     ] = False,
     transcripts: Annotated[
         bool,
-        typer.Option("--transcripts", help="Push every prompt and answer, and report.html, too."),
+        typer.Option("--transcripts", help="Also push report.html and every prompt and answer."),
     ] = False,
     resume: Fresh = True,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
-    """Make a model safe: direction, safety tokens, distillation, evaluation, report."""
+    """Make a model safe: get an adapter, its evaluation and a one-page report.
+
+    The stages are direction, tokens, train, evaluate and report. The same command again resumes an
+    interrupted run.
+    """
     from safesteer.cli.work import work
     from safesteer.export.hub import HubTarget
 
     if push_to_hub is None and (public or transcripts):
-        raise InputError("--public and --transcripts are about --push-to-hub, which is not given")
+        raise InputError(
+            "--public and --transcripts need --push-to-hub. Try: --push-to-hub USER/NAME"
+        )
     hub = None if push_to_hub is None else HubTarget(push_to_hub, public, transcripts)
     work(model, settings, output_dir, last="report", fresh=not resume, quiet=quiet, hub=hub)

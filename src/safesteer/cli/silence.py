@@ -1,4 +1,4 @@
-"""Keeps the messages of libraries off the screen; to be called before they are imported."""
+"""Keep the messages of libraries off the screen. Call before importing them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-# Nothing is sent anywhere, with or without --debug.
+# No telemetry, with or without --debug.
 _ALWAYS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -17,7 +17,7 @@ _QUIET = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",
-    # The bar of the GGUF reader, which asks nobody; ours are rich's.
+    # The progress bar of the GGUF reader. Ours are rich's.
     "TQDM_DISABLE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -28,7 +28,11 @@ _QUIET = {
 
 
 def silence_libraries(debug: bool) -> None:
-    """Set what the libraries read when they are imported; `debug` leaves their messages on."""
+    """Set the variables that libraries read on import.
+
+    Args:
+        debug: keep the messages of the libraries, for `--debug`.
+    """
     for name, value in _ALWAYS.items():
         os.environ.setdefault(name, value)
     if debug:

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from safesteer.files import read_json, write_json, write_jsonl
-
-# The first word of a file in eval/samples; what follows it is the benchmark's name.
-MODELS = ("base", "teacher", "aligned")
-OWN_SETS = ("harmful", "harmless", "borderline")
+from safesteer.inference import VARIANTS
+from safesteer.prompts import PROMPT_SETS
 
 Entries = dict[str, dict[str, Any]]  # {benchmark: entry of eval/MODEL.json}
 Rows = dict[str, list[dict[str, Any]]]  # {benchmark: rows of eval/samples}
@@ -42,14 +40,14 @@ def read_results(run: Path) -> dict[str, Entries]:
 
     Raises InputError naming a file that is damaged.
     """
-    found = {name: run / "eval" / f"{name}.json" for name in MODELS}
+    found = {name: run / "eval" / f"{name}.json" for name in VARIANTS}
     return {name: read_json(path)["benchmarks"] for name, path in found.items() if path.is_file()}
 
 
 def read_samples(run: Path) -> dict[str, Rows]:
     """{model: {benchmark: rows}}; our own sets come first, the others by name."""
     found: dict[str, Rows] = {}
-    for name in MODELS:
+    for name in VARIANTS:
         files = {
             path.stem.removeprefix(f"{name}-"): path
             for path in (run / "eval" / "samples").glob(f"{name}-*.jsonl")
@@ -61,7 +59,7 @@ def read_samples(run: Path) -> dict[str, Rows]:
 
 def set_order(name: str) -> tuple[int, str]:
     """Sorts our own prompt sets first, the harmful one leading, and the rest by name."""
-    return (OWN_SETS.index(name) if name in OWN_SETS else len(OWN_SETS), name)
+    return (PROMPT_SETS.index(name) if name in PROMPT_SETS else len(PROMPT_SETS), name)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

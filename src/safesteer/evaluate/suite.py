@@ -18,7 +18,8 @@ from safesteer.evaluate.benchmarks.sources import Loaded, load_benchmarks
 from safesteer.evaluate.benchmarks.win_rate import Comparer, has_references, win_rate
 from safesteer.evaluate.refusals import Rate, judge_all, lead_by_one_judge, make_samples
 from safesteer.events import Reporter
-from safesteer.inference.variant import LABELS, ModelVariant
+from safesteer.inference import VARIANTS
+from safesteer.inference.variant import ModelVariant
 from safesteer.judges import Judge, make_judge
 from safesteer.judges.registry import win_rate_judge
 from safesteer.models.answer_cache import Cache
@@ -118,7 +119,7 @@ class Suite:
         answers: dict[str, dict[str, list[Response]]] = {}
         results: Results = {}
         for variant in variants:
-            told.stage("evaluate", f"asking {LABELS.get(variant.name, 'the model')}")
+            told.stage("evaluate", f"asking {VARIANTS.get(variant.name, 'the model')}")
             cache = Cache(cache_dir, variant.identity)
             answers[variant.name] = self._ask(variant, cache, told)
             results[variant.name] = {}
@@ -153,7 +154,7 @@ class Suite:
         if unfinished := sum(not each.finished for each in said):
             limit = self.settings.evaluate.max_new_tokens
             told.note(
-                f"{unfinished} of {len(said)} answers of {LABELS.get(variant.name, 'the model')}"
+                f"{unfinished} of {len(said)} answers of {VARIANTS.get(variant.name, 'the model')}"
                 f" did not get past the thinking block in {limit} tokens and are not judged;"
                 " raise evaluate.max_new_tokens"
             )

@@ -21,8 +21,6 @@ from safesteer.models.load import ChatModel
 from safesteer.models.quantization import quantization_of
 from safesteer.teacher import Teacher
 
-LABELS = {"base": "the base", "teacher": "the teacher", "aligned": "the aligned model"}
-
 
 @dataclass(frozen=True)
 class ModelVariant:

@@ -21,7 +21,7 @@ from safesteer.direction.extract import extract_direction
 from safesteer.distill.save import save_student
 from safesteer.distill.train import train
 from safesteer.evaluate.drift import measure_drift
-from safesteer.evaluate.stored import MODELS, write_results
+from safesteer.evaluate.stored import write_results
 from safesteer.evaluate.suite import Suite
 from safesteer.evaluate.versus import compare_with_base
 from safesteer.events import Reporter
@@ -30,6 +30,7 @@ from safesteer.files import (
     sha256_file,
     write_json,
 )
+from safesteer.inference import VARIANTS
 from safesteer.models.chat import Message
 from safesteer.models.load import ChatModel, load_model
 from safesteer.prompts import Prompt, PromptSet
@@ -311,7 +312,7 @@ class Pipeline(RunArtifacts):
         if stage is None:
             return
         with stage:
-            variants = (self.variant(name) for name in MODELS)
+            variants = (self.variant(name) for name in VARIANTS)
             results = self.suite.measure(variants, self.cache_dir, self.reporter)
             rows = {
                 name: {key: result.rows() for key, result in found.items()}
@@ -325,7 +326,7 @@ class Pipeline(RunArtifacts):
             entries["aligned"] |= self._drift()
             for file in write_results(self.run.path, entries, rows):
                 stage.add_output(file)
-        for name in MODELS:
+        for name in VARIANTS:
             self.reporter.result("evaluate", {"model": name, "benchmarks": entries[name]})
 
     def _drift(self) -> dict[str, Any]:

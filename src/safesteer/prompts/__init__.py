@@ -5,6 +5,14 @@ harmful one in form and length, see the ``pair`` key), and harmless ones that so
 """
 
 from safesteer.prompts.load import Prompt, load_prompts
+from safesteer.prompts.readers import PROMPT_SETS
 from safesteer.prompts.splits import PromptSet, load_prompt_set, load_prompt_sets
 
-__all__ = ["Prompt", "PromptSet", "load_prompt_set", "load_prompt_sets", "load_prompts"]
+__all__ = [
+    "PROMPT_SETS",
+    "Prompt",
+    "PromptSet",
+    "load_prompt_set",
+    "load_prompt_sets",
+    "load_prompts",
+]

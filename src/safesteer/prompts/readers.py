@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safesteer.errors import InputError, nearest
 
-BUILTIN_NAMES = ("harmful", "harmless", "borderline")
+PROMPT_SETS = ("harmful", "harmless", "borderline")
 BUILTIN_PREFIX = "builtin:"
 READABLE_SUFFIXES = (".json", ".jsonl", ".csv")
 # A source that ends like this is meant as a file, although "data/prompts.txt" could be a hub id.
@@ -71,8 +71,8 @@ def means_a_file(text: str) -> bool:
 
 def _read_builtin(source: str) -> list[Row]:
     name = source.removeprefix(BUILTIN_PREFIX)
-    if name not in BUILTIN_NAMES:
-        choices = ", ".join(BUILTIN_PREFIX + known for known in BUILTIN_NAMES)
+    if name not in PROMPT_SETS:
+        choices = ", ".join(BUILTIN_PREFIX + known for known in PROMPT_SETS)
         raise InputError(
             f"no prompt set is called {source!r}{nearest(source, choices.split(', '))}; "
             f"there are {choices}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from safesteer.config.settings import PromptSettings
 from safesteer.errors import InputError, nearest
 from safesteer.prompts.load import Prompt, load_prompts
-from safesteer.prompts.readers import BUILTIN_NAMES, BUILTIN_PREFIX
+from safesteer.prompts.readers import BUILTIN_PREFIX, PROMPT_SETS
 
 SHARES = {"train": 0.60, "validation": 0.15, "test": 0.25}
 SPLIT_NAMES = {name: name for name in SHARES} | {"val": "validation", "dev": "validation"}
@@ -66,10 +66,10 @@ def load_prompt_set(
     (train, validation or val or dev, test), the parts are those rows in their order. Otherwise
     the prompts are divided as `split_prompts` says; `seed` gives another division.
     """
-    if name not in BUILTIN_NAMES:
+    if name not in PROMPT_SETS:
         raise InputError(
-            f"no prompt set is called {name!r}{nearest(name, BUILTIN_NAMES)}; "
-            f"there are {', '.join(BUILTIN_NAMES)}"
+            f"no prompt set is called {name!r}{nearest(name, PROMPT_SETS)}; "
+            f"there are {', '.join(PROMPT_SETS)}"
         )
     place = BUILTIN_PREFIX + name if str(source) == "builtin" else source
     prompts = load_prompts(place, column=column)
@@ -89,7 +89,7 @@ def load_prompt_sets(settings: PromptSettings, seed: int = 0) -> dict[str, Promp
     """Return the three sets that the settings name."""
     return {
         name: load_prompt_set(name, getattr(settings, name), column=settings.column, seed=seed)
-        for name in BUILTIN_NAMES
+        for name in PROMPT_SETS
     }
 
 

@@ -13,16 +13,16 @@ import yaml
 
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
-from safesteer.evaluate.stored import OWN_SETS, set_order
+from safesteer.evaluate.stored import set_order
+from safesteer.inference import VARIANTS
 from safesteer.models.files import BUILTIN, builtin_path, locate, short_name
 from safesteer.models.loading_code import adapter_code, loading_code
-from safesteer.prompts import load_prompt_sets
+from safesteer.prompts import PROMPT_SETS, load_prompt_sets
 from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
 from safesteer.report.template import environment
 from safesteer.report.words import (
     KINDS,
-    MODELS,
     higher_is_better,
     interval_text,
     label,
@@ -61,9 +61,9 @@ def render_card(findings: Findings) -> str:
             updates=len(findings.updates),
             thinking=thinking_words(findings.run.manifest["model"].get("thinking")),
             prompts=_prompts(findings),
-            own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in OWN_SETS),
+            own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in PROMPT_SETS),
             attacked=any(_is_attack(name) for name in findings.results.get("aligned", {})),
-            models=[name for name in MODELS if name in findings.results],
+            models=[name for name in VARIANTS if name in findings.results],
             rows=_rows(findings),
             judges=_judges(findings),
             code=_loading(findings),
@@ -171,7 +171,7 @@ def _prompts(findings: Findings) -> list[list[Any]]:
     except InputError:  # the files are elsewhere
         sets = {}
     rows: list[list[Any]] = []
-    for name in OWN_SETS:
+    for name in PROMPT_SETS:
         found = sets.get(name)
         sizes = [len(found.train), len(found.validation), len(found.test)] if found else [""] * 3
         judged = findings.samples.get(name, {}).get("aligned")
@@ -207,7 +207,7 @@ def _rows(findings: Findings) -> list[dict[str, Any]]:
             "label": _cell(label(name)),
             "metric": f"{metric_words(known[name]['metric'])} {_arrow(known[name])}",
             "values": [
-                _value(entries[name].get(model)) for model in MODELS if model in findings.results
+                _value(entries[name].get(model)) for model in VARIANTS if model in findings.results
             ],
             "words": _cell(change_words(findings, name)),
         }

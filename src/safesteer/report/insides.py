@@ -6,9 +6,10 @@ import math
 from collections import Counter
 from typing import Any
 
+from safesteer.inference import VARIANTS
 from safesteer.report import charts, plots
 from safesteer.report.findings import Findings
-from safesteer.report.words import MODELS, duration, number, percent
+from safesteer.report.words import duration, number, percent
 
 TOP_TOKENS = 20
 TABLE_ROWS = 24
@@ -29,7 +30,7 @@ def tokens(findings: Findings) -> dict[str, Any] | None:
             "base": token["p_base"], "aligned": None, "teacher": token["p_teacher"],
         }  # fmt: skip
         if measured:
-            p = {model: measured["p"][model][index] for model in MODELS}
+            p = {model: measured["p"][model][index] for model in VARIANTS}
         known = [(model, value) for model, value in p.items() if value is not None]
         text = ", ".join(f"{model} {number(100 * value)} %" for model, value in known)
         rows.append(
@@ -59,7 +60,7 @@ def tokens(findings: Findings) -> dict[str, Any] | None:
         "horizon": content["horizon"],
         "set": content["prompts"],
         "measured": measured,
-        "mass": [(model, mass[model]) for model in MODELS if model in mass],
+        "mass": [(model, mass[model]) for model in VARIANTS if model in mass],
     }
 
 
@@ -214,7 +215,7 @@ def states(findings: Findings) -> list[dict[str, Any]]:
         for set_name in points["base"]:
             marks: list[plots.Point] = []
             means: dict[str, tuple[float, float]] = {}
-            for model in ("base", "teacher", "aligned"):
+            for model in VARIANTS:
                 found = points[model][set_name]
                 x, y = (_mean([xy[axis] for xy in found]) for axis in (0, 1))
                 means[model] = (x, y)

@@ -16,7 +16,7 @@ import torch
 
 from safesteer.distill.losses import generalized
 from safesteer.distill.train import ROLLOUT_TEMPERATURE
-from safesteer.evaluate.stored import MODELS
+from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.generate import generate
@@ -42,7 +42,7 @@ def measure(artifacts: RunArtifacts) -> dict[str, Any]:
     """The content of report/measurements.json; the run's training must be finished."""
     # The aligned one first: its adapter changes the modules that the others run on.
     aligned = artifacts.variant("aligned")
-    variants = {**{name: artifacts.variant(name) for name in MODELS}, "aligned": aligned}
+    variants = {**{name: artifacts.variant(name) for name in VARIANTS}, "aligned": aligned}
     steps = {
         "tokens": _token_probabilities,
         "rollouts": _rollouts,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from safesteer.evaluate.stored import OWN_SETS, set_order
+from safesteer.evaluate.stored import set_order
 from safesteer.evaluate.versus import versus_base
+from safesteer.inference import VARIANTS
+from safesteer.prompts import PROMPT_SETS
 from safesteer.report import charts
 from safesteer.report.findings import Findings
 from safesteer.report.words import (
     KIND_TITLES,
     KINDS,
-    MODELS,
     better_words,
     higher_is_better,
     interval_text,
@@ -66,7 +67,7 @@ def lead(findings: Findings) -> str:
 
 
 def _of(name: str) -> str:
-    return label(name) if name in OWN_SETS else f"the prompts of {name}"
+    return label(name) if name in PROMPT_SETS else f"the prompts of {name}"
 
 
 def headline(benchmarks: dict[str, Any], kind: str) -> str | None:
@@ -120,7 +121,7 @@ def _split(words: str) -> dict[str, str]:
 
 def _interval_row(findings: Findings, name: str) -> dict[str, Any]:
     bars = []
-    for model in MODELS:
+    for model in VARIANTS:
         entry = findings.results.get(model, {}).get(name)
         if entry is None or entry.get("value") is None:
             continue
@@ -169,7 +170,7 @@ def benchmarks(findings: Findings) -> list[dict[str, Any]]:
         )
         rows = []
         for name in sorted(names, key=set_order):
-            entries = {m: findings.results.get(m, {}).get(name) for m in MODELS}
+            entries = {m: findings.results.get(m, {}).get(name) for m in VARIANTS}
             known = next(entry for entry in entries.values() if entry is not None)
             rows.append(
                 {
@@ -213,7 +214,7 @@ def judges(findings: Findings) -> dict[str, Any] | None:
     benchmarks = dict.fromkeys(name for found in findings.results.values() for name in found)
     rows = []
     for benchmark in sorted(benchmarks, key=set_order):
-        for model in MODELS:
+        for model in VARIANTS:
             entry = findings.results.get(model, {}).get(benchmark)
             judges = (entry or {}).get("judges")
             if entry is not None and judges:

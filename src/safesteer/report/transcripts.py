@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from safesteer.inference import VARIANTS
 from safesteer.report.findings import Findings
-from safesteer.report.words import MODELS, label
+from safesteer.report.words import label
 
 ANSWER_CHARACTERS = 1500
 TRANSCRIPT_CHARACTERS = 900_000  # of all transcripts; keeps the page under 2 MB
@@ -41,7 +42,7 @@ def _transcript(
     name: str, sample: dict[str, Any], answers: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
     columns = []
-    for model in MODELS:
+    for model in VARIANTS:
         row = answers.get(model)
         if row is None:
             continue

@@ -13,7 +13,6 @@ from typing import Any
 
 KINDS = ("safety", "over_refusal", "capability")
 KIND_TITLES = {"safety": "Safety", "over_refusal": "Over-refusal", "capability": "Capability"}
-MODELS = ("base", "aligned", "teacher")
 # Our own prompt sets and the measures of drift; a benchmark goes by its own name.
 _LABELS = {
     "harmful": "harmful requests",

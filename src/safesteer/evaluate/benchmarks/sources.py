@@ -18,9 +18,9 @@ from safesteer.evaluate.benchmarks.entry import HUB_PAGE, Benchmark, File, Hub
 from safesteer.evaluate.benchmarks.forms import split_name
 from safesteer.evaluate.benchmarks.table import find_benchmark
 from safesteer.files import read_json, sha256_file
-from safesteer.prompts import Prompt, PromptSet
+from safesteer.prompts import PROMPT_SETS, Prompt, PromptSet
 from safesteer.prompts.load import prompts_of_rows
-from safesteer.prompts.readers import BUILTIN_NAMES, Row, means_a_file, read_hub, read_rows
+from safesteer.prompts.readers import Row, means_a_file, read_hub, read_rows
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def found_files(benchmark: Benchmark, folder: str | Path) -> list[Path]:
 def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, PromptSet]) -> Loaded:
     plain, _ = split_name(benchmark.name)
     given = settings.advanced.sources.get(benchmark.name) or settings.advanced.sources.get(plain)
-    if plain in BUILTIN_NAMES and given is None:
+    if plain in PROMPT_SETS and given is None:
         prompts = own[plain].test[: settings.limit]
         items = [_item(benchmark, prompt) for prompt in prompts]
         return Loaded(benchmark, items, {"from": own[plain].source, "sha256": own[plain].sha256})
