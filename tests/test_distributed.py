@@ -139,7 +139,7 @@ def test_processes_have_the_same_settings_and_folder(second_of_two, tmp_path, mo
     changed = load_settings(train={"learning_rate": 3e-3})
     with pytest.raises(InputError, match=r"another settings\.train\.learning_rate than"):
         open_run(tmp_path / "run", changed)
-    with pytest.raises(InputError, match="not a folder that all processes share"):
+    with pytest.raises(InputError, match="is not shared by all processes"):
         open_run(tmp_path / "run", settings)
     assert not (tmp_path / "run").exists()
 

@@ -113,7 +113,7 @@ def test_folders_that_belong_to_something_else(
     (other / "config.json").write_text(json.dumps({**config, "rope_theta": 20000.0}), "utf-8")
     outcome = safesteer("run", other, "-o", finished_run)
     assert outcome.code == 2
-    assert "holds a run of model" in outcome.error
+    assert "holds a run of another model" in outcome.error
 
 
 def test_a_run_keeps_its_own_settings_and_folder(safesteer, finished_run, tmp_path):

@@ -69,7 +69,7 @@ def test_wrong_words(command, make_run, arguments, said):
 def test_a_run_that_is_not_trained(command, make_run, tmp_path, name):
     target = tmp_path / "out.gguf"
     code, _, err = command(make_run(trained=False), "--format", name, "--output", target)
-    assert code == 2 and "no finished stage 'train'" in err
+    assert code == 2 and "the stage 'train' is not finished" in err
     assert not target.exists()
 
 

@@ -340,7 +340,7 @@ def test_a_stage_without_the_one_before_it_is_an_input_error(tiny_model_folder, 
         tmp_path / "run", settings=settings, model=fingerprint(settings.model)
     ) as run:
         pipeline = Pipeline(run)
-        with pytest.raises(InputError, match="no finished stage 'direction'"):
+        with pytest.raises(InputError, match="the stage 'direction' is not finished"):
             pipeline.tokens()
-        with pytest.raises(InputError, match="no finished stage 'train'"):
-            pipeline.load_student()
+        with pytest.raises(InputError, match="the stage 'train' is not finished"):
+            _ = pipeline.student

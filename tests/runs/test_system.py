@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from safesteer.files import system
+from safesteer.runs import system
 
 
 def test_versions_name_the_interpreter_and_only_what_is_installed(monkeypatch):
