@@ -13,6 +13,7 @@ import typer
 
 from safesteer.cli.main import app
 from safesteer.config.load import _all_keys, recipe_names
+from safesteer.config.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,11 +52,23 @@ def test_every_command_and_option_exists(page):
                 assert word in recipe_names(), line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# The log of experiments keeps the names that settings had at the time.
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name != "experiments.md"], ids=lambda page: page.name
+)
 def test_every_setting_exists(page):
     for name in re.findall(r"`([a-z]+\.[a-z_.]+)(?:[=:][^`]*)?`", page.read_text("utf-8")):
         if name.partition(".")[0] in SECTIONS and not name.endswith((".py", ".json", ".jsonl")):
             assert any(key == name or key.startswith(f"{name}.") for key in KEYS), name
+
+
+def test_the_rules_between_settings_are_those_of_the_code():
+    rows = [
+        f"| {', '.join(f'`{key}`' for key in rule.keys)} | {rule.reason} |"
+        f" {rule.message.rpartition('Try: ')[2]} |"
+        for rule in RULES
+    ]
+    assert "\n".join(rows) + "\n" in (ROOT / "docs" / "settings.md").read_text("utf-8")
 
 
 def test_the_messages_of_the_troubleshooting_page_are_the_programs():

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
-from safesteer.cli.main import program
-from safesteer.cli.silence import silence_libraries
+import cold
 
-silence_libraries(debug=False)
-from safesteer.distill.train import MetricsFile  # noqa: E402
+from safesteer.distill.train import MetricsFile
 
 
 def die(self, args, state, control, **others):  # type: ignore[no-untyped-def]
@@ -18,4 +16,4 @@ def die(self, args, state, control, **others):  # type: ignore[no-untyped-def]
 
 
 MetricsFile.on_step_end = die
-program()
+cold.program()

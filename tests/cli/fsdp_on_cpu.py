@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 
+import cold
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 import safesteer.pipeline.stages
-from safesteer.cli.main import program
 
 
 def train(*arguments, **named):  # type: ignore[no-untyped-def]
@@ -24,4 +24,4 @@ def train(*arguments, **named):  # type: ignore[no-untyped-def]
 PartialState._prepare_backend = lambda self, *others, **named: ("gloo", DistributedType.MULTI_GPU)
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 real_train, safesteer.pipeline.stages.train = safesteer.pipeline.stages.train, train
-program()
+cold.program()

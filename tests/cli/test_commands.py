@@ -145,19 +145,19 @@ def test_options_win_over_the_file_and_set_over_options(safesteer, tmp_path, mon
 
     monkeypatch.setattr(Pipeline, "run_all", lambda self, stages: None)
     config = tmp_path / "mine.yaml"
-    config.write_text("seed: 1\ntrain: {updates: 1, learning_rate: 1.0e-4}\nmodel: {id: other}\n")
+    config.write_text("seed: 1\ntrain: {max_steps: 1, learning_rate: 1.0e-4}\nmodel: {id: other}\n")
     gguf = tmp_path / "m.gguf"
     gguf.write_bytes(b"GGUF")
     outcome = safesteer(
-        "run", gguf, "-o", tmp_path / "run", "-c", config, "--max-steps=2", "--tokens=7",
-        "--set=train.learning_rate=3e-4", "--set=tokens.count=9",
+        "run", gguf, "-o", tmp_path / "run", "-c", config, "--max-steps=2", "--num-tokens=7",
+        "--set=train.learning_rate=3e-4", "--set=tokens.num_tokens=9",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text("utf-8"))
     assert written["seed"] == 1
-    assert written["train"]["updates"] == 2
+    assert written["train"]["max_steps"] == 2
     assert written["train"]["learning_rate"] == 3e-4
-    assert written["tokens"]["count"] == 9
+    assert written["tokens"]["num_tokens"] == 9
     assert written["model"]["id"] == str(gguf)
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from safesteer.distill import train as train_module
+
 HERE = Path(__file__).parent
 # What two processes measure is what one does up to the order of float32 sums. Of a matrix the
 # deviation is taken as a whole: Adam divides a gradient by its own size, so that where one is next
@@ -29,14 +31,13 @@ ONLY_TRAINED = [
     "--learning-rate=0.01",
     "--dtype=float32",
     "--device=cpu",
-    "--set=train.temperature=0.0001",
     "--set=train.max_completion_length=6",
     # Of four rows one is an anchor: the processes differ in what they have to run.
     "--set=train.prompts_per_step=4",
     "--set=train.num_generations=1",
     "--set=train.anchor_share=0.25",
     "--set=train.lora.extrapolation=0.5",
-    "--set=train.lora.whitening=0.1",
+    "--set=train.lora.kfac_damping=0.1",
 ]
 
 
@@ -58,12 +59,20 @@ def arguments(small, model):
 
 
 @pytest.fixture(scope="module")
-def alone(arguments, tmp_path_factory, new_process):
+def alone(arguments, tmp_path_factory):
     """The run of one process."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    outcome = new_process(*arguments, run)
-    assert outcome.code == 0, outcome.err
+    command = [sys.executable, HERE / "cold.py", *arguments, run]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
     return run
+
+
+@pytest.fixture
+def cold(monkeypatch):
+    """Greedy rollouts in this process, too."""
+    monkeypatch.setattr(train_module, "ROLLOUT_TEMPERATURE", 0.0001)
 
 
 def metrics(run: Path) -> list[dict]:
@@ -123,7 +132,7 @@ def broken_off(arguments, alone, new_processes, tmp_path_factory):
 def test_the_same_command_again_ends_as_one_process_does(arguments, alone, broken_off, tmp_path):
     """Copies of the model (DDP), from the checkpoint to the adapter; only we print, and once."""
     run = shutil.copytree(broken_off, tmp_path / "run")
-    done = launch("ddp-2-gpus", "-m", "safesteer", *arguments, run)
+    done = launch("ddp-2-gpus", HERE / "cold.py", *arguments, run)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(run, alone)
     updates = [line.split()[1] for line in done.stdout.splitlines() if "  update " in line]
@@ -131,7 +140,9 @@ def test_the_same_command_again_ends_as_one_process_does(arguments, alone, broke
     assert done.stderr == ""
 
 
-def test_one_process_goes_on_with_the_run_of_two(arguments, alone, broken_off, safesteer, tmp_path):
+def test_one_process_goes_on_with_the_run_of_two(
+    arguments, alone, broken_off, safesteer, cold, tmp_path
+):
     """A checkpoint of copies is one of a single process, too."""
     run = shutil.copytree(broken_off, tmp_path / "run")
     done = safesteer(*arguments, run)
@@ -140,10 +151,10 @@ def test_one_process_goes_on_with_the_run_of_two(arguments, alone, broken_off, s
     assert_same(run, alone)
 
 
-def test_weights_spread_over_processes(arguments, alone, safesteer, tmp_path):
+def test_weights_spread_over_processes(arguments, alone, safesteer, cold, tmp_path):
     """FSDP 2: rollouts, teacher, losses and the gathered adapter are those of one process."""
     *begin, last = arguments
-    arguments = [*begin, "--set=train.lora.whitening=null", last]  # which takes whole adapters
+    arguments = [*begin, "--set=train.lora.kfac_damping=null", last]  # which takes whole adapters
     expected, run = tmp_path / "expected", tmp_path / "run"
     for folder in (expected, run):
         shutil.copytree(alone, folder, ignore=shutil.ignore_patterns("train", "adapter"))

@@ -406,8 +406,8 @@ def test_no_folder_of_this_machine_is_sent(tmp_path, folder, last):
         tmp_path / "run",
         model={"id": place},
         prompts={"harmful": place},
-        evaluate={"judges": [f"guard={place}"], "sources": {"harmbench": place}},
-        teacher={"system_prompt": "/no_think Answer harmless/useful requests."},
+        evaluate={"judges": [f"guard={place}"], "advanced": {"sources": {"harmbench": place}}},
+        teacher={"advanced": {"system_prompt": "/no_think Answer harmless/useful requests."}},
     )
     files = hub_files(run, HubTarget("me/safe", transcripts=True))
     for name, content in files.items():
@@ -417,7 +417,7 @@ def test_no_folder_of_this_machine_is_sent(tmp_path, folder, last):
     settings = yaml.safe_load(files["config.yaml"])
     assert settings["model"]["id"] == settings["prompts"]["harmful"] == last
     assert settings["evaluate"]["judges"] == [f"guard={last}"]
-    assert settings["teacher"]["system_prompt"].startswith("/no_think ")
+    assert settings["teacher"]["advanced"]["system_prompt"].startswith("/no_think ")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == last
 
 

@@ -23,13 +23,13 @@ def test_a_process_says_one_line_and_leaves_with_2(new_process, tmp_path):
     ("arguments", "said"),
     [
         (["rnu"], "did you mean 'run'"),
-        (["run", "--udpates", "3"], "--max-steps"),
+        (["run", "--max-stps", "3"], "--max-steps"),
         (["run", "--max-steps", "many"], "'--max-steps'"),
         (["run", "--max-steps", "0"], "train.max_steps = 0"),
         (["run", "--divergence", "genralized"], "generalized"),
         (["run", "--config", "smolm2"], "no recipe named 'smolm2'"),
         (["run", "--config", "none.yaml"], "none.yaml"),
-        (["run", "--set", "train.updtes=3"], "did you mean 'max_steps'"),
+        (["run", "--set", "train.max_stps=3"], "did you mean 'max_steps'"),
         (["run", "--set", "updates"], "section.key=value"),
         (["run", "--harmful", "none.jsonl"], "none.jsonl"),
         (["run", "a", "b"], "b"),
@@ -51,11 +51,11 @@ def test_wrong_words(safesteer, arguments, said, monkeypatch, tmp_path):
 def test_a_config_file_with_an_unknown_key_or_value(safesteer, tmp_path):
     config = tmp_path / "mine.yaml"
     for text, said in [
-        ("train:\n  update: 3\n", "did you mean 'max_steps'"),
-        ("trian:\n  updates: 3\n", "train"),
+        ("train:\n  max_step: 3\n", "did you mean 'max_steps'"),
+        ("trian:\n  max_steps: 3\n", "train"),
         ("train: 3\n", "train"),
-        ("train:\n  updates: 3\n learning_rate: 1\n", "not valid YAML"),
-        ("evaluate:\n  batch_size: 0\n", "evaluate.batch_size = 0"),
+        ("train:\n  max_steps: 3\n learning_rate: 1\n", "not valid YAML"),
+        ("evaluate:\n  advanced:\n    batch_size: 0\n", "evaluate.advanced.batch_size = 0"),
     ]:
         config.write_text(text, "utf-8")
         outcome = safesteer("run", "--config", config, "-o", tmp_path / "run", "--max-steps", "2")

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from safesteer.cli.main import main
-from safesteer.config import load as recipe
 from safesteer.config.load import (
     _all_keys,
     _section_class,
@@ -21,6 +20,7 @@ from safesteer.config.load import (
 )
 from safesteer.config.rules import RULES
 from safesteer.config.settings import Settings
+from safesteer.config.settings import load as recipe
 from safesteer.errors import InputError
 
 

@@ -16,7 +16,7 @@ NOTEBOOK = EXAMPLES / "first_run.ipynb"
 
 
 def test_the_trl_script_trains_and_leaves_an_adapter(tiny_model_folder, tmp_path):
-    sizes = ["--prompts=8", "--updates=2", "--batch=4", "--tokens=4"]
+    sizes = ["--prompts=8", "--max-steps=2", "--batch=4", "--tokens=4"]
     script = [sys.executable, EXAMPLES / "train_with_trl.py", "--model", tiny_model_folder]
     done = subprocess.run(
         [*script, "--output", tmp_path / "out", *sizes],

@@ -19,7 +19,7 @@ class Rule:
     Attributes:
         keys: dotted keys that it is about.
         message: one line for who broke it; `{train.method}` stands for a value.
-        reason: why there is this rule, for the docs.
+        reason: the rule as a sentence, for docs/settings.md.
         broken: whether settings break it; None where only the model or the machine can tell.
     """
 
@@ -51,14 +51,14 @@ DEVICE_MAP = Rule(
     ("model.advanced.device_map", "model.device"),
     "model.advanced.device_map = '{model.advanced.device_map}' and model.device ="
     " '{model.device}' exclude each other. Try: one of them alone",
-    "A device map spreads the model over all devices, and a device is a single one.",
+    "A device map spreads the model over all devices, so it excludes a single device.",
     lambda s: s.model.advanced.device_map is not None and s.model.device != "auto",
 )
 STEERED_LAYER = Rule(
     ("train.lora.first_layer", "teacher.strength"),
     "train.lora.first_layer = 'steered', but the teacher is not steered at any layer. Try: a"
     " number, or teacher.strength above 0",
-    "Without steering there is no steered layer to begin at.",
+    "Adapters can begin at the steered layer only if the teacher is steered.",
     lambda s: (
         s.train.method == "lora" and s.train.lora.first_layer == "steered" and not s.teacher.steers
     ),
@@ -67,14 +67,14 @@ PREFILLS_AND_THOUGHTS = Rule(
     ("train.prefill_share",),
     "train.prefill_share prefills answers, and this model thinks before it answers. Try:"
     " train.prefill_share=0, or thinking turned off (docs/thinking.md)",
-    "A prefilled answer leaves no room for the thoughts before it.",
+    "A model that thinks first cannot be prefilled: its thoughts come before the answer.",
 )
 KFAC_AND_ANCHORS = Rule(
     ("train.lora.kfac_damping", "train.advanced.anchor_sets"),
     "train.lora.kfac_damping is measured on anchor prompts, and none has at most"
     " train.advanced.max_prompt_length tokens. Try: a larger length, or"
     " train.lora.kfac_damping=null",
-    "The K-FAC statistics are those of anchor prompts.",
+    "K-FAC statistics are measured on anchor prompts, so there must be some.",
 )
 
 RULES: tuple[Rule, ...] = (
@@ -82,7 +82,7 @@ RULES: tuple[Rule, ...] = (
         ("teacher.strength", "teacher.context"),
         "teacher.strength = 0 and teacher.context = 'none' make the teacher the same as the model."
         " Try: a strength above 0, or teacher.context=refusals",
-        "A teacher that is the model itself teaches nothing.",
+        "A teacher that neither steers nor reads anything is the model itself and teaches nothing.",
         lambda s: not s.teacher.steers and s.teacher.context == "none",
     ),
     DEVICE_MAP,
@@ -91,7 +91,7 @@ RULES: tuple[Rule, ...] = (
         "train.method = 'full' trains every weight, and model.quantization ="
         " '{model.quantization}' stores them in few bits. Try: train.method=lora, or"
         " model.quantization=none",
-        "Quantized weights have no gradients.",
+        "Quantized weights have no gradients, so only adapters can be trained.",
         lambda s: s.train.method == "full" and s.model.quantization != "none",
     ),
     Rule(
@@ -99,7 +99,7 @@ RULES: tuple[Rule, ...] = (
         "train.method = 'full' needs a copy of the model for the teacher, which"
         " model.advanced.device_map cannot place. Try: train.method=lora, or several processes"
         " with FSDP",
-        "The copy of the base would need a device map of its own.",
+        "Full fine-tuning needs a frozen copy of the base, which a device map cannot place.",
         lambda s: s.train.method == "full" and s.model.advanced.device_map is not None,
     ),
     Rule(
@@ -107,21 +107,21 @@ RULES: tuple[Rule, ...] = (
         "train.anchor_share = {train.anchor_share} leaves no harmful prompt among the"
         " {train.prompts_per_step} prompts of a step. Try: a smaller share, or a larger"
         " train.prompts_per_step",
-        "Every step needs a harmful prompt to learn from.",
+        "Every step needs at least one harmful prompt.",
         lambda s: s.train.anchors_per_step >= s.train.prompts_per_step,
     ),
     Rule(
         ("train.anchor_share", "train.prompts_per_step"),
         "train.anchor_share = {train.anchor_share} of {train.prompts_per_step} prompts per step is"
         " less than one prompt. Try: a larger share, or a larger train.prompts_per_step",
-        "Anchors would be asked for, and there would be none.",
+        "A share above 0 needs at least one anchor in a step.",
         lambda s: s.train.anchor_share > 0 and not s.train.anchors_per_step,
     ),
     Rule(
         ("train.loss_tokens", "train.anchor_tokens"),
         "train.loss_tokens = 'all' and train.anchor_tokens = 'safety' do not go together. Try:"
         " train.anchor_tokens=all, or train.loss_tokens=safety",
-        "Anchors hold the model back wherever it may move, so they need as many tokens.",
+        "If the loss is over all tokens, anchors must be held on all tokens too.",
         lambda s: (
             s.train.loss_tokens == "all"
             and s.train.anchor_tokens == "safety"

@@ -1,0 +1,14 @@
+"""The command with rollouts so cold that they are greedy, which no setting makes them."""
+
+from __future__ import annotations
+
+from safesteer.cli.main import program
+from safesteer.cli.silence import silence_libraries
+
+silence_libraries(debug=False)
+from safesteer.distill import train  # noqa: E402
+
+train.ROLLOUT_TEMPERATURE = 0.0001
+
+if __name__ == "__main__":
+    program()
