@@ -19,7 +19,7 @@ import torch
 from safesteer.cli.silence import silence_libraries
 from safesteer.models import hidden_states as forward
 from safesteer.models.chat import pad_left
-from safesteer.models.generate import generate
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import hidden_states, share_prefix
 from safesteer.models.load import load_model
 from safesteer.prompts import load_prompt_set
@@ -76,7 +76,7 @@ def main() -> None:
                     model.model,
                     model.tokenizer,
                     prompts[:rows],
-                    max_new_tokens=arguments.new_tokens,
+                    Decoding(arguments.new_tokens),
                     batch_size=rows,
                 )
 

@@ -32,12 +32,12 @@ from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
+from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.oom import in_batches
 from safesteer.prompts import PromptSet
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory
-from safesteer.safety_tokens import hidden_at
 
 RATES = ("harmful", "harmful+prefill", "harmless", "borderline")
 COLUMNS = (*RATES, "agreement", "divergence", "order", "found")
@@ -55,8 +55,10 @@ def likelihoods(
 
     def read(part: Sequence[int]) -> list[float]:
         asked = [chat.ids(prompts[row]) for row in part]
-        hidden, _ = hidden_at(variant.runner, chat.tokenizer, asked, [words] * len(part))
-        each = torch.log_softmax(head.logits(hidden), dim=-1)  # [B, words, V]
+        states = completion_states(
+            variant.runner, asked, [words] * len(part), chat.tokenizer.pad_token_id
+        )
+        each = torch.log_softmax(head.logits(torch.stack(states)), dim=-1)  # [B, words, V]
         asked_for = target.to(each.device).expand(len(part), -1)[..., None]
         return each.gather(-1, asked_for).sum((1, 2)).tolist()
 

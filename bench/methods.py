@@ -55,7 +55,7 @@ from safesteer.evaluate.suite import Suite
 from safesteer.files import load_tensors, read_json, save_tensors, write_json, write_text
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
-from safesteer.models.generate import generate
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.prompts import load_prompt_sets
@@ -449,7 +449,7 @@ class Laboratory:
                     self.model.model,
                     chat.tokenizer,
                     list(prompts.values()),
-                    max_new_tokens=train_settings.max_completion_tokens,
+                    Decoding(train_settings.max_completion_tokens),
                     batch_size=64,
                 ),
                 strict=True,

@@ -30,9 +30,9 @@ from safesteer.config.settings import TokenSettings, TrainSettings
 from safesteer.direction.activations import prompt_means
 from safesteer.direction.vector import Direction
 from safesteer.distill.train import train
-from safesteer.models.answer_cache import generate
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.files import builtin_path
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.load import ChatModel, quiet_libraries
 from safesteer.prompts import load_prompt_set
 from safesteer.safety_tokens import select_safety_tokens
@@ -112,7 +112,7 @@ def child(size: dict[str, int]) -> None:
                 model.model,
                 model.tokenizer,
                 ids,
-                max_new_tokens=size["new_tokens"],
+                Decoding(size["new_tokens"]),
                 batch_size=BATCH,
             ),
         )

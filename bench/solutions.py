@@ -22,8 +22,7 @@ import torch
 from safesteer.cli.silence import silence_libraries
 from safesteer.errors import InputError
 from safesteer.evaluate.statistics import mean_interval, paired_difference
-from safesteer.models.chat import pad_left
-from safesteer.models.hidden_states import hidden_states
+from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import in_batches
@@ -70,14 +69,14 @@ def solution_probabilities(
     answers = [chat.answer_ids(answer) for _, answer in problems]
 
     def read(part: Sequence[int]) -> list[float]:
-        full = [asked[row] + answers[row] for row in part]
-        ids, mask = pad_left(full, chat.tokenizer.pad_token_id, model.model.device)
-        hidden = hidden_states(runner, ids, mask)
+        given = [answers[row] for row in part]
+        states = completion_states(
+            runner, [asked[row] for row in part], given, chat.tokenizer.pad_token_id, run_last=True
+        )
         found = []
-        for row, index in enumerate(part):
-            length = len(answers[index])
-            log_p = torch.log_softmax(head.logits(hidden[row, -length - 1 : -1]), dim=-1)
-            known = log_p.gather(-1, ids[row, -length:, None])
+        for predicting, answer in zip(states, given, strict=True):
+            log_p = torch.log_softmax(head.logits(predicting), dim=-1)
+            known = log_p.gather(-1, torch.tensor(answer, device=log_p.device)[:, None])
             found.append(known.mean().exp().item())
         return found
 

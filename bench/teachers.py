@@ -43,7 +43,7 @@ from safesteer.files import read_json, write_json
 from safesteer.judges.looping import is_looping
 from safesteer.judges.refusal_patterns import judge_refusal
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.generate import generate
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel, load_model
@@ -228,7 +228,7 @@ class Laboratory:
                         model.model,
                         model.tokenizer,
                         [chat.ids(teacher.messages(prompts[row], begun), begun) for row in rows],
-                        max_new_tokens=TOKENS,
+                        Decoding(TOKENS),
                         batch_size=64,
                     )
                 for row, answer in zip(rows, said, strict=True):

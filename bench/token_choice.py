@@ -38,11 +38,12 @@ import torch
 from safesteer.cli.silence import silence_libraries
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
-from safesteer.models.generate import end_of_turn_ids, generate
+from safesteer.models.generate import Decoding, end_of_turn_ids, generate
+from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory
-from safesteer.safety_tokens import eligible, hidden_at
+from safesteer.safety_tokens import eligible
 from safesteer.teacher import Teacher
 
 SCORES = ("vote", "mass", "reverse", "forward", "weighted", "floor")
@@ -80,28 +81,27 @@ def compare(
             writer.runner,
             writer.model.tokenizer,
             read_by(writer),
-            max_new_tokens=horizon,
-            temperature=temperature if writer is teacher else 1.0,
+            Decoding(horizon, temperature if writer is teacher else 1.0),
+            batch_size=32,
         )
+    pad_id = model.model.tokenizer.pad_token_id
     hidden = []
     for variant in (teacher, model):
         with variant.speaking():
-            found, mask = hidden_at(
-                variant.runner, variant.model.tokenizer, read_by(variant), tails
-            )
-        hidden.append(found)
+            hidden.append(completion_states(variant.runner, read_by(variant), tails, pad_id))
     head, teacher_head = OutputHead.of(model.runner), OutputHead.of(teacher.runner).at(temperature)
     ends = torch.tensor(end_of_turn_ids(model.model.model, model.model.tokenizer))
     names = (*SCORES, "probability")
     shape = (horizon, head.vocabulary)
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
     positions = 0
-    for row, where in enumerate(mask):
+    for states_t, states_p in zip(*hidden, strict=True):
+        where = torch.ones(len(states_p), dtype=torch.bool)
         if until_end:
-            ended = torch.isin(head.logits(hidden[1][row]).argmax(-1), ends).long()
-            where = where & (ended.cumsum(0) - ended == 0)
-        log_t = torch.log_softmax(teacher_head.logits(hidden[0][row, where]), dim=-1)
-        log_p = torch.log_softmax(head.logits(hidden[1][row, where]), dim=-1)
+            ended = torch.isin(head.logits(states_p).argmax(-1), ends).long()
+            where = ended.cumsum(0) - ended == 0
+        log_t = torch.log_softmax(teacher_head.logits(states_t[where]), dim=-1)
+        log_p = torch.log_softmax(head.logits(states_p[where]), dim=-1)
         ratio, p_t, p = log_t - log_p, log_t.exp(), log_p.exp()
         difference = (p_t - p).abs()
         votes = torch.zeros_like(p)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from safesteer.config.settings import TokenSettings
 from safesteer.errors import SafeSteerError
 from safesteer.models.base_weights import base_weights
-from safesteer.models.chat import Message, pad_left
-from safesteer.models.generate import Progress, end_of_turn_ids, generate
-from safesteer.models.hidden_states import hidden_states
+from safesteer.models.chat import Message
+from safesteer.models.generate import Decoding, Progress, end_of_turn_ids, generate
+from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import in_batches
@@ -104,8 +105,7 @@ def select_safety_tokens(
             model.model,
             chat.tokenizer,
             taught,
-            max_new_tokens=settings.horizon,
-            temperature=teacher.temperature,
+            Decoding(settings.horizon, teacher.temperature),
             batch_size=batch_size,
             progress=progress,
         )
@@ -116,39 +116,18 @@ def select_safety_tokens(
     ends = torch.tensor(end_of_turn_ids(model.model, chat.tokenizer), device=device)
     order = sorted(range(len(samples)), key=lambda row: len(taught[row]))
 
-    def read(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def read(rows: Sequence[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         tails = [continuations[row] for row in rows]
+        pad_id = chat.tokenizer.pad_token_id
         with teacher.active(model.model):
-            hidden_t, mask = hidden_at(
-                model.model, model.tokenizer, [taught[row] for row in rows], tails
-            )
+            states_t = completion_states(model.model, [taught[row] for row in rows], tails, pad_id)
         with base_weights(model.model):
-            hidden_0, _ = hidden_at(
-                model.model, model.tokenizer, [plain[row] for row in rows], tails
-            )
-        return hidden_t, hidden_0, mask
+            states_0 = completion_states(model.model, [plain[row] for row in rows], tails, pad_id)
+        return states_t, states_0
 
-    for hidden_t, hidden_0, mask in in_batches(order, batch_size, read):
-        sums.add(hidden_t, hidden_0, mask, ends)
+    for states_t, states_0 in in_batches(order, batch_size, read):
+        sums.add(states_t, states_0, ends)
     return _choose(sums, model, settings)
-
-
-def hidden_at(
-    model: Any, tokenizer: Any, prompts: list[list[int]], tails: list[list[int]]
-) -> tuple[torch.Tensor, torch.Tensor]:  # [B, H, D], mask [B, H]
-    """Hidden states that predict each token of the tails; left-aligned, mask marks real ones."""
-    width = max(map(len, tails))
-    # The last token predicts nothing here. Padding on the right lies after every real token, so
-    # with the attention mask it changes none of them.
-    full = [p + t[:-1] for p, t in zip(prompts, tails, strict=True)]
-    ids, mask = pad_left(full, tokenizer.pad_token_id, model.device)
-    hidden = hidden_states(model, ids, mask)
-    out = hidden.new_zeros((len(full), width, hidden.shape[-1]))
-    real = torch.zeros((len(full), width), dtype=torch.bool, device=hidden.device)
-    for row, tail in enumerate(tails):
-        out[row, : len(tail)] = hidden[row, -len(tail) :]
-        real[row, : len(tail)] = True
-    return out, real
 
 
 class _Contrast:
@@ -169,16 +148,17 @@ class _Contrast:
 
     def add(
         self,
-        hidden_t: torch.Tensor,  # [B, H, D]
-        hidden_0: torch.Tensor,  # [B, H, D]
-        mask: torch.Tensor,  # [B, H]
+        states_t: list[torch.Tensor],  # [T, D] of each continuation
+        states_0: list[torch.Tensor],
         ends: torch.Tensor,  # tokens that end a turn
     ) -> None:
         """Compare teacher and base at every position before the base would have ended the turn."""
-        batch, horizon, _ = hidden_t.shape
-        alive = torch.ones(batch, dtype=torch.bool, device=mask.device)
-        for position in range(horizon):
-            rows = alive & mask[:, position]
+        hidden_t = pad_sequence(states_t, batch_first=True)  # [B, H, D]
+        hidden_0 = pad_sequence(states_0, batch_first=True)
+        lengths = torch.tensor([len(states) for states in states_t], device=hidden_t.device)
+        alive = torch.ones_like(lengths, dtype=torch.bool)
+        for position in range(hidden_t.shape[1]):
+            rows = alive & (position < lengths)
             if not rows.any():
                 break
             log_0 = torch.log_softmax(self.head.logits(hidden_0[:, position]), dim=-1)  # [B, V]

@@ -21,7 +21,7 @@ from safesteer.distill.kfac import (
 from safesteer.distill.lora import with_lora
 from safesteer.distill.train import train
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.models.generate import generate
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.layers import find_blocks
 from safesteer.teacher import Teacher
 
@@ -98,7 +98,7 @@ def test_every_adapter_is_measured_on_what_its_layer_reads_and_adds_to(new_chat_
     student.unload()
     chosen = random.Random(0).sample(HARMLESS, len(HARMLESS))
     prompts = [model.chat.ids(messages) for messages in chosen]
-    answers = generate(model.model, model.chat.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
+    answers = generate(model.model, model.chat.tokenizer, prompts, Decoding(ANSWER_TOKENS))
     for name in ("self_attn.q_proj", "mlp.down_proj"):
         layer = find_blocks(model.model)[1].get_submodule(name)
         layer.weight.requires_grad_(True)

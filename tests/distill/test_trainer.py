@@ -34,6 +34,7 @@ from safesteer.distill.train import last_checkpoint, train
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.inference.variant import ModelVariant
+from safesteer.models import generate as generation
 from safesteer.teacher import Teacher
 
 TOKENS = [10, 40, 77, 120, 200, 305]
@@ -662,20 +663,20 @@ def test_rollouts_that_do_not_fit_are_made_in_smaller_batches(
     tiny_chat_model, tmp_path, monkeypatch, caplog
 ):
     """The smaller size is kept, and every prompt gets its answer."""
-    original = trainer.generate
+    original = generation._continue_batch
     tried: list[int] = []
 
-    def small(student, tokenizer, prompt_ids, *, batch_size, **named):  # type: ignore[no-untyped-def]
-        tried.append(batch_size)
-        if batch_size > 2:
+    def small(student, tokenizer, prompt_ids, *args):  # type: ignore[no-untyped-def]
+        tried.append(len(prompt_ids))
+        if len(prompt_ids) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return original(student, tokenizer, prompt_ids, batch_size=batch_size, **named)
+        return original(student, tokenizer, prompt_ids, *args)
 
-    monkeypatch.setattr(trainer, "generate", small)
+    monkeypatch.setattr(generation, "_continue_batch", small)
     with caplog.at_level("WARNING", "safesteer"):
         _, metrics = run(tiny_chat_model, tmp_path)
-    assert tried == [64, 4, 2, 2]
-    assert caplog.text.count("rollouts at once") == 2
+    assert tried == [8, 4, *8 * [2]]
+    assert caplog.text.count("sequences in a batch") == 2
     assert len(metrics) == 2
 
 

@@ -16,7 +16,7 @@ from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.refusals import Rate, Sample, refusal_rate
 from safesteer.evaluate.statistics import wilson_interval
 from safesteer.inference import variant as variant
-from safesteer.models.generate import generate
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.prompts import Prompt
 from safesteer.teacher import Teacher
@@ -59,7 +59,7 @@ def test_drift_is_agreement_and_kl_on_the_bases_answers(
     agreements, divergences = [], []
     for messages in PROMPTS:
         ids = base.chat.ids(messages)
-        (answer,) = generate(base.model, base.tokenizer, [ids], max_new_tokens=6)
+        (answer,) = generate(base.model, base.tokenizer, [ids], Decoding(6))
         log_0, log_s = (
             torch.log_softmax(
                 model(torch.tensor([ids + answer])).logits[0, -len(answer) - 1 : -1], dim=-1
@@ -123,7 +123,7 @@ def test_drift_of_a_trained_model_in_16_bits(tiny_chat_model, new_chat_model):
         model.to(torch.bfloat16)
     found = measure_drift(tiny_chat_model, trained, PROMPTS, max_new_tokens=4)
     ids = [tiny_chat_model.chat.ids(messages) for messages in PROMPTS]
-    answers = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, max_new_tokens=4)
+    answers = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, Decoding(4))
     wide = [copy.deepcopy(model).float() for model in (tiny_chat_model.model, trained)]
     means = []
     for prompt, answer in zip(ids, answers, strict=True):

@@ -262,7 +262,7 @@ def test_a_second_evaluation_is_the_same_without_asking(
     def none(*args: Any, **named: Any) -> None:
         raise AssertionError("the model was asked again")
 
-    monkeypatch.setattr("safesteer.models.answer_cache.plain.generate", none)
+    monkeypatch.setattr("safesteer.models.generate._continue_batch", none)
     again = Suite.plan(["harmful", "prefill"], settings, own).measure(variants, tmp_path / "cache")
     for who, found in first.items():
         for name, result in found.items():

@@ -84,7 +84,7 @@ def test_wildguard_gives_refusal_and_harm(guard_folder, settings, monkeypatch):
     said = "Harmful request: yes\nResponse refusal: no\nHarmful response: yes"
     asked = []
 
-    def generate(model, tokenizer, prompts, **named):
+    def generate(model, tokenizer, prompts, *args, **named):
         asked.extend(tokenizer.decode(ids) for ids in prompts)
         return [tokenizer(said)["input_ids"] for _ in prompts]
 

@@ -1,19 +1,17 @@
-"""Answers that are kept, batch by batch, and batches that fit the memory. On a tiny model."""
+"""The cache of generated batches: what it keeps, and what it does not, on a tiny model."""
 
 from __future__ import annotations
 
 import json
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from safesteer.errors import SafeSteerError
-from safesteer.models import answer_cache as answers
-from safesteer.models.answer_cache import Cache, generate, user_cache, weights_digest
-from safesteer.models.batch_size import CPU_ROWS, CPU_TOKENS, bytes_per_token, rows_that_fit
-from safesteer.models.generate import generate as plain_generate
+from safesteer.models import generate as module
+from safesteer.models.answer_cache import Cache, user_cache, weights_digest
+from safesteer.models.generate import Decoding, generate
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour.", "Why?", "Name a colour and say why.", "So"]
 
@@ -28,8 +26,10 @@ def ask(tiny_chat_model, prompts):
     """Greedy answers of the tiny model, two at once unless told otherwise."""
 
     def run(**named):  # type: ignore[no-untyped-def]
-        options = {"max_new_tokens": 5, "batch_size": 2, **named}
-        return generate(tiny_chat_model.model, tiny_chat_model.tokenizer, prompts, **options)
+        decoding = Decoding(named.pop("max_new_tokens", 5), named.pop("temperature", 0.0))
+        options = {"batch_size": 2, **named}
+        model, tokenizer = tiny_chat_model.model, tiny_chat_model.tokenizer
+        return generate(model, tokenizer, prompts, decoding, **options)
 
     return run
 
@@ -38,33 +38,25 @@ def ask(tiny_chat_model, prompts):
 def batches(monkeypatch):
     """The sizes of the batches that the model really answered."""
     sizes: list[int] = []
+    original = module._continue_batch
 
-    def counted(model, tokenizer, batch, **named):  # type: ignore[no-untyped-def]
+    def counted(model, tokenizer, batch, *args):  # type: ignore[no-untyped-def]
         sizes.append(len(batch))
-        return plain_generate(model, tokenizer, batch, **named)
+        return original(model, tokenizer, batch, *args)
 
-    monkeypatch.setattr(answers.plain, "generate", counted)
+    monkeypatch.setattr(module, "_continue_batch", counted)
     return sizes
 
 
-def test_answers_are_those_of_the_plain_function(ask, tiny_chat_model, prompts):
-    expected = plain_generate(
-        tiny_chat_model.model, tiny_chat_model.tokenizer, prompts, max_new_tokens=5, batch_size=2
-    )
-    assert ask() == expected
-    assert ask(batch_size=None) == plain_generate(
-        tiny_chat_model.model, tiny_chat_model.tokenizer, prompts, max_new_tokens=5
-    )
+def test_a_batch_that_fits_gives_the_same_answers(ask):
+    assert ask(batch_size=None) == ask() == ask(batch_size=6)
 
 
-def test_sampling_draws_what_the_plain_function_draws(ask, tiny_chat_model, prompts):
+def test_sampling_is_the_same_with_a_cache(ask, tmp_path):
     torch.manual_seed(3)
-    expected = plain_generate(
-        tiny_chat_model.model, tiny_chat_model.tokenizer, prompts,
-        max_new_tokens=5, batch_size=2, temperature=1.0,
-    )  # fmt: skip
+    expected = ask(temperature=1.0)
     torch.manual_seed(3)
-    assert ask(temperature=1.0) == expected
+    assert ask(temperature=1.0, cache=Cache(tmp_path, "model")) == expected
 
 
 def test_what_is_kept_is_not_asked_again(ask, tmp_path, batches):
@@ -142,24 +134,25 @@ def test_a_batch_that_does_not_fit_is_halved(ask, tmp_path, monkeypatch):
     """What was finished stays, and the smaller size is kept for what follows."""
     expected = ask(batch_size=1)
     tried: list[int] = []
+    original = module._continue_batch
 
-    def small(model, tokenizer, batch, **named):  # type: ignore[no-untyped-def]
+    def small(model, tokenizer, batch, *args):  # type: ignore[no-untyped-def]
         tried.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return plain_generate(model, tokenizer, batch, **named)
+        return original(model, tokenizer, batch, *args)
 
-    monkeypatch.setattr(answers.plain, "generate", small)
+    monkeypatch.setattr(module, "_continue_batch", small)
     assert ask(batch_size=6, cache=Cache(tmp_path, "model")) == expected
     assert tried == [6, 3, 1, 1, 1, 1, 1, 1]
 
 
-def test_a_single_answer_that_does_not_fit_is_said(ask, monkeypatch):
+def test_a_single_prompt_that_does_not_fit_is_said(ask, monkeypatch):
     def none(*args, **named):  # type: ignore[no-untyped-def]
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")
 
-    monkeypatch.setattr(answers.plain, "generate", none)
-    with pytest.raises(SafeSteerError, match="out of memory with a single answer"):
+    monkeypatch.setattr(module, "_continue_batch", none)
+    with pytest.raises(SafeSteerError, match="out of memory with a single sequence"):
         ask(batch_size=None)
 
 
@@ -167,36 +160,9 @@ def test_other_failures_are_not_hidden(ask, monkeypatch):
     def broken(*args, **named):  # type: ignore[no-untyped-def]
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(answers.plain, "generate", broken)
+    monkeypatch.setattr(module, "_continue_batch", broken)
     with pytest.raises(RuntimeError, match="something else"):
         ask()
-
-
-def test_the_batch_size_depends_on_the_length(tiny_chat_model):
-    """More short sequences than long ones at once; at least one, at most the limit."""
-    model = tiny_chat_model.model
-    assert rows_that_fit(model, 1) == CPU_ROWS
-    assert rows_that_fit(model, CPU_TOKENS // 4) == 4
-    assert rows_that_fit(model, 100 * CPU_TOKENS) == 1
-    # 2 (keys, values) x 4 layers x 2 heads x 16 numbers, and 12 vectors of 32, in float32.
-    assert bytes_per_token(model) == 4 * (2 * 4 * 2 * 16 + 12 * 32)
-
-
-def test_weights_of_most_of_a_card_leave_room_for_more_than_one_answer(monkeypatch):
-    """Sixteen of 24 GB are weights: half of the other eight is for answers."""
-    size = SimpleNamespace(total_memory=24e9)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
-    weight = SimpleNamespace(
-        device=torch.device("cuda"), nbytes=16_000_000_000, element_size=lambda: 2
-    )
-    config = SimpleNamespace(
-        num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=32, hidden_size=4096
-    )
-    model = SimpleNamespace(parameters=lambda: iter([weight]), config=config, dtype=torch.bfloat16)
-    token = 2 * (2 * 32 * 8 * 128 + 12 * 4096)
-    assert rows_that_fit(model, 200) == int(4e9 / (200 * token)) > 50
-    half = rows_that_fit(model, 200, 2 * model.dtype.itemsize)
-    assert half == rows_that_fit(model, 200) // 2
 
 
 def test_a_digest_sees_every_number_type_and_name():

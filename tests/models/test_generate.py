@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safesteer.models.generate import InverseCdfSampler, end_of_turn_ids, generate
+from safesteer.models.generate import Decoding, InverseCdfSampler, end_of_turn_ids, generate
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length.", "A", "B c"]
 
@@ -32,9 +32,7 @@ def greedy_by_hand(model, ids, count, ends):  # type: ignore[no-untyped-def]
 def test_greedy_answers_are_those_of_one_prompt_at_a_time(batch_size, tiny_chat_model, prompts):
     """Whatever the batch and its padding, in the order of the prompts."""
     model = tiny_chat_model.model
-    found = generate(
-        model, tiny_chat_model.tokenizer, prompts, max_new_tokens=9, batch_size=batch_size
-    )
+    found = generate(model, tiny_chat_model.tokenizer, prompts, Decoding(9), batch_size=batch_size)
     assert found == [greedy_by_hand(model, ids, 9, {2}) for ids in prompts]
     assert len({tuple(answer) for answer in found}) == len(prompts)
 
@@ -42,11 +40,11 @@ def test_greedy_answers_are_those_of_one_prompt_at_a_time(batch_size, tiny_chat_
 def test_answers_end_with_the_turn(tiny_chat_model, prompts):
     """Every token that the model or the tokenizer declares ends an answer and is its last token."""
     model, tokenizer = tiny_chat_model.model, tiny_chat_model.tokenizer
-    free = generate(model, tokenizer, prompts, max_new_tokens=9)
+    free = generate(model, tokenizer, prompts, Decoding(9))
     ends = [free[0][3], free[1][5]]
     model.generation_config.eos_token_id = ends
     assert end_of_turn_ids(model, tokenizer) == [*ends, tokenizer.eos_token_id]
-    stopped = generate(model, tokenizer, prompts, max_new_tokens=9)
+    stopped = generate(model, tokenizer, prompts, Decoding(9))
     for whole, cut in zip(free, stopped, strict=True):
         assert cut == whole[: len(cut)]
         assert not set(cut[:-1]) & set(ends)
@@ -57,11 +55,11 @@ def test_answers_end_with_the_turn(tiny_chat_model, prompts):
 def test_penalties_of_the_model_s_own_settings_are_left_out(tiny_chat_model, prompts):
     """A repetition penalty or a beam search in generation_config.json changes no answer."""
     model = tiny_chat_model.model
-    plain = generate(model, tiny_chat_model.tokenizer, prompts, max_new_tokens=9)
+    plain = generate(model, tiny_chat_model.tokenizer, prompts, Decoding(9))
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.no_repeat_ngram_size = 1
     model.generation_config.num_beams = 3
-    assert generate(model, tiny_chat_model.tokenizer, prompts, max_new_tokens=9) == plain
+    assert generate(model, tiny_chat_model.tokenizer, prompts, Decoding(9)) == plain
 
 
 def test_sampling_draws_from_the_softmax():
@@ -88,8 +86,7 @@ def test_first_sampled_tokens_follow_the_models_distribution(tiny_chat_model, pr
         model,
         tiny_chat_model.tokenizer,
         [ids] * 2000 + [prompts[2]],
-        max_new_tokens=1,
-        temperature=0.5,
+        Decoding(1, 0.5),
         batch_size=2001,
     )
     p = torch.softmax(model(torch.tensor([ids])).logits[0, -1] / 0.5, dim=-1)
@@ -109,8 +106,7 @@ def test_the_seed_reproduces_samples(tiny_chat_model, prompts):
             tiny_chat_model.model,
             tiny_chat_model.tokenizer,
             [prompts[0]] * 4,
-            max_new_tokens=6,
-            temperature=1.0,
+            Decoding(6, 1.0),
         )
 
     assert sample(0) == sample(0) != sample(1)
@@ -124,7 +120,7 @@ def test_progress_counts_sequences(tiny_chat_model, prompts):
         tiny_chat_model.model,
         tiny_chat_model.tokenizer,
         prompts,
-        max_new_tokens=1,
+        Decoding(1),
         batch_size=2,
         progress=lambda done, total: seen.append((done, total)),
     )

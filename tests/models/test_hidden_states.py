@@ -6,8 +6,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from safesteer.models import hidden_states as forward
 from safesteer.models.chat import pad_left
-from safesteer.models.generate import generate
-from safesteer.models.hidden_states import hidden_states, share_prefix
+from safesteer.models.generate import Decoding, generate
+from safesteer.models.hidden_states import completion_states, hidden_states, share_prefix
 from safesteer.models.layers import find_blocks
 from safesteer.models.steering import ablate, steer
 
@@ -82,9 +82,7 @@ def test_greedy_answers_are_the_same(model, sharing, tokenizer):
     """Generation goes on from the shared keys and values."""
     model = wide(model)
     prompts = [BEGINNING + end for end in ENDS]
-    plain, shared = both_ways(
-        sharing, lambda: generate(model, tokenizer, prompts, max_new_tokens=6)
-    )
+    plain, shared = both_ways(sharing, lambda: generate(model, tokenizer, prompts, Decoding(6)))
     assert plain == shared
 
 
@@ -135,6 +133,21 @@ def test_what_cannot_be_shared_is_not(sharing):
     assert share_prefix(llama, IDS, MASK) is None
 
 
+@pytest.mark.parametrize("run_last", [False, True])
+def test_completion_states_are_those_before_each_token(run_last, tiny_chat_model, sharing):
+    """[T, D] for each completion, padded or not, with a shared beginning or not, or empty."""
+    model, prompts = tiny_chat_model.model, [BEGINNING, [*BEGINNING, 4, 4], BEGINNING[:3]]
+    completions = [[11, 12, 13], [21], []]
+    for on in (False, True):
+        sharing(on)
+        found = completion_states(model, prompts, completions, 0, run_last=run_last)
+        for states, prompt, completion in zip(found, prompts, completions, strict=True):
+            ids = torch.tensor([prompt + completion])
+            expected = hidden_states(model, ids, torch.ones_like(ids))[0, len(prompt) - 1 : -1]
+            assert states.shape == (len(completion), 32)
+            assert torch.allclose(states, expected, atol=1e-5)
+
+
 def test_the_last_tokens_can_be_kept_apart(tiny_chat_model, sharing):
     """Rows that are all alike keep `tail` tokens of their own, for hooks that read these."""
     sharing(True)
@@ -165,7 +178,5 @@ def test_a_window_that_answers_grow_past_is_not_shared(sharing, tokenizer):
     assert share_prefix(model, IDS, MASK) is not None
     assert share_prefix(model, IDS, MASK, new_tokens=40) is None
     prompts = [BEGINNING + end for end in ENDS]
-    plain, shared = both_ways(
-        sharing, lambda: generate(model, tokenizer, prompts, max_new_tokens=40)
-    )
+    plain, shared = both_ways(sharing, lambda: generate(model, tokenizer, prompts, Decoding(40)))
     assert plain == shared and max(map(len, plain)) > 24

@@ -10,8 +10,8 @@ import torch
 from safesteer.direction.activations import prompt_means
 from safesteer.errors import SafeSteerError
 from safesteer.models import hidden_states as forward
-from safesteer.models.generate import generate
-from safesteer.models.oom import in_batches
+from safesteer.models.generate import Decoding, generate
+from safesteer.models.oom import BatchSize, in_batches
 
 
 def work_that_holds(most: int, tried: list[int]):  # type: ignore[no-untyped-def]
@@ -32,13 +32,24 @@ def test_batches_are_halved_and_stay_so(caplog):
     assert [row for part in found for row in part] == list(range(11))
     assert tried == [8, 4, 2, 2, 2, 2, 2, 1]
     assert [r.getMessage().split(";")[0] for r in caplog.records] == [
-        "out of memory with 8 sequences at once",
-        "out of memory with 4 sequences at once",
+        "out of memory with 8 sequences in a batch",
+        "out of memory with 4 sequences in a batch",
     ]
 
 
+def test_a_batch_size_stays_halved_and_may_depend_on_the_row():
+    """Across loops that share it; a function of the first row bounds each batch anew."""
+    size, tried = BatchSize(8), []
+    list(in_batches(range(4), size, work_that_holds(2, tried)))
+    list(in_batches(range(4), size, work_that_holds(9, tried)))
+    assert (size.rows, tried) == (2, [4, 2, 2, 2, 2])
+    tried.clear()
+    list(in_batches([3, 3, 3, 1, 1], lambda row: row, work_that_holds(2, tried)))
+    assert tried == [3, 1, 1, 1, 1, 1]
+
+
 def test_a_single_row_that_does_not_fit_is_said():
-    with pytest.raises(SafeSteerError, match="out of memory with a single sequence; what would"):
+    with pytest.raises(SafeSteerError, match=r"out of memory with a single sequence\. Try"):
         list(in_batches([1, 2], 2, work_that_holds(0, [])))
 
 
@@ -56,7 +67,7 @@ def test_stages_give_the_same_in_smaller_batches(tiny_chat_model, monkeypatch):
     prompts = [[{"role": "user", "content": "word " * count}] for count in range(1, 8)]
     ids = [tiny_chat_model.chat.ids(messages) for messages in prompts]
     means = prompt_means(tiny_chat_model, prompts, 2)
-    answers = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, max_new_tokens=5)
+    answers = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, Decoding(5))
     inner = forward.backbone(tiny_chat_model.model)
     original = inner.forward
 
@@ -67,5 +78,5 @@ def test_stages_give_the_same_in_smaller_batches(tiny_chat_model, monkeypatch):
 
     monkeypatch.setattr(inner, "forward", small)
     assert torch.allclose(prompt_means(tiny_chat_model, prompts, 2), means, atol=1e-5)
-    again = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, max_new_tokens=5)
+    again = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, Decoding(5))
     assert again == answers

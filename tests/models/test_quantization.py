@@ -277,10 +277,13 @@ def test_a_text_tower_that_is_stored_so_counts(folder):
     assert quantize.stored_quantization(folder) == "awq"
 
 
-def test_all_weights_cannot_be_trained_in_few_bits(folder):
-    rounded = {"id": str(folder), "quantization": "8bit"}
-    with pytest.raises(InputError, match=r"'full' trains every weight.*8bit.*method=lora"):
-        load_settings("default", model=rounded, train={"method": "full"})
+def test_all_weights_of_a_quantized_base_cannot_be_trained(folder):
+    with pytest.raises(InputError, match=r"'full' trains every weight.*8bit.*train\.method=lora"):
+        load_settings(
+            "default",
+            model={"id": str(folder), "quantization": "8bit"},
+            train={"method": "full"},
+        )
 
 
 def test_weights_in_few_bits_are_not_spread(folder, tmp_path, monkeypatch):

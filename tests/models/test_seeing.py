@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 from safesteer.config.settings import ModelSettings, TrainSettings
 from safesteer.distill.lora import with_lora
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.generate import generate
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks, text_tower_name
 from safesteer.models.load import copy_processor_files, load_model
@@ -78,9 +78,9 @@ def test_a_text_is_read_as_the_whole_model_reads_it(model):
 def test_a_batch_with_a_common_beginning_after_one_of_another_size(model, tokenizer):
     begin = torch.randint(5, 300, (140,), generator=torch.Generator().manual_seed(0)).tolist()
     prompts = [[*begin, *end] for end in ([7, 8, 9], [10], [11, 12])]
-    alone = [generate(model, tokenizer, [p], max_new_tokens=5)[0] for p in prompts]
-    generate(model, tokenizer, prompts[:2], max_new_tokens=5)
-    assert generate(model, tokenizer, prompts, max_new_tokens=5) == alone
+    alone = [generate(model, tokenizer, [p], Decoding(5))[0] for p in prompts]
+    generate(model, tokenizer, prompts[:2], Decoding(5))
+    assert generate(model, tokenizer, prompts, Decoding(5)) == alone
 
 
 def test_a_folder_is_loaded_whole(model, tokenizer, tmp_path):

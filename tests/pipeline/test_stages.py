@@ -26,7 +26,7 @@ from safesteer.evaluate.stored import read_results
 from safesteer.events import Reporter
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.files import fingerprint
-from safesteer.models.generate import generate
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.load import load_model
 from safesteer.pipeline.stages import Pipeline
 from safesteer.prompts import load_prompt_set
@@ -188,7 +188,7 @@ def answers(model: Any, tokenizer: Any, prompt_files: dict[str, str]) -> list[st
     chat = ChatRenderer(tokenizer)
     prompts = load_prompt_set("harmful", prompt_files["harmful"]).test[:2]
     rendered = [chat.ids(prompt.messages) for prompt in prompts]
-    return [chat.decode(ids) for ids in generate(model, tokenizer, rendered, max_new_tokens=5)]
+    return [chat.decode(ids) for ids in generate(model, tokenizer, rendered, Decoding(5))]
 
 
 def test_a_run_leaves_the_files_of_the_contract(finished):

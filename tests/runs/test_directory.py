@@ -55,7 +55,8 @@ def test_another_model_is_refused(tmp_path, open_run):
     with pytest.raises(InputError) as caught:
         open_run(id="other", sha256="2" * 64)
     assert str(caught.value) == (
-        f"{tmp_path / 'run'} holds a run of another model, tiny. Try: another --output-dir, or --fresh"
+        f"{tmp_path / 'run'} holds a run of another model, tiny. Try: another --output-dir, or"
+        " --fresh"
     )
     assert (tmp_path / "run" / "manifest.json").read_text() == before
     # The refused attempt holds no lock, and --fresh is a way out.

@@ -16,9 +16,9 @@ from safesteer.direction.vector import Direction
 from safesteer.judges.looping import is_looping
 from safesteer.judges.refusal_patterns import judge_refusal
 from safesteer.models.base_weights import base_weights
-from safesteer.models.chat import Message, pad_left
-from safesteer.models.generate import generate
-from safesteer.models.hidden_states import hidden_states
+from safesteer.models.chat import Message
+from safesteer.models.generate import Decoding, generate
+from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import in_batches
@@ -49,7 +49,7 @@ def observe(
             model.model,
             model.tokenizer,
             rendered,
-            max_new_tokens=max_new_tokens,
+            Decoding(max_new_tokens),
             batch_size=batch_size,
         )
     texts = [model.chat.decode(answer) for answer in answers]
@@ -60,8 +60,7 @@ def observe(
     return Behaviour(
         refusals=sum(refused) / len(refused),
         loops=sum(map(is_looping, texts)) / len(texts),
-        nll=answer_nll(model, [model.chat.ids(m) for m in prompts], answers).sum().item()
-        / max(1, sum(map(len, answers))),
+        nll=answer_nll(model, rendered, answers).sum().item() / max(1, sum(map(len, answers))),
     )
 
 
@@ -77,12 +76,11 @@ def answer_nll(
     head = OutputHead.of(model.model)
 
     def score(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[torch.Tensor]:
-        full = [[*prompt, *answer] for prompt, answer in pairs]
-        ids, mask = pad_left(full, model.tokenizer.pad_token_id, model.model.device)
-        hidden = hidden_states(model.model, ids, mask)
+        asked, given = zip(*pairs, strict=True)
+        pad_id = model.tokenizer.pad_token_id
         found = []
-        for row, (_, answer) in enumerate(pairs):
-            predicting = hidden[row, -len(answer) - 1 : -1]
+        states = completion_states(model.model, asked, given, pad_id, run_last=True)
+        for predicting, answer in zip(states, given, strict=True):
             log_p = torch.log_softmax(head.logits(predicting), dim=-1)
             target = torch.tensor(list(answer), device=log_p.device)
             found.append(-log_p.gather(1, target[:, None]).sum().cpu())

@@ -34,8 +34,8 @@ from peft.tuners.lora import LoraLayer
 from safesteer.distill.attention import sound_attention
 from safesteer.errors import SafeSteerError
 from safesteer.models.chat import Message
-from safesteer.models.generate import generate
-from safesteer.models.hidden_states import hidden_states
+from safesteer.models.generate import Decoding, generate
+from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 
@@ -139,7 +139,7 @@ def _second_moments(
     """
     prompts = [model.chat.ids(messages) for messages in anchors]
     answers = generate(
-        model.model, model.chat.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, batch_size=64
+        model.model, model.chat.tokenizer, prompts, Decoding(ANSWER_TOKENS), batch_size=64
     )
     sums: dict[str, torch.Tensor] = {}
     outputs: list[tuple[str, torch.Tensor]] = []  # of the prompt that is being read
@@ -167,9 +167,10 @@ def _second_moments(
                     )
                     hooks.callback(hook.remove)
         for prompt, answer in zip(prompts, answers, strict=True):
-            ids = torch.tensor([prompt + answer], device=model.model.device)
-            hidden = hidden_states(student, ids, torch.ones_like(ids))
-            log_p = torch.log_softmax(head.logits(hidden[0, len(prompt) - 1 : -1]), dim=-1)
+            (states,) = completion_states(
+                student, [prompt], [answer], model.tokenizer.pad_token_id, run_last=True
+            )
+            log_p = torch.log_softmax(head.logits(states), dim=-1)
             token = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=drawn)
             loss = log_p.gather(-1, token.to(log_p.device)).sum()
             reached = [y for _, y in outputs]

@@ -31,11 +31,10 @@ from safesteer.distill.rollout_metrics import answer_mask, answer_rates
 from safesteer.distill.teacher_pass import TEACHER_TOKENS, Reader
 from safesteer.errors import SafeSteerError
 from safesteer.models.chat import ChatRenderer, pad_left
-from safesteer.models.generate import end_of_turn_ids, generate
+from safesteer.models.generate import Decoding, end_of_turn_ids, generate
 from safesteer.models.layer_cache import from_layer
-from safesteer.models.layers import is_sharded
 from safesteer.models.lm_head import OutputHead
-from safesteer.models.oom import attempt, halved
+from safesteer.models.oom import BatchSize
 from safesteer.teacher import Teacher
 
 
@@ -102,7 +101,7 @@ class SafeSteerTrainer(DistillationTrainer):
         self.anchor_tokens = anchor_tokens
         self.anchor_weight = anchor_weight
         self.base_model = base_model
-        self.rollout_batch = rollout_batch
+        self.rollout_batch = BatchSize(rollout_batch)
         self.opening = opening
         self.updates_per_rollout = updates_per_rollout
         self.whitening = whitening or {}
@@ -246,22 +245,13 @@ class SafeSteerTrainer(DistillationTrainer):
                     student.train(training)
 
     def _sample(self, student: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
-        def sample() -> list[list[int]]:
-            return generate(
-                student,
-                self.chat.tokenizer,
-                prompt_ids,
-                max_new_tokens=self._rollout_length(),
-                temperature=self.temperature,
-                batch_size=self.rollout_batch,
-                halve=False,
-            )
-
-        if is_sharded(student):
-            return sample()
-        while (found := attempt(sample)) is None:
-            self.rollout_batch = halved(min(self.rollout_batch, len(prompt_ids)), "rollout")
-        return found
+        return generate(
+            student,
+            self.chat.tokenizer,
+            prompt_ids,
+            Decoding(self._rollout_length(), self.temperature),
+            batch_size=self.rollout_batch,
+        )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._begun = [row.get("begun") or "" for row in inputs]

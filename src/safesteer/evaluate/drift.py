@@ -17,12 +17,11 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from safesteer.evaluate.statistics import mean_interval
-from safesteer.models.answer_cache import generate
 from safesteer.models.base_weights import base_weights
 from safesteer.models.batch_size import rows_that_fit
-from safesteer.models.chat import Message, pad_left
-from safesteer.models.generate import Progress
-from safesteer.models.hidden_states import hidden_states
+from safesteer.models.chat import Message
+from safesteer.models.generate import Decoding, Progress, generate
+from safesteer.models.hidden_states import completion_states, hidden_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import in_batches
@@ -106,38 +105,35 @@ def drift_by_prompt(
             base.model,
             base.tokenizer,
             rendered,
-            max_new_tokens=max_new_tokens,
+            Decoding(max_new_tokens),
             batch_size=batch_size,
             progress=progress,
         )
-    full = [prompt + answer for prompt, answer in zip(rendered, answers, strict=True)]
-    longest = max(full, key=len)
+    longest = max((p + a for p, a in zip(rendered, answers, strict=True)), key=len)
     dtype = _dtype_of_passes(base.model, student, longest)
     exact = dtype == torch.float32
     batch_size = batch_size or rows_that_fit(base.model, len(longest), dtype.itemsize)
     base_head, head = OutputHead.of(base.model), OutputHead.of(student)
+    pad_id = base.tokenizer.pad_token_id
 
     def read(part: Sequence[int]) -> list[tuple[float, float]]:
-        ids, mask = pad_left(
-            [full[row] for row in part], base.tokenizer.pad_token_id, base.model.device
-        )
+        batch = [rendered[row] for row in part], [answers[row] for row in part], pad_id
         with ExitStack() as widened:
             for model in (base.model, student) if exact else ():
                 widened.enter_context(in_float32(model))
             with base_weights(student):
-                before = hidden_states(base.model, ids, mask)
-            after = hidden_states(student, ids, mask)
+                before = completion_states(base.model, *batch, run_last=True)
+            after = completion_states(student, *batch, run_last=True)
         found = []
-        for row, index in enumerate(part):
-            where = slice(-len(answers[index]) - 1, -1)
-            log_0 = base_head.every_log_prob(before[row, where])
-            log_s = head.every_log_prob(after[row, where])
+        for states_0, states_s in zip(before, after, strict=True):
+            log_0 = base_head.every_log_prob(states_0)
+            log_s = head.every_log_prob(states_s)
             same = log_0.argmax(-1) == log_s.argmax(-1)
             kl = (log_0.exp() * (log_0 - log_s)).sum(-1).mean()
             found.append((same.float().mean().item(), kl.item()))
         return found
 
-    parts = in_batches(range(len(full)), batch_size, read)
+    parts = in_batches(range(len(rendered)), batch_size, read)
     return Drift([pair for part in parts for pair in part], str(dtype).removeprefix("torch."))
 
 

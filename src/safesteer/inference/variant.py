@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from safesteer.models.answer_cache import Cache, generate, identity, weights_digest
+from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import Message, Response
-from safesteer.models.generate import Progress, end_of_turn_ids
+from safesteer.models.generate import Decoding, Progress, end_of_turn_ids, generate
 from safesteer.models.load import ChatModel
 from safesteer.models.quantization import quantization_of
 from safesteer.teacher import Teacher
@@ -68,8 +68,7 @@ class ModelVariant:
                 self.runner,
                 self.model.tokenizer,
                 prompts,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
+                Decoding(max_new_tokens, temperature),
                 batch_size=batch_size,
                 cache=cache,
                 progress=progress,

@@ -22,8 +22,9 @@ from safesteer.judges.guard_weights import (
     load_weights,
 )
 from safesteer.judges.verdict import Progress, Verdict
-from safesteer.models.answer_cache import Cache, generate, identity, weights_digest
+from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import ChatRenderer, Message, pad_left
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import positions
 from safesteer.models.layers import text_config
 
@@ -186,7 +187,7 @@ class GuardJudge:
             self.model,
             self.chat.tokenizer,
             prompts,
-            max_new_tokens=self.guard.max_new_tokens,
+            Decoding(self.guard.max_new_tokens),
             batch_size=self.batch_size,
             cache=self.cache,
             progress=progress,

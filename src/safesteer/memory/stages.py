@@ -18,7 +18,7 @@ from safesteer.config.settings import Settings
 from safesteer.distill.teacher_pass import TEACHER_TOKENS
 from safesteer.memory.blocks import FLOAT32, Pass
 from safesteer.memory.shape import Shape, first_layer
-from safesteer.models.batch_size import CUDA_ROWS, rows_on_card, rows_on_cpu, token_bytes
+from safesteer.models.batch_size import CUDA_ROWS, rows_on_cpu, rows_on_gpu, token_bytes
 from safesteer.models.hidden_states import is_worthwhile
 
 STAGES = ("load", "direction", "tokens", "train", "evaluate")
@@ -174,7 +174,7 @@ class _Stages:
             return CUDA_ROWS
         s = self.shape
         token = token_bytes(size, s.layers, s.keys, s.width)
-        return rows_on_card(self.place.card, weight_bytes(s, self.place), tokens, token)
+        return rows_on_gpu(self.place.card, weight_bytes(s, self.place), tokens, token)
 
     # The stages ----------------------------------------------------------------------------------
 

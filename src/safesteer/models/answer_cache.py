@@ -1,8 +1,8 @@
-"""Answers that are kept: batches as they finish, so that an interrupted evaluation goes on.
+"""A cache of generated batches on disk, so that an interrupted evaluation resumes.
 
-A batch is kept whole and is used again only whole: on most hardware the last digits of a
-computation, and with them now and then a word, depend on what else is in the batch. So results are
-the same with and without what was kept. Of answers it holds hashes and token ids, no text.
+A batch is reused only as a whole: on most hardware the last digits of a computation, and with them
+now and then a word, depend on the rest of the batch. Results are the same with and without the
+cache. It holds hashes and token ids, no text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +19,39 @@ import torch
 import transformers
 
 from safesteer.files import append_line
-from safesteer.models import generate as plain
-from safesteer.models.batch_size import rows_that_fit
-from safesteer.models.generate import Progress, end_of_turn_ids
-from safesteer.models.oom import attempt, halved
 
-_log = logging.getLogger("safesteer.models.answer_cache")
+_log = logging.getLogger(__name__)
+
+# Raise this when `safesteer.models.generate` changes the answers.
+GENERATION = 2
 
 
 def user_cache() -> Path:
-    """Where answers of models that belong to no run are kept; it may be deleted at any time."""
+    """The folder for answers of models outside any run; it may be deleted at any time."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "safesteer" / "answers"
 
 
 def identity(parts: Mapping[str, Any]) -> str:
-    """A hash of `parts` (JSON values), what changes a model's output, and of the versions here."""
-    versions = [torch.__version__, transformers.__version__, plain.GENERATION]
+    """A hash of everything that changes a model's answers.
+
+    Args:
+        parts: JSON values that identify the model; the versions of the libraries are added.
+    """
+    versions = [torch.__version__, transformers.__version__, GENERATION]
     text = json.dumps({"versions": versions, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Cache:
-    """Values by key for one model, in a JSONL file of its own that only grows.
+    """Values of one model by key, in an append-only JSONL file.
+
+    Damaged lines, such as the last one of a killed process, are skipped. If the folder cannot be
+    written, a warning is logged and nothing is kept.
 
     Args:
-        folder: made when the first value is kept.
-        identity: whatever changes a model's answers, as one string.
-
-    A line that is damaged, such as the last one of a killed process, is passed over. Where the
-    folder cannot be written, a warning is logged and nothing is kept.
+        folder: created with the first value.
+        identity: everything that changes the model's answers, as one string; see `identity`.
     """
 
     def __init__(self, folder: str | Path, identity: str) -> None:
@@ -57,11 +60,11 @@ class Cache:
         self._values = dict(_read_lines(self._path))
 
     def get(self, key: Any) -> Any:
-        """The value kept under `key` (JSON values), or None."""
+        """The value of `key` (JSON values), or None."""
         return self._values.get(self._hash(key))
 
     def put(self, key: Any, value: Any) -> None:
-        """Keep a value (JSON values) in one write of a whole line."""
+        """Store a value (JSON values) in one write of a whole line."""
         hashed = self._hash(key)
         self._values[hashed] = value
         line = json.dumps({"key": hashed, "value": value}, separators=(",", ":")).encode()
@@ -73,62 +76,6 @@ class Cache:
     def _hash(self, key: Any) -> str:
         text = json.dumps([self._identity, key], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    batch_size: int | None = None,
-    cache: Cache | None = None,
-    progress: Progress | None = None,
-) -> list[list[int]]:
-    """`safesteer.models.generate.generate`, with batches that are kept and that fit.
-
-    `batch_size` None takes as many prompts at once as the memory should hold; where it does not,
-    the batch is halved, and what is finished stays. Only greedy answers are kept.
-
-    Raises SafeSteerError when the memory does not hold a single answer.
-    """
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    answers: list[list[int]] = [[] for _ in prompts]
-    ends = end_of_turn_ids(model, tokenizer)
-    most = batch_size or len(prompts)
-    start = 0
-    while start < len(order):
-        longest = len(prompts[order[start]]) + max_new_tokens
-        fitting = batch_size or rows_that_fit(model, longest)
-        rows = order[start : start + min(most, fitting)]
-        batch = [list(prompts[row]) for row in rows]
-        key = {"prompts": batch, "max_new_tokens": max_new_tokens, "ends": ends}
-        kept = cache.get(key) if cache is not None and temperature == 0 else None
-        found = kept if isinstance(kept, list) and len(kept) == len(rows) else None
-        if found is None:
-            found = attempt(
-                lambda batch=batch: plain.generate(  # type: ignore[misc]
-                    model,
-                    tokenizer,
-                    batch,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    batch_size=len(batch),
-                    halve=False,
-                )
-            )
-            if found is None:
-                most = halved(len(rows), "answer")
-                continue
-            if cache is not None and temperature == 0:
-                cache.put(key, found)
-        for row, answer in zip(rows, found, strict=True):
-            answers[row] = answer
-        start += len(rows)
-        if progress is not None:
-            progress(start, len(order))
-    return answers
 
 
 def weights_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

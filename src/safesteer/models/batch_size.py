@@ -30,7 +30,7 @@ def rows_that_fit(model: Any, tokens: int, size: int | None = None) -> int:
         return rows_on_cpu(tokens)
     total = torch.cuda.get_device_properties(device).total_memory
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return rows_on_card(total, weights, tokens, bytes_per_token(model, size))
+    return rows_on_gpu(total, weights, tokens, bytes_per_token(model, size))
 
 
 def rows_on_cpu(tokens: int) -> int:
@@ -38,7 +38,7 @@ def rows_on_cpu(tokens: int) -> int:
     return max(1, min(CPU_ROWS, CPU_TOKENS // max(1, tokens)))
 
 
-def rows_on_card(card: float, weights: float, tokens: int, token: int) -> int:
+def rows_on_gpu(card: float, weights: float, tokens: int, token: int) -> int:
     """How many sequences of `tokens` a card is given at once.
 
     `card`, `weights`: bytes of its memory and of the model; `token`: see `token_bytes`.

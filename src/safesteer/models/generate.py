@@ -1,25 +1,28 @@
-"""Answers from a model: batches sorted by length, greedy or sampled, cut at the end of the turn.
+"""Generation in batches sorted by length, greedy or sampled, cut at the end of the turn.
 
-Uses ``model.generate``; only the draw of a sampled token is ours. Knows nothing of steering: run it
-inside a hook's context and the steered model answers.
+Runs ``model.generate``; only the draw of a sampled token is ours. Inside a steering context the
+steered model answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from safesteer.models.answer_cache import Cache
+from safesteer.models.batch_size import rows_that_fit
 from safesteer.models.chat import pad_left
 from safesteer.models.hidden_states import share_prefix
 from safesteer.models.layers import is_sharded
-from safesteer.models.oom import in_batches
+from safesteer.models.oom import BatchSize, in_batches
 
-# What is left unset is taken from the model's generation_config.json; a repetition penalty there
-# (Qwen2.5 has one) would make every answer one of another distribution than the one compared.
+# Unset options come from the model's generation_config.json, where a repetition penalty (Qwen2.5
+# has one) would change the distribution that answers are drawn from.
 _PLAIN = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
@@ -29,18 +32,14 @@ _PLAIN = {
     "use_cache": True,
 }
 
-# Part of the key under which answers are kept: raised when this file changes what they are.
-GENERATION = 2
-
 Progress = Callable[[int, int], None]  # (done, total) sequences
 
 
 class InverseCdfSampler(LogitsProcessor):
-    """Draws the next token by one uniform number per sequence and leaves only it possible.
+    """Sampling by the inverse cumulative distribution: one uniform number per sequence.
 
-    ``torch.multinomial`` on the CPU draws one exponential number per vocabulary item, which for
-    small models costs as much as the model itself; the inverse of the cumulative distribution
-    needs one number per sequence. The distribution is the same.
+    ``torch.multinomial`` on the CPU draws one number per vocabulary entry, which for small models
+    costs as much as the model itself. The distribution is the same.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -56,7 +55,7 @@ class InverseCdfSampler(LogitsProcessor):
 
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: the model's own declaration and the tokenizer's."""
+    """Token ids that end an answer, by the model's generation config and the tokenizer."""
     declared = model.generation_config.eos_token_id if model.generation_config else None
     ids = [declared] if isinstance(declared, int) else list(declared or [])
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
@@ -64,29 +63,87 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     return ids
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded.
+
+    Attributes:
+        max_new_tokens: the most tokens in an answer.
+        temperature: of sampling; 0 is greedy decoding.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+
+
 @torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    batch_size: int = 32,
-    halve: bool = True,
+    batch_size: int | BatchSize | None = None,
+    cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt (token ids); returns the new ids, the token that ends the turn included.
+    """Continue each prompt with the model's answer.
 
-    A batch that does not fit into memory is halved, or with `halve` off an error as it comes.
+    Sampling draws from torch's global generator, so the caller's seed decides.
 
-    `temperature` 0 is greedy decoding. Sampling draws from torch's global generator, so that the
-    caller's seed decides. Results are in the order of `prompts`.
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        tokenizer: its tokenizer, with a padding token.
+        prompts: token ids of each prompt.
+        decoding: length and temperature.
+        batch_size: prompts in a batch; None takes as many as memory should hold. A batch that does
+            not fit is halved, except in passes that several processes make in step.
+        cache: greedy answers are read from here and kept here, batch by batch.
+        progress: called with the prompts done and all prompts after each batch.
+
+    Returns:
+        The new token ids of each prompt, including the token that ends the turn.
+
+    Raises:
+        SafeSteerError: memory does not hold a single prompt.
     """
     ends = end_of_turn_ids(model, tokenizer)
-    processors = LogitsProcessorList([InverseCdfSampler(temperature)] if temperature > 0 else [])
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    in_step = is_sharded(model)
+
+    def fitting(row: int) -> int:  # of a batch whose longest prompt is the first
+        return rows_that_fit(model, len(prompts[row]) + decoding.max_new_tokens)
+
+    def answer(rows: Sequence[int]) -> tuple[Sequence[int], list[list[int]]]:
+        batch = [list(prompts[row]) for row in rows]
+        if cache is None or decoding.temperature > 0:
+            return rows, _continue_batch(model, tokenizer, batch, decoding, in_step)
+        key = {"prompts": batch, "max_new_tokens": decoding.max_new_tokens, "ends": ends}
+        found = cache.get(key)
+        if not isinstance(found, list) or len(found) != len(rows):
+            found = _continue_batch(model, tokenizer, batch, decoding, in_step)
+            cache.put(key, found)
+        return rows, found
+
+    done = 0
+    for rows, found in in_batches(order, batch_size or fitting, answer, halve=not in_step):
+        for row, tokens in zip(rows, found, strict=True):
+            answers[row] = tokens
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(order))
+    return answers
+
+
+def _continue_batch(
+    model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding, in_step: bool
+) -> list[list[int]]:
+    """Answers to one batch, each cut after the token that ends its turn."""
+    ends = end_of_turn_ids(model, tokenizer)
+    sampler = [InverseCdfSampler(decoding.temperature)] if decoding.temperature > 0 else []
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
         eos_token_id=ends or None,
         pad_token_id=tokenizer.pad_token_id,
@@ -94,41 +151,29 @@ def generate(
         disable_compile=True,
         **_PLAIN,
     )
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    answers: list[list[int]] = [[] for _ in prompts]
-    device = model.device
-    in_step = is_sharded(model)  # passes go on until every process has its answers
-
-    def extend(rows: Sequence[int]) -> list[tuple[int, list[int]]]:
-        ids, mask = pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, device)
-        _forget_pictures(model)
-        shared = share_prefix(model, ids, mask, new_tokens=max_new_tokens)
-        with _contiguous_head_input(model):
-            output = model.generate(
-                input_ids=ids if shared is None else shared.ids,
-                attention_mask=mask if shared is None else shared.mask,
-                past_key_values=None if shared is None else shared.cache,
-                generation_config=config,
-                logits_processor=processors,
-                synced_gpus=in_step or None,
-            )
-        return list(zip(rows, output[:, ids.shape[1] :].tolist(), strict=True))
-
-    done = 0
-    for batch in in_batches(order, batch_size, extend, halve=halve and not in_step):
-        for row, tokens in batch:
-            stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-            answers[row] = tokens[: stop + 1]
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(order))
+    ids, mask = pad_left(prompts, tokenizer.pad_token_id, model.device)
+    _forget_pictures(model)
+    shared = share_prefix(model, ids, mask, new_tokens=decoding.max_new_tokens)
+    with _contiguous_head_input(model):
+        output = model.generate(
+            input_ids=ids if shared is None else shared.ids,
+            attention_mask=mask if shared is None else shared.mask,
+            past_key_values=None if shared is None else shared.cache,
+            generation_config=config,
+            logits_processor=LogitsProcessorList(sampler),
+            synced_gpus=in_step or None,  # passes continue until every process has its answers
+        )
+    answers = []
+    for tokens in output[:, ids.shape[1] :].tolist():
+        stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+        answers.append(tokens[: stop + 1])
     return answers
 
 
 def _forget_pictures(model: Any) -> None:
-    """Drop what Qwen's vision models keep of the last batch's positions.
+    """Reset the position offsets that Qwen's vision models keep from their last batch.
 
-    They add it to those of any batch that begins with a cache, which ours may.
+    They would be added to the positions of a batch that starts from a cache, as ours may.
     """
     for module in model.modules():
         if getattr(module, "rope_deltas", None) is not None:
@@ -137,11 +182,10 @@ def _forget_pictures(model: Any) -> None:
 
 @contextmanager
 def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
-    """Hand the output matrix a contiguous tensor.
+    """Make the output matrix's input contiguous.
 
-    After the prompt's forward transformers passes a strided slice (the last position of each
-    sequence); on the CPU the product then copies the whole output matrix once per sequence, which
-    for the built-in model takes longer than 30 tokens of the answer.
+    After the prompt transformers passes a strided slice (the last position of each sequence), for
+    which the product on the CPU copies the whole output matrix once per sequence.
     """
 
     def contiguous(module, args):  # type: ignore[no-untyped-def]

@@ -8,6 +8,7 @@ every row. The result is the same, gradients and hooks included, up to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from safesteer.models.chat import pad_left
 from safesteer.models.layers import backbone, is_sharded, text_config
 
 # One more pass of the model has to be made up for by the tokens that are saved. The bound on CPUs
@@ -52,6 +54,38 @@ def hidden_states(
         use_cache=True,
     ).last_hidden_state
     return shared.in_place(rest.to(input_ids.device))
+
+
+def completion_states(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    pad_id: int,
+    *,
+    run_last: bool = False,
+) -> list[torch.Tensor]:
+    """Hidden states that predict the tokens of each completion, from one padded batch.
+
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        prompts: token ids of each prompt.
+        completions: token ids after each prompt.
+        pad_id: fills the batch on the left.
+        run_last: also run each completion's last token, which predicts nothing here but which
+            hooks may have to see.
+
+    Returns:
+        [T, D] for each completion of T tokens, after the final norm.
+    """
+    tails = completions if run_last else [completion[:-1] for completion in completions]
+    full = [[*prompt, *tail] for prompt, tail in zip(prompts, tails, strict=True)]
+    ids, mask = pad_left(full, pad_id, model.device)
+    hidden = hidden_states(model, ids, mask)
+    end = hidden.shape[1] - run_last  # the last state of a completion that was run predicts more
+    return [
+        states[end - len(completion) : end]
+        for states, completion in zip(hidden, completions, strict=True)
+    ]
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

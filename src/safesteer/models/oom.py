@@ -1,12 +1,13 @@
-"""Work in batches, which are halved where the memory does not hold them.
+"""Batches that are halved when memory runs out.
 
-What is finished stays finished; the work on a batch must change nothing before it is done.
+Finished batches stay finished, so the work on a batch must change nothing before it is done.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -19,8 +20,15 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 
+@dataclass
+class BatchSize:
+    """The most rows in a batch; once halved, it stays so for every loop that shares the object."""
+
+    rows: int
+
+
 def attempt(work: Callable[[], Result]) -> Result | None:
-    """What `work` returns, or None when the memory did not hold it; other errors are raised."""
+    """The result of `work`, or None when memory ran out; other errors are raised."""
     try:
         return work()
     except Exception as error:
@@ -33,35 +41,41 @@ def attempt(work: Callable[[], Result]) -> Result | None:
 
 def in_batches(
     rows: Sequence[Row],
-    size: int,
+    size: int | BatchSize | Callable[[Row], int],
     work: Callable[[Sequence[Row]], Result],
     *,
     halve: bool = True,
 ) -> Iterator[Result]:
-    """``work`` of every batch of at most `size` rows, in their order.
+    """Yield ``work(batch)`` for batches of `rows`, in their order.
 
-    A batch that does not fit into memory is halved, and so are those after it, in one line; not so
-    without `halve`, for passes that several processes have to make in step.
+    A batch that does not fit into memory is halved, and so are those after it; a warning says so.
 
-    Raises SafeSteerError when a single row does not fit.
+    Args:
+        rows: what to work on.
+        size: the most rows in a batch, or a function that gives it from a batch's first row.
+        work: must not return None.
+        halve: False raises the error of a batch that does not fit, for passes that several
+            processes make in step.
+
+    Raises:
+        SafeSteerError: memory does not hold a single row.
     """
+    most = size if isinstance(size, BatchSize) else BatchSize(len(rows) if callable(size) else size)
     start = 0
     while start < len(rows):
-        part = rows[start : start + size]
+        count = min(most.rows, size(rows[start])) if callable(size) else most.rows
+        part = rows[start : start + count]
         found = attempt(lambda part=part: work(part)) if halve else work(part)  # type: ignore[misc]
         if found is not None:
             yield found
             start += len(part)
             continue
-        size = halved(len(part), "sequence")
-
-
-def halved(rows: int, what: str) -> int:
-    """Half of `rows`, with a warning that says so; raises SafeSteerError when there is but one."""
-    if rows == 1:
-        raise SafeSteerError(
-            f"out of memory with a single {what}; what would do: a smaller model or model.dtype,"
-            " shorter prompts and answers, or a device with more memory"
+        if len(part) == 1:
+            raise SafeSteerError(
+                "out of memory with a single sequence. Try: a smaller model or model.dtype,"
+                " shorter prompts and answers, or a device with more memory"
+            )
+        most.rows = len(part) // 2
+        _log.warning(
+            "out of memory with %d sequences in a batch; continuing with %d", len(part), most.rows
         )
-    _log.warning("out of memory with %d %ss at once; going on with %d", rows, what, rows // 2)
-    return rows // 2

@@ -19,8 +19,8 @@ from safesteer.distill.train import ROLLOUT_TEMPERATURE
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.generate import generate
-from safesteer.models.hidden_states import hidden_states
+from safesteer.models.generate import Decoding, generate
+from safesteer.models.hidden_states import completion_states, hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.steering import edit_block_input
@@ -223,8 +223,7 @@ def _answers(
             variant.runner,
             variant.model.tokenizer,
             _prompts(variant, conversations),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
+            Decoding(max_new_tokens, temperature),
             batch_size=_BATCH,
         )
 
@@ -243,20 +242,14 @@ def _log_probs(
     if variant.teacher is not None:
         head = head.at(variant.teacher.temperature)
     prompts = _prompts(variant, conversations)
-    device = variant.model.model.device
-    columns = torch.tensor(tokens, device=device)
+    columns = torch.tensor(tokens, device=variant.model.model.device)
+    pad_id = variant.model.tokenizer.pad_token_id
     for start in range(0, len(prompts), _BATCH):
-        rows = range(start, min(start + _BATCH, len(prompts)))
-        # The last token of a tail predicts nothing here.
-        ids, mask = pad_left(
-            [prompts[row] + tails[row][:-1] for row in rows],
-            variant.model.tokenizer.pad_token_id,
-            device,
-        )
+        rows = slice(start, start + _BATCH)
         with variant.speaking():
-            hidden = hidden_states(variant.runner, ids, mask)
-        for index, row in enumerate(rows):
-            yield head.fixed_log_probs(hidden[index, -len(tails[row]) :], columns)
+            batch = completion_states(variant.runner, prompts[rows], tails[rows], pad_id)
+        for states in batch:
+            yield head.fixed_log_probs(states, columns)
 
 
 def _last_states(
