@@ -20,7 +20,7 @@ from safesteer.config.load import (
 )
 from safesteer.config.rules import RULES
 from safesteer.config.settings import Settings
-from safesteer.config.settings import load as recipe
+from safesteer.config import load as recipe
 from safesteer.errors import InputError
 
 

@@ -13,7 +13,8 @@ import safesteer
 from safesteer.cli.main import main
 from safesteer.config.load import load_settings
 from safesteer.errors import InputError
-from safesteer.pipeline.stages import Pipeline, preflight
+from safesteer.pipeline import preflight
+from safesteer.pipeline.stages import Pipeline
 from safesteer.runs.directory import RunDirectory
 
 

@@ -39,7 +39,7 @@ KILLED = """
 import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
-from safesteer.pipeline.stages import align as job
+from safesteer.pipeline import align as job
 from safesteer.distill import train
 from safesteer import safety_tokens as select
 

@@ -98,14 +98,14 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, fresh, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(InputError, match="choose another --output-dir"):
+    with pytest.raises(InputError, match="Try: another --output-dir"):
         open_at(tmp_path, fresh)
     assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file; choose a folder"):
+    with pytest.raises(InputError, match="is a file. Try: a folder"):
         open_at(tmp_path / "file")
     with pytest.raises(InputError, match=r"cannot use .*file/run"):
         open_at(tmp_path / "file" / "run")
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch, number, ki
         ('{"schema": 1, "stages": {"dir', "is not valid JSON"),
         ('{"schema": 2, "stages": {}}', "has schema 2"),
         ('{"schema": 1, "stages": {}}', "was damaged or changed"),
-        ("[]", "is no manifest of safesteer"),
+        ("[]", "is not a manifest of safesteer"),
     ],
 )
 def test_a_damaged_manifest_is_named(tmp_path, open_run, content, words):
@@ -164,10 +164,10 @@ def test_fresh_replaces_a_damaged_manifest_of_ours(tmp_path, open_run):
 def test_load_refuses_what_is_no_run(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         RunDirectory.load(tmp_path / "none")
-    with pytest.raises(InputError, match="is no run of safesteer"):
+    with pytest.raises(InputError, match="is not a run of safesteer"):
         RunDirectory.load(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is no run of safesteer"):
+    with pytest.raises(InputError, match="is not a run of safesteer"):
         RunDirectory.load(tmp_path / "file")
 
 

@@ -74,11 +74,9 @@ def test_a_damaged_or_missing_output_is_named(open_run, what):
     path.unlink() if what == "missing" else path.write_text("x")
     with pytest.raises(InputError) as caught:
         _ = run.stage("direction", INPUTS).finished
-    problem = (
-        "is missing" if what == "missing" else "is damaged or was changed since it was written"
-    )
+    problem = "is missing" if what == "missing" else "was damaged or changed after it was written"
     assert str(caught.value) == (
-        f"{path} {problem}; delete {run.path / 'direction'} to compute it again, or use --fresh"
+        f"{path} {problem}. Try: delete {run.path / 'direction'} to make it again, or --fresh"
     )
     # The advice works, and other inputs would have overwritten the file anyway.
     assert not run.stage("direction", {}).finished
@@ -95,7 +93,7 @@ def test_every_folder_of_a_stage_has_to_go(open_run):
             (run.path / name / "file").touch()
             stage.add_output(name)
     shutil.rmtree(run.path / "adapter")
-    with pytest.raises(InputError, match=r"adapter/file is missing; delete .*train and .*adapter"):
+    with pytest.raises(InputError, match=r"adapter/file is missing. Try: delete .*train and .*adapter"):
         _ = run.stage("train", {}).finished
     shutil.rmtree(run.path / "train")
     assert not run.stage("train", {}).finished

@@ -131,7 +131,6 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
 
 def check_devices(settings: Settings) -> None:
     """Raise InputError for settings that these devices and processes cannot work with."""
-    pick_device(settings.model.device)
     processes = distributed.count()
     completions_per_process(settings.train, processes)
     check_device_map(settings.model)
@@ -140,6 +139,7 @@ def check_devices(settings: Settings) -> None:
             f"model.device = '{settings.model.device}' names one device for {processes} processes."
             " Try: model.device=auto"
         )
+    pick_device(settings.model.device)
 
 
 def _open_to_write(path: str | Path, settings: Settings, fresh: bool) -> RunDirectory:
@@ -168,7 +168,10 @@ def record_dtype(run: RunDirectory, settings: ModelSettings) -> None:
 
 def check_disk(path: Path, settings: Settings) -> None:
     """Raise InputError where the disk does not hold the checkpoints of the training."""
-    shape = read_shape(settings.model)
+    try:
+        shape = read_shape(settings.model)
+    except InputError:
+        return  # loading the model reports what is wrong with it
     full = settings.train.method == "full"
     trained = shape.parameters if full else shape.lora_parameters(settings.train.lora)
     needed = trained * (_CHECKPOINTS * _CHECKPOINT_BYTES + 4) + _SMALL_FILES
