@@ -225,7 +225,7 @@ def answers(run: Path) -> list[str]:
 def test_a_run_is_pushed_private_and_without_transcripts(hub, run, new_process, tiny_model_folder):
     outcome = new_process("run", run, "--push-to-hub", "me/safe")
     assert outcome.code == 0, outcome.err
-    assert "private" in outcome.out and "no transcripts" in outcome.out
+    assert "private" in outcome.out and "without transcripts" in outcome.out
     repo = hub.repos["me/safe"]
     assert repo["private"] is True
     files = repo["files"]
@@ -269,7 +269,7 @@ def test_again_public_and_with_transcripts(hub, run, safesteer):
     assert {"report.html", "eval/samples/aligned-harmful.jsonl"} <= set(
         hub.repos["lab/safe"]["files"]
     )
-    assert "public" in outcome.out and "transcripts included" in outcome.out
+    assert "public" in outcome.out and "with transcripts" in outcome.out
     # A second push goes into the same repository, and never makes a private matter public.
     assert "--public" in safesteer("run", run, "--push-to-hub", "lab/safe").error
     assert safesteer("run", run, "--push-to-hub", "lab/safe", "--public").code == 0
