@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -102,3 +104,16 @@ def test_lists_and_formulas_render(page):
         if not item.match(first):
             assert not any(item.match(line) for line in rest), f"a list in a paragraph: {block}"
         assert not any(re.match(r" {1,3}[-*] ", line) for line in rest), f"indent by 4: {block}"
+
+
+def test_the_code_of_the_results_page_prints_its_table():
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for seed, number, points, ends in re.findall(
+        r"\| seed (\d) \| (\d+), .*?\| \+([\d.]+) points \((.*?),", text
+    ):
+        assert f"seed {seed}: 7 -> {number} of 228" in printed
+        assert re.search(rf"\+{points} points \(95 ?% {ends},", printed), printed
