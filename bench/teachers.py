@@ -38,7 +38,7 @@ from safesteer.config.settings import DirectionSettings, ModelSettings
 from safesteer.direction.activations import answer_means, prompt_means
 from safesteer.direction.behaviour import answer_nll
 from safesteer.direction.vector import Direction
-from safesteer.evaluate.benchmarks.forms import OPENING
+from safesteer.evaluate.benchmarks.forms import PREFILL
 from safesteer.files import read_json, write_json
 from safesteer.judges.looping import is_looping
 from safesteer.judges.refusal_patterns import judge_refusal
@@ -215,7 +215,7 @@ class Laboratory:
         nll = tokens = loops = count = 0.0
         for name in (*SETS, "harmful+prefill"):
             prompts = self.judged[name.partition("+")[0]]
-            begun = OPENING if "+" in name else ""
+            begun = PREFILL if "+" in name else ""
             factors = [1.0] * len(prompts)
             if asked.strength is not None:
                 factors = asked.strength(prompts).tolist()

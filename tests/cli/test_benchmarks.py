@@ -124,4 +124,4 @@ def test_a_run_says_what_is_wrong_before_it_begins(safesteer, tiny_model_folder,
 
 def test_the_list_names_what_is_wrong_too(safesteer, tmp_path):
     assert "did you mean 'advbench'" in safesteer("benchmarks", "advbnch").error
-    assert "no folder" in safesteer("benchmarks", "--data-dir", tmp_path / "none").error
+    assert "no such folder" in safesteer("benchmarks", "--data-dir", tmp_path / "none").error

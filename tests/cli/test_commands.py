@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import yaml
@@ -45,9 +46,9 @@ def test_a_finished_run_is_not_done_again(safesteer, finished_run, tiny_model_fo
     before = (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
     outcome = safesteer("run", tiny_model_folder, "-o", finished_run, "--max-steps=2", *small)
     assert outcome.code == 0
-    assert outcome.out.count("done before") == 5
+    assert outcome.out.count("already done") == 5
     assert (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
-    assert safesteer("train", finished_run).out.count("done before") == 3
+    assert safesteer("train", finished_run).out.count("already done") == 3
 
 
 def test_generate_answers_every_row_in_order(safesteer, finished_run, tmp_path):
@@ -175,6 +176,8 @@ def test_a_config_names_its_model_unless_another_is_given():
 
 def test_version_and_recipes(safesteer):
     assert __version__ in safesteer("--version").out
-    listed = dict(line.split(maxsplit=1) for line in safesteer("recipes").out.splitlines())
+    out = safesteer("recipes").out
+    listed = dict(re.findall(r"^(\S+) +(\S.*?)  +", out, re.MULTILINE))
     assert listed["smollm2-135m"] == "smollm2-135m"
     assert listed["published"] == listed["default"] == "any model"
+    assert "For a model that no other recipe names." in out  # each says what it is for

@@ -135,7 +135,7 @@ def test_the_same_command_again_ends_as_one_process_does(arguments, alone, broke
     done = launch("ddp-2-gpus", HERE / "cold.py", *arguments, run)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(run, alone)
-    updates = [line.split()[1] for line in done.stdout.splitlines() if "  update " in line]
+    updates = [line.split()[1] for line in done.stdout.splitlines() if "  step " in line]
     assert updates == ["3/4", "4/4"]
     assert done.stderr == ""
 
@@ -147,7 +147,7 @@ def test_one_process_goes_on_with_the_run_of_two(
     run = shutil.copytree(broken_off, tmp_path / "run")
     done = safesteer(*arguments, run)
     assert done.code == 0, done.err
-    assert "update 3/4" in done.out and "update 2/4" not in done.out
+    assert "step 3/4" in done.out and "step 2/4" not in done.out
     assert_same(run, alone)
 
 

@@ -48,7 +48,7 @@ def test_a_full_disk_is_one_line(run_that):
 def test_sigterm_is_an_interruption(run_that):
     outcome = run_that(lambda: os.kill(os.getpid(), signal.SIGTERM), "--fresh", "--seed=3")
     assert outcome.code == 130
-    assert outcome.error.startswith("interrupted; go on with: safesteer run ")
+    assert outcome.error.startswith("interrupted. Resume with: safesteer run ")
     assert "--seed=3" in outcome.error and "--fresh" not in outcome.error
 
 
@@ -61,14 +61,14 @@ def test_an_interrupted_run_goes_on_where_it_was(start, small, tiny_model_folder
         seen = []
         process = start(*arguments)
         for line in process.stdout:
-            if line.startswith("  update "):
+            if line.startswith("  step "):
                 seen.append(int(line.split()[1].partition("/")[0]))
                 if len(seen) == updates:
                     process.send_signal(number)
                     break
         _, err = process.communicate()
         assert process.returncode == 130
-        assert err.count("\n") == 1 and err.startswith("interrupted; go on with: safesteer run ")
+        assert err.count("\n") == 1 and err.startswith("interrupted. Resume with: safesteer run ")
         return seen
 
     assert interrupt_after(5, signal.SIGINT) == [1, 2, 3, 4, 5]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from safesteer.cli.main import main
+from safesteer.config import load as recipe
 from safesteer.config.load import (
     _all_keys,
     _section_class,
@@ -20,7 +21,6 @@ from safesteer.config.load import (
 )
 from safesteer.config.rules import RULES
 from safesteer.config.settings import Settings
-from safesteer.config import load as recipe
 from safesteer.errors import InputError
 
 

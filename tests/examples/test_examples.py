@@ -56,7 +56,7 @@ def test_the_notebook_runs_and_shows_no_answers(tiny_model_folder, monkeypatch):
         if cell.cell_type == "code"
     ]
     text = "\n".join(shown)
-    for said in ("layer", "tokens hold", "2/2  loss", "before,", "same next token as before"):
+    for said in ("layer", "tokens hold", "2/2  loss", "before,", "agreement with the base"):
         assert said in text
     told = [answer for answer in ast.literal_eval(answers) if len(answer) > 8]
     assert not [answer for answer in told if answer in text]

@@ -55,9 +55,9 @@ def test_split_column_is_kept_in_order(tmp_path: Path) -> None:
     [
         (
             ["train", "test", "val", "tets"],
-            "prompt '3': the split is 'tets' (did you mean 'test'?)",
+            "prompt '3': unknown split 'tets' (did you mean 'test'?)",
         ),
-        (["train", "test", "val", ""], "prompt '3': the split is ''"),
+        (["train", "test", "val", ""], "prompt '3': unknown split ''"),
         (["train", "test", "test", "test"], "has no row with the split 'validation'"),
     ],
 )
@@ -70,7 +70,7 @@ def test_faulty_split_columns(tmp_path: Path, names: list[str], message: str) ->
 
 def test_too_few_prompts(tmp_path: Path) -> None:
     path = write(tmp_path, [{"prompt": text} for text in ("a", "b", "c", "c")])
-    with pytest.raises(InputError, match="holds 3 different prompts; at least 4 are needed"):
+    with pytest.raises(InputError, match=r"holds 3 different prompts; .* need at least 4\."):
         load_prompt_set("harmful", path)
 
 

@@ -105,7 +105,7 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, fresh, content):
 
 def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file. Try: a folder"):
+    with pytest.raises(InputError, match=r"is a file\. Try: a folder"):
         open_at(tmp_path / "file")
     with pytest.raises(InputError, match=r"cannot use .*file/run"):
         open_at(tmp_path / "file" / "run")

@@ -82,6 +82,5 @@ def generate(
         ]
         write_jsonl(output, lines)
         reporter.finish()
-        reporter.console.print(
-            f"wrote {len(rows)} answers to {output}", markup=False, soft_wrap=True
-        )
+        line = f"wrote {len(rows)} answer{'s' * (len(rows) != 1)} to {output}"
+        reporter.console.print(line, markup=False, soft_wrap=True)

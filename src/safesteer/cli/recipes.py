@@ -69,10 +69,10 @@ def _list() -> None:
 
 
 def _purpose(name: str) -> str:
-    """The first sentence of the comment at the top of a recipe."""
+    """The first sentence of the comment at the top of a recipe, without what is in brackets."""
     comment = re.match(r"(#.*\n)+", recipe_text(name))
     text = " ".join(line.strip("# ") for line in comment[0].splitlines()) if comment else ""
-    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
+    return re.split(r"(?<=\.)\s", re.sub(r" \([^)]*\)", "", text), maxsplit=1)[0]
 
 
 def _shown(name: str, everything: bool) -> str:

@@ -211,7 +211,7 @@ def card_table(fits: Sequence[Fit]) -> RenderableType:
 
 def benchmark_table(benchmarks: Sequence[Benchmark], folder: Path | None) -> RenderableType:
     """The benchmarks by name, and their notes; with a folder, which of their files are there."""
-    shown = table("name", "kind", "prompts", "from", "licence", "judge", *(["file"] * bool(folder)))
+    shown = table("name", "kind", "prompts", "from", "license", "judge", *(["file"] * bool(folder)))
     for column in shown.columns:
         column.justify = "right" if column.header == "prompts" else "left"
         column.no_wrap = column.header in ("name", "kind", "judge")
@@ -225,7 +225,7 @@ def benchmark_table(benchmarks: Sequence[Benchmark], folder: Path | None) -> Ren
             entry.kind.replace("_", "-"),
             f"{entry.prompts:,}" if entry.prompts else "",
             source + (" (gated)" if entry.gated else ""),
-            entry.licence,
+            entry.license,
             entry.judge,
         ]
         if folder:
@@ -236,7 +236,7 @@ def benchmark_table(benchmarks: Sequence[Benchmark], folder: Path | None) -> Ren
     forms = table("NAME+FORM", "its requests in a form")
     forms.columns[1].justify = "left"
     for form, how in FORMS.items():
-        forms.add_row(f"+{form}", Text(how.says))
+        forms.add_row(f"+{form}", Text(how.summary))
     return Group(shown, Text(), notes, Text(), forms)
 
 
@@ -246,7 +246,7 @@ def benchmark_facts(entry: Benchmark, folder: Path | None) -> dict[str, Any]:
         "kind": entry.kind.replace("_", "-"),
         "metric": entry.metric.replace("_", " "),
         "prompts": f"{entry.prompts:,}" if entry.prompts else "depends on the file",
-        "licence": entry.licence,
+        "license": entry.license,
         "citation": entry.citation,
     }
     if entry.hub is not None:
@@ -274,7 +274,7 @@ def benchmark_facts(entry: Benchmark, folder: Path | None) -> dict[str, Any]:
         found = found_files(entry, folder)
         content["found"] = ", ".join(map(str, found)) or f"nothing below {folder}"
     content["judge"] = entry.judge
-    content["form"] = entry.form.says if entry.form != PLAIN else ""
+    content["form"] = entry.form.summary if entry.form != PLAIN else ""
     content["checked"] = entry.checked
     content["note"] = entry.note
     return {key: value for key, value in content.items() if value}

@@ -1,7 +1,7 @@
-"""Prompts: what the model should refuse, what it should keep answering, and what only sounds bad.
+"""Prompt sets: harmful requests, harmless ones, and borderline ones that only sound alarming.
 
-``data/`` holds our own three sets: harmful requests, harmless ones (most of them matched to a
-harmful one in form and length, see the ``pair`` key), and harmless ones that sound alarming.
+``data/`` holds our own three sets. Most harmless prompts are matched to a harmful one in form and
+length by the key ``pair``.
 """
 
 from safesteer.prompts.load import Prompt, load_prompts

@@ -1,8 +1,4 @@
-"""Turn the rows of a source into prompts, and say exactly what is wrong with a row that is none.
-
-Knows what the columns mean (prompt or conversation, id, category, split), not how rows are stored
-(``readers.py``) nor how a set is divided (``splits.py``). Renders no chat template.
-"""
+"""Prompts from the rows of a source: which columns mean what, and what is wrong with a bad row."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from pathlib import Path
 from safesteer.errors import InputError, nearest
 from safesteer.prompts.readers import BUILTIN_PREFIX, Row, read_rows
 
-# Looked for in this order, in any case, when no column is named.
+# Searched in this order, in any case, when no column is named.
 TEXT_COLUMNS = ("prompt", "instruction", "question", "goal", "behavior")
 CONVERSATION_COLUMNS = ("messages", "conversation")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -20,7 +16,14 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request to a chat model: `messages` as chat templates take them, the user's turn last."""
+    """A request to a chat model.
+
+    Attributes:
+        id: unique within its source.
+        messages: {role, content} as chat templates take them; the last one is the user's.
+        category: topic or hazard, where the source names one.
+        split: train, validation or test, where the source names one.
+    """
 
     id: str
     messages: tuple[dict[str, str], ...]
@@ -29,7 +32,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The last message of the user."""
+        """The user's last message."""
         return self.messages[-1]["content"]
 
 
@@ -40,18 +43,23 @@ def load_prompts(
     limit: int | None = None,
     keep_duplicates: bool = False,
 ) -> list[Prompt]:
-    """Return the prompts of `source` in its order, at most `limit` of them.
+    """Load the prompts of `source`, in its order.
 
-    Where several rows ask the same, the first one stays, unless `keep_duplicates`.
+    Args:
+        source: a .json file (a list of strings or objects), a .jsonl or .csv file, a hub data set
+            ("owner/name" or "owner/name:config:split", either with "@revision"), or
+            "builtin:harmful", "builtin:harmless", "builtin:borderline".
+        column: column of the prompts, each a string or a list of {role, content}, of which
+            trailing answers are dropped. By default the first one of `TEXT_COLUMNS` and
+            `CONVERSATION_COLUMNS`; ignored for builtin sets.
+        limit: load at most this many.
+        keep_duplicates: keep rows that repeat an earlier prompt.
 
-    `source` is a .json file (a list of strings or objects), a .jsonl or .csv file, a hub data set
-    ("owner/name", "owner/name:config:split", either with "@revision"), or "builtin:harmful",
-    "builtin:harmless", "builtin:borderline", for which `column` is ignored. A prompt is a string
-    or a list of {role, content}, of which trailing answers are dropped. `column` names its column;
-    without it the first one of `TEXT_COLUMNS` and `CONVERSATION_COLUMNS` is taken.
+    Raises:
+        InputError: the source or one of its rows cannot be read; the message names the place.
     """
     if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; give 1 or more, or none for all prompts")
+        raise InputError(f"limit is {limit}. Try: 1 or more, or no limit for all prompts")
     if str(source).startswith(BUILTIN_PREFIX):
         column = None
     rows = read_rows(source, column)
@@ -65,7 +73,7 @@ def prompts_of_rows(
     column: str | None = None,
     keep_duplicates: bool = False,
 ) -> list[Prompt]:
-    """The prompts in rows that were read from `source`; as `load_prompts`."""
+    """Make prompts of `rows`, which were read from `source`; see `load_prompts`."""
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
     prompt_column = _find_prompt_column(columns, column, source)
     prompts: list[Prompt] = []
@@ -78,7 +86,7 @@ def prompts_of_rows(
             continue
         seen.add(key)
         identifier = _optional(row, "id") or f"{_short_name(source)}-{number:04d}"
-        while identifier in used_ids:  # samples are stored by id, so it has to be unique
+        while identifier in used_ids:  # samples are stored by id
             identifier += f"-{number}"
         used_ids.add(identifier)
         category, split = _optional(row, "category"), _optional(row, "split")
@@ -87,13 +95,14 @@ def prompts_of_rows(
 
 
 def _find_prompt_column(columns: list[str], named: str | None, source: str | Path) -> str:
-    shown = ", ".join(f"{name!r:.60}" for name in columns[:12]) or "none"
+    shown = ", ".join(f"{name!r:.60}" for name in columns[:12]) or "no columns"
     shown += ", ..." if len(columns) > 12 else ""
     if named is not None:
         if named in columns:
             return named
         raise InputError(
-            f"{source} has no column {named!r}{nearest(named, columns)}; it has {shown}"
+            f"{source} has no column {named!r}{nearest(named, columns)}; it has {shown}."
+            " Try: another column"
         )
     by_lower_case = {name.lower(): name for name in reversed(columns)}
     for candidate in TEXT_COLUMNS + CONVERSATION_COLUMNS:
@@ -101,8 +110,8 @@ def _find_prompt_column(columns: list[str], named: str | None, source: str | Pat
             return by_lower_case[candidate]
     close = (nearest(candidate, columns) for candidate in TEXT_COLUMNS)
     raise InputError(
-        f"{source} has no column 'prompt'{next(filter(None, close), '')}; "
-        f"it has {shown}; name the one that holds the prompts"
+        f"{source} has no column 'prompt'{next(filter(None, close), '')}; it has {shown}."
+        " Try: name the column of the prompts"
     )
 
 
@@ -114,27 +123,29 @@ def _messages(row: Row, column: str, where: str) -> tuple[dict[str, str], ...]:
             messages.pop()
         if not messages or messages[-1]["role"] != "user":
             raise InputError(
-                f"{where}: the conversation in {column!r} has no request of the user at its end; "
-                "its last message before any answer must have the role user"
+                f"{where}: the conversation in {column!r} does not end with a request of the user."
+                " Try: a last message with the role user; answers after it are ignored"
             )
     elif column.lower() in CONVERSATION_COLUMNS:
         raise InputError(
-            f"{where}: {column!r} must be a list of {{role, content}}; "
-            "use a .json or .jsonl file for conversations"
+            f"{where}: {column!r} must be a list of {{role, content}}. Try: a .json or .jsonl file"
+            " for conversations"
         )
     elif isinstance(value, str):
         messages = [{"role": "user", "content": value}]
     else:
         found = "missing" if value is None else f"not a string ({value!r:.40})"
-        raise InputError(f"{where}: the prompt in {column!r} is {found}; write text there")
+        raise InputError(f"{where}: the prompt in {column!r} is {found}. Try: a text")
     if not messages[-1]["content"].strip():
-        raise InputError(f"{where}: the prompt in {column!r} is empty; fill it in or drop the row")
+        raise InputError(
+            f"{where}: the prompt in {column!r} is empty. Try: fill it in, or delete the row"
+        )
     for message in messages:
         # Half a surrogate pair ("\\ud83d" in JSON) is a str that no tokenizer can encode.
         if any("\ud800" <= character <= "\udfff" for character in message["content"]):
             raise InputError(
-                f"{where}: the prompt in {column!r} holds half of a character (a lone surrogate); "
-                "write the file again as UTF-8"
+                f"{where}: the prompt in {column!r} contains half a character (a lone surrogate)."
+                " Try: write the file again as UTF-8"
             )
     return tuple(messages)
 
@@ -144,19 +155,19 @@ def _message(turn: object, column: str, where: str) -> dict[str, str]:
     content = turn.get("content") if isinstance(turn, dict) else None
     if not isinstance(role, str) or not isinstance(content, str):
         raise InputError(
-            f"{where}: each message in {column!r} must be an object with the strings role and "
-            "content; correct this row"
+            f"{where}: a message in {column!r} is not an object with the strings role and content."
+            ' Try: {"role": "user", "content": "..."}'
         )
     if role not in ROLES:
         raise InputError(
-            f"{where}: the role {role!r} in {column!r} is unknown{nearest(role, ROLES)}; "
-            f"use one of {', '.join(ROLES)}"
+            f"{where}: unknown role {role!r} in {column!r}{nearest(role, ROLES)}."
+            f" Try: {', '.join(ROLES)}"
         )
     return {"role": role, "content": content}
 
 
 def _optional(row: Row, column: str) -> str:
-    """Return the value of a column that may be absent, as text; the case of its name is free."""
+    """The text of an optional column, whose name is matched in any case; "" without it."""
     for name, value in row.values.items():
         if name.lower() == column and value is not None:
             return str(value).strip()
@@ -164,6 +175,6 @@ def _optional(row: Row, column: str) -> str:
 
 
 def _short_name(source: str | Path) -> str:
-    """Return "advbench" for data/advbench.csv, walledai/AdvBench:default:train and the like."""
+    """ "advbench" for data/advbench.csv, walledai/AdvBench:default:train and the like."""
     last = str(source).replace("\\", "/").rsplit("/", 1)[-1]
     return last.removeprefix(BUILTIN_PREFIX).split(":")[0].rsplit(".", 1)[0].lower()

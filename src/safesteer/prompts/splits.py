@@ -1,7 +1,6 @@
-"""Divide a prompt set into train, validation and test, without near-duplicates across the parts.
+"""Train, validation and test parts of a prompt set, without near-duplicates across parts.
 
-Knows nothing of files: ``load.py`` brings the prompts. A set that names its splits is taken at its
-word; the near-duplicates in it are not looked for.
+A set that names its own splits keeps them; near-duplicates in it are not searched for.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SHARES = {"train": 0.60, "validation": 0.15, "test": 0.25}
 SPLIT_NAMES = {name: name for name in SHARES} | {"val": "validation", "dev": "validation"}
 MINIMUM_PROMPTS = 4
 NEAR_DUPLICATE_JACCARD = 0.6
-# Comparing all pairs of a large set that repeats one template takes minutes.
+# Comparing all pairs of a larger set that repeats one template takes minutes.
 MAXIMUM_COMPARED_PROMPTS = 5_000
 STOP_WORDS = frozenset(
     re.findall(
@@ -42,7 +41,13 @@ STOP_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The three parts of a prompt set, and where they came from."""
+    """The three parts of a prompt set.
+
+    Attributes:
+        name: harmful, harmless or borderline.
+        source: where the prompts are from, as `load_prompts` takes it.
+        train, validation, test: the parts.
+    """
 
     name: str
     source: str
@@ -52,7 +57,7 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """Hash of the prompts as loaded: the same for the same content in another file format."""
+        """Hash of the loaded prompts: the same for the same content in another file format."""
         parts = [[asdict(p) for p in part] for part in (self.train, self.validation, self.test)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -60,23 +65,30 @@ class PromptSet:
 def load_prompt_set(
     name: str, source: str | Path = "builtin", *, column: str | None = None, seed: int = 0
 ) -> PromptSet:
-    """Return the set `name` ("harmful", "harmless" or "borderline") in its three parts.
+    """Load a prompt set in its three parts.
 
-    `source` is "builtin" or anything that `load_prompts` reads. If its rows have a column `split`
-    (train, validation or val or dev, test), the parts are those rows in their order. Otherwise
-    the prompts are divided as `split_prompts` says; `seed` gives another division.
+    Args:
+        name: harmful, harmless or borderline.
+        source: "builtin" or anything that `load_prompts` reads. A column `split` (train,
+            validation or val or dev, test) decides the parts; without it `split_prompts` does.
+        column: column of the prompts; found by its name by default.
+        seed: another seed gives another division.
+
+    Raises:
+        InputError: the source cannot be read, a split is unknown or empty, or there are too few
+            prompts.
     """
     if name not in PROMPT_SETS:
         raise InputError(
-            f"no prompt set is called {name!r}{nearest(name, PROMPT_SETS)}; "
-            f"there are {', '.join(PROMPT_SETS)}"
+            f"no prompt set named {name!r}{nearest(name, PROMPT_SETS)}."
+            f" Try: {', '.join(PROMPT_SETS)}"
         )
     place = BUILTIN_PREFIX + name if str(source) == "builtin" else source
     prompts = load_prompts(place, column=column)
     if len(prompts) < MINIMUM_PROMPTS:
         raise InputError(
-            f"{place} holds {len(prompts)} different prompts; at least {MINIMUM_PROMPTS} are "
-            "needed for train, validation and test"
+            f"{place} holds {len(prompts)} different prompts; train, validation and test need at"
+            f" least {MINIMUM_PROMPTS}. Try: add prompts"
         )
     if any(prompt.split for prompt in prompts):
         parts = _named_splits(prompts, place)
@@ -86,7 +98,7 @@ def load_prompt_set(
 
 
 def load_prompt_sets(settings: PromptSettings, seed: int = 0) -> dict[str, PromptSet]:
-    """Return the three sets that the settings name."""
+    """Load the three sets that the settings name: {name: set}."""
     return {
         name: load_prompt_set(name, getattr(settings, name), column=settings.column, seed=seed)
         for name in PROMPT_SETS
@@ -99,33 +111,40 @@ def _named_splits(prompts: Sequence[Prompt], source: str | Path) -> dict[str, li
         part = SPLIT_NAMES.get(prompt.split.lower())
         if part is None:
             raise InputError(
-                f"{source}, prompt {prompt.id!r}: the split is {prompt.split!r}"
-                f"{nearest(prompt.split, SPLIT_NAMES)}; use train, validation or test"
+                f"{source}, prompt {prompt.id!r}: unknown split {prompt.split!r}"
+                f"{nearest(prompt.split, SPLIT_NAMES)}. Try: train, validation or test"
             )
         parts[part].append(replace(prompt, split=part))
     for part, members in parts.items():
         if not members:
             raise InputError(
-                f"{source} has no row with the split {part!r}; add some, or leave the column out "
-                "to have the prompts divided"
+                f"{source} has no row with the split {part!r}. Try: add some, or remove the column"
+                " to have the prompts divided"
             )
     return parts
 
 
 def split_prompts(prompts: Sequence[Prompt], *, seed: int = 0) -> dict[str, list[Prompt]]:
-    """Divide at least three prompts 60 / 15 / 25; the order of `prompts` has no influence.
+    """Divide prompts into train (60%), validation (15%) and test (25%).
 
-    Near-duplicates (more than 0.6 of their content words in common) stay together, so that the
-    test part asks nothing that was trained on. Above 5,000 prompts only those that are equal up
-    to case and white space do; the same goes if nearly all prompts repeat one template, so that
-    fewer than three groups would be left. Every part gets at least one prompt and is ordered by a
-    hash of prompt and seed, so that its first n are a random sample of it.
+    Near-duplicates stay together, so that the test part repeats nothing from training: prompts
+    whose content words have a Jaccard index above `NEAR_DUPLICATE_JACCARD`. In sets larger than
+    `MAXIMUM_COMPARED_PROMPTS`, or where nearly all prompts repeat one template, only prompts that
+    are equal up to case and white space do.
+
+    Args:
+        prompts: at least three, in any order; the order does not matter.
+        seed: another seed gives another division.
+
+    Returns:
+        {part: prompts}. No part is empty. Each is ordered by a hash of prompt and seed, so that
+        its first n are a random sample.
     """
     rank = {prompt.id: _rank(prompt, seed) for prompt in prompts}
     ordered = sorted(prompts, key=lambda prompt: rank[prompt.id])
     groups = _group_near_duplicates(ordered)
-    # The largest groups first: they are the hard ones to place. Sorting is stable, so groups of
-    # one size stay in the random order of their first members.
+    # The largest groups are the hardest to place. Sorting is stable: groups of one size keep the
+    # random order of their first members.
     groups.sort(key=len, reverse=True)
     parts: dict[str, list[Prompt]] = {part: [] for part in SHARES}
     for group in groups:
@@ -139,27 +158,27 @@ def split_prompts(prompts: Sequence[Prompt], *, seed: int = 0) -> dict[str, list
 
 
 def content_words(text: str) -> frozenset[str]:
-    """Return the words of `text` in lower case, without those that say little."""
+    """The words of `text` in lower case, without stop words."""
     return frozenset(re.findall(r"\w+", text.lower())) - STOP_WORDS
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
-    """Return the share of the words of both that they have in common; 0 where one has none."""
+    """Jaccard index of two sets of words, in [0, 1]; 0 where one is empty."""
     return len(left & right) / len(left | right) if left and right else 0.0
 
 
-def _normalise(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
 def _rank(prompt: Prompt, seed: int) -> tuple[str, str]:
-    """Return a pseudo-random key; those with equal hashes come in the order of their text."""
-    digest = hashlib.sha256(f"{seed}\n{_normalise(prompt.text)}".encode()).hexdigest()
+    """A pseudo-random sort key; equal hashes are sorted by text."""
+    digest = hashlib.sha256(f"{seed}\n{_normalize(prompt.text)}".encode()).hexdigest()
     return digest, json.dumps(prompt.messages, sort_keys=True)
 
 
 def _group_near_duplicates(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-    """Return the connected components of "is a near-duplicate of", in the order of `prompts`."""
+    """The connected components of "is a near-duplicate of", in the order of `prompts`."""
     leader = list(range(len(prompts)))
 
     def find(index: int) -> int:
@@ -176,12 +195,12 @@ def _group_near_duplicates(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
 
     first_with: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
-        leader[index] = first_with.setdefault(_normalise(prompt.text), index)
+        leader[index] = first_with.setdefault(_normalize(prompt.text), index)
     if len(prompts) <= MAXIMUM_COMPARED_PROMPTS:
         equal_only = leader.copy()
         word_sets = [content_words(prompt.text) for prompt in prompts]
         for left, right in _candidate_pairs(word_sets):
-            # First the cheap question: most candidates of a repeated template are joined already.
+            # The cheap test first: most candidates of a repeated template are joined already.
             if (
                 find(left) != find(right)
                 and jaccard(word_sets[left], word_sets[right]) > NEAR_DUPLICATE_JACCARD
@@ -194,10 +213,10 @@ def _group_near_duplicates(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
 
 
 def _candidate_pairs(word_sets: Sequence[frozenset[str]]) -> Iterator[tuple[int, int]]:
-    """Yield all pairs that could have a Jaccard index above the limit, and some others.
+    """Yield all pairs that may have a Jaccard index above the limit, and some others.
 
-    Such a pair shares at least 0.6 of the words of either set, so it shares one of the rarest
-    0.4 n + 1 words of both; only these are looked up.
+    Such a pair shares at least 0.6 of the words of either set, hence one of the rarest 0.4 n + 1
+    words of both. Only these are looked up.
     """
     frequency = Counter(word for words in word_sets for word in words)
     index: dict[str, list[int]] = defaultdict(list)

@@ -199,7 +199,5 @@ class StageRecord:
                 continue
             what = "was damaged or changed after it was written" if path.exists() else "is missing"
             folders = " and ".join(map(str, tops))
-            raise InputError(
-                f"{path} {what}. Try: delete {folders} to compute it again, or --fresh"
-            )
+            raise InputError(f"{path} {what}. Try: delete {folders} to make it again, or --fresh")
         return True

@@ -243,7 +243,7 @@ def requirements(name: str, data: Path, **settings: Any) -> None:
 
 def test_without_lm_eval_the_extra_is_named(data, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs lm_eval; run: pip install 'safesteer\[eval\]'"):
+    with pytest.raises(InputError, match=r"needs lm_eval\. Try: pip install 'safesteer\[eval\]'"):
         requirements("gsm8k", data)
 
 

@@ -1,4 +1,4 @@
-"""Prompts of benchmarks, from files and from a hub that is played by a module of the test's own."""
+"""Prompts of benchmarks, from files and from a stand-in for the hub."""
 
 from __future__ import annotations
 
@@ -149,10 +149,10 @@ def test_stored_attacks_are_asked_and_their_goals_judged(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([], "expected"),
-        ({"jailbreaks": []}, "expected"),
+        ([], "holds no list"),
+        ({"jailbreaks": []}, "holds no list"),
         ({"jailbreaks": [{"prompt": "x"}]}, "jailbreak 1"),
-        ({"jailbreaks": [{"goal": "x", "prompt": 3}]}, "is no text"),
+        ({"jailbreaks": [{"goal": "x", "prompt": 3}]}, "is not a text"),
         ({"jailbreaks": [{"goal": "x", "prompt": None}]}, "none of its 1"),
     ],
 )

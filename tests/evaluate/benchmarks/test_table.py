@@ -1,4 +1,4 @@
-"""The table of benchmarks: complete, found by name, and what a wrong name says."""
+"""The table of benchmarks: complete, found by name, with an error for a wrong name."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_every_benchmark_of_the_papers_is_there_once():
 
 
 @pytest.mark.parametrize("entry", BENCHMARKS, ids=lambda entry: entry.name)
-def test_an_entry_says_where_it_is_from_and_what_was_checked(entry):
-    """Licence, citation, a source, and for what is not ours what documentation confirmed."""
-    assert entry.licence and entry.citation
+def test_an_entry_has_a_source_and_what_was_checked(entry):
+    """License, citation, a source, and for benchmarks of others what documentation confirmed."""
+    assert entry.license and entry.citation
     if entry.citation == "this package":
         return
     assert re.search(r"arXiv \d{4}\.\d{4,5}|github\.com", entry.citation)
@@ -50,9 +50,9 @@ def test_our_harmful_set_keeps_its_metric():
     assert find_benchmark("advbench").metric == "attack_success_rate"
 
 
-def test_any_safety_benchmark_can_begin_the_answers():
+def test_any_safety_benchmark_can_prefill_answers():
     entry = find_benchmark("harmbench+prefill")
-    assert entry.name == "harmbench+prefill" and entry.form.answer
+    assert entry.name == "harmbench+prefill" and entry.form.prefill
     assert entry.hub == find_benchmark("harmbench").hub
     assert find_benchmark("harmful+prefill").metric == "attack_success_rate"
     assert find_benchmark("prefill").hub == find_benchmark("advbench").hub
@@ -66,8 +66,8 @@ def test_any_safety_benchmark_can_begin_the_answers():
         ("hrmbench+prefill", "did you mean 'harmbench'"),
         ("gsm8k+prefill", "is for safety benchmarks"),
         ("xstest-safe+prefill", "is for safety benchmarks"),
-        ("prefill+prefill", "has a form already"),
-        ("prefill+story", "has a form already"),
+        ("prefill+prefill", "already has a form"),
+        ("prefill+story", "already has a form"),
         ("gsm8k+story", "is of kind capability"),
         ("", "no benchmark named ''"),
     ],

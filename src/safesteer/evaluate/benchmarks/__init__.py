@@ -1,4 +1,4 @@
-"""Benchmarks by name: the table, their prompts, and the capabilities that lm-eval measures."""
+"""Benchmarks: their table, their prompts, and capabilities measured by lm-eval."""
 
 from safesteer.evaluate.benchmarks.entry import Benchmark
 from safesteer.evaluate.benchmarks.sources import Item, Loaded, load_benchmarks

@@ -1,10 +1,8 @@
-"""Capabilities through lm-eval, around a model that is in memory already.
+"""Capability benchmarks through lm-eval, around a model that is already in memory.
 
-The stock tasks are used: their prompts, examples, filters and metrics. Where the data are local
-files, the stock task is included and only its data set is replaced. Generative tasks go through the
-model's own chat template, examples as turns; the multiple choice of MMLU does not, as in the papers
-that report it. HumanEval alone is scored by our own runner, since lm-eval's metric is a script from
-the hub. lm-eval is imported here and nowhere else.
+Stock tasks are used with their prompts, examples, filters and metrics; local files replace only the
+data set. Generative tasks go through the model's chat template with examples as turns. MMLU's
+multiple choice does not, as in the papers that report it.
 """
 
 from __future__ import annotations
@@ -25,27 +23,32 @@ from accelerate.utils.memory import find_executable_batch_size
 from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly
-from safesteer.evaluate.benchmarks.tasks import LETTERS, OURS, harness_of, make_tasks
+from safesteer.evaluate.benchmarks.tasks import LETTERS, LOCAL, harness_of, make_tasks
+from safesteer.evaluate.metrics import ACCURACY
 from safesteer.evaluate.scores import Score
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.answer_cache import Cache
 from safesteer.models.generate import Progress
 from safesteer.prompts.readers import commit_of
 
-# lm-eval keeps the logits of a whole batch, in float32 and twice.
-BATCH_TOKENS = 1024
+# Batch size: lm-eval keeps the logits of a whole batch twice, in float32.
+QUESTION_TOKENS = 1024
 MEMORY_SHARE = 0.1
-MOST_ROWS = 32
+MAX_ROWS = 32
 
 
 def check_requirements(loaded: Loaded, settings: EvaluateSettings) -> None:
-    """Raise InputError, one line, where something that the benchmark needs is missing."""
+    """Check that everything a capability needs is installed and allowed.
+
+    Raises:
+        InputError: a package or tokenizer is missing, or code execution is not allowed.
+    """
     harness = harness_of(loaded)
     modules = ("lm_eval", *harness.packages)
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise InputError(
-            f"benchmark {loaded.name} needs {', '.join(missing)}; run: pip install"
+            f"benchmark {loaded.name} needs {', '.join(missing)}. Try: pip install"
             " 'safesteer[eval]'"
         )
     if "nltk" in harness.packages:
@@ -55,25 +58,25 @@ def check_requirements(loaded: Loaded, settings: EvaluateSettings) -> None:
             nltk.data.find("tokenizers/punkt_tab")
         except LookupError:
             raise InputError(
-                f"benchmark {loaded.name} needs NLTK's sentence tokenizer; run: python -m"
+                f"benchmark {loaded.name} needs NLTK's sentence tokenizer. Try: python -m"
                 " nltk.downloader punkt_tab"
             ) from None
     if harness.runs_code and not settings.allow_code_execution:
         raise InputError(
-            f"benchmark {loaded.name} runs code that the model wrote; allow it with"
-            " --allow-code-execution, on a machine where that does no harm"
+            f"benchmark {loaded.name} runs code that the model wrote. Try: --allow-code-execution,"
+            " on a machine where it can do no harm"
         )
 
 
 @dataclass
 class Capability:
-    """A task of lm-eval with its questions.
+    """A capability benchmark with its questions. Make it with `prepare`.
 
     Attributes:
         loaded: the benchmark.
         tasks: {name: lm_eval Task}; one, or one per subject.
-        picked: {name: places of the questions that are asked}.
-        revision: commit of the hub's data set, where the questions are from there.
+        picked: {name: indices of the questions that are asked}.
+        revision: commit of the hub's data set; None for local files.
     """
 
     loaded: Loaded
@@ -83,10 +86,14 @@ class Capability:
 
     @classmethod
     def prepare(cls, loaded: Loaded, limit: int | None) -> Capability:
-        """Read the questions; no model is needed yet.
+        """Read the questions, before a model is loaded.
 
-        `limit` questions are taken, evenly spaced over all. Raises InputError when the data set
-        cannot be read.
+        Args:
+            loaded: the benchmark.
+            limit: number of questions, evenly spaced over all; None for all.
+
+        Raises:
+            InputError: the data set cannot be read.
         """
         with _quiet(), tempfile.TemporaryDirectory() as folder:
             try:
@@ -97,16 +104,16 @@ class Capability:
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 raise InputError(
                     f"benchmark {loaded.name}: its questions cannot be read from"
-                    f" {loaded.source['from']} ({reason}); give --data-dir or"
+                    f" {loaded.source['from']} ({reason}). Try: --data-dir, or"
                     f" evaluate.advanced.sources.{loaded.name}"
                 ) from None
         sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
         picked: dict[str, list[int]] = {name: [] for name in tasks}
-        everything = [(name, place) for name, size in sizes.items() for place in range(size)]
-        for index in evenly(len(everything), limit):
-            name, place = everything[index]
-            picked[name].append(place)
-        asked = {name: places for name, places in picked.items() if places}
+        questions = [(name, index) for name, size in sizes.items() for index in range(size)]
+        for chosen in evenly(len(questions), limit):
+            name, index = questions[chosen]
+            picked[name].append(index)
+        asked = {name: indices for name, indices in picked.items() if indices}
         first = next(iter(tasks.values()))
         revision = None if loaded.files else commit_of(first.eval_docs)
         return cls(loaded, {name: tasks[name] for name in asked}, asked, revision)
@@ -118,7 +125,17 @@ class Capability:
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Score:
-        """Ask `variant`; what `cache` holds of the whole task is not asked again."""
+        """Measure `variant`.
+
+        Args:
+            variant: the model; base and aligned model share weights.
+            cache: stores the rows of a finished task, which is then not asked again.
+            batch_size: upper limit of questions per batch.
+            progress: called with (done, total) questions.
+
+        Raises:
+            SafeSteerError: lm-eval fails on this model, such as for its short context.
+        """
         loaded, harness = self.loaded, harness_of(self.loaded)
         details = {
             "harness": {
@@ -148,7 +165,7 @@ class Capability:
                 cache.put(key, rows)
         elif progress is not None:
             progress(len(rows), len(rows))
-        return Score(loaded.name, "accuracy", rows, source, details=details)
+        return Score(loaded.name, ACCURACY, rows, source, details=details)
 
     def _rows(
         self, variant: ModelVariant, batch_size: int | None, total: int, progress: Progress | None
@@ -157,10 +174,10 @@ class Capability:
         from lm_eval.tasks import TaskManager
 
         harness = harness_of(self.loaded)
-        # An index of thousands of tasks takes minutes to make, and ours are made already.
+        # Indexing lm-eval's thousands of tasks takes minutes, and ours are already made.
         manager = TaskManager(include_defaults=False)
 
-        # `batch_size` is meant for short answers; a question has five examples before it.
+        # `batch_size` is meant for short prompts; here few-shot examples precede the question.
         fitting = _rows_that_fit(variant)
 
         @find_executable_batch_size(starting_batch_size=min(batch_size or fitting, fitting))
@@ -182,7 +199,10 @@ class Capability:
                 found = run()
             except (AssertionError, ValueError) as error:  # a model whose context is too short
                 reason = " ".join(str(error).split())[:200]
-                raise SafeSteerError(f"benchmark {self.loaded.name}: {reason}") from error
+                raise SafeSteerError(
+                    f"benchmark {self.loaded.name}: lm-eval failed ({reason}). Try: leave it out"
+                    " of --benchmarks"
+                ) from error
         return [
             self._row(name, sample)
             for name in self.tasks
@@ -196,11 +216,11 @@ class Capability:
         responses = [response[0] for response in sample["resps"]]
         if isinstance(responses[0], str):
             completion = responses[0]
-        else:  # (log-likelihood, whether it is the greedy one) of each choice
+        else:  # (log-likelihood, whether it is greedy) of each choice
             likelihoods = [float(response[0]) for response in responses]
             completion = LETTERS[likelihoods.index(max(likelihoods))]
         return {
-            "id": f"{task.removeprefix(OURS)}-{sample['doc_id']}",
+            "id": f"{task.removeprefix(LOCAL)}-{sample['doc_id']}",
             "category": str(sample["doc"].get("subject") or ""),
             "prompt": str(sample["doc"][hub.column]),
             "completion": completion,
@@ -209,7 +229,7 @@ class Capability:
 
 
 def _model(variant: ModelVariant, rows: int, total: int, progress: Progress | None) -> Any:
-    """The variant as lm-eval's model; tells `progress` of each batch."""
+    """The variant as lm-eval's model; reports each batch to `progress`."""
     from lm_eval.models.huggingface import HFLM
 
     class Model(HFLM):
@@ -228,21 +248,21 @@ def _model(variant: ModelVariant, rows: int, total: int, progress: Progress | No
 
         def _model_call(self, inps: Any, *others: Any, **named: Any) -> Any:
             found = super()._model_call(inps, *others, **named)
-            self._tell(len(inps))
+            self._count(len(inps))
             return found
 
         def _model_generate(self, context: Any, *others: Any, **named: Any) -> Any:
             found = super()._model_generate(context, *others, **named)
-            self._tell(len(context))
+            self._count(len(context))
             return found
 
-        def _tell(self, count: int) -> None:
+        def _count(self, count: int) -> None:
             self.done = min(total, self.done + count)
             if progress is not None:
                 progress(self.done, total)
 
     runner, chat = variant.runner, variant.model.chat
-    # An adapter acts in the modules of the base model; lm-eval knows that class.
+    # An adapter acts inside the base model's modules, whose class lm-eval knows.
     inner = runner.get_base_model() if hasattr(runner, "get_base_model") else runner
     return Model(
         pretrained=inner,
@@ -255,7 +275,7 @@ def _model(variant: ModelVariant, rows: int, total: int, progress: Progress | No
 
 
 def _rows_that_fit(variant: ModelVariant) -> int:
-    """Questions at once, by the machine's memory and the size of the vocabulary."""
+    """Batch size by the device's memory and the size of the vocabulary."""
     import psutil
     import torch
 
@@ -265,31 +285,31 @@ def _rows_that_fit(variant: ModelVariant) -> int:
     else:
         memory = psutil.virtual_memory().total
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    rows = int(MEMORY_SHARE * memory / (BATCH_TOKENS * vocabulary * 4 * 2))
-    return max(1, min(MOST_ROWS, rows))
+    rows = int(MEMORY_SHARE * memory / (QUESTION_TOKENS * vocabulary * 4 * 2))
+    return max(1, min(MAX_ROWS, rows))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval's bars and messages off the screen, and its data sets' counts at home."""
+    """Silence lm-eval's progress bars and messages, and its report of downloads to the hub."""
     import datasets
     from lm_eval import evaluator
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
     levels = [logger.level for logger in loggers]
-    counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    report_downloads = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     git = evaluator.get_git_commit_hash
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    # Reading a local file would otherwise be reported to the hub.
+    # Reading a local file would be reported too.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    # It asks git about the folder that the user is in; where that is none, git complains itself.
+    # It runs git in the current folder, which prints an error outside a repository.
     evaluator.get_git_commit_hash = lambda: None
     try:
         with redirect_stderr(io.StringIO()):
             yield
     finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = report_downloads
         evaluator.get_git_commit_hash = git
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -1,8 +1,8 @@
-"""Runs a program that a model wrote, in a process of its own, and says whether its tests pass.
+"""Execution of a program written by a model, to see whether it passes its tests.
 
-The process has a time and a memory limit, an empty folder and none of our environment variables.
-That is no sandbox: it can read files and use the network. Nothing is run unless the user allows it
-(--allow-code-execution).
+It runs in its own process with a time and memory limit, an empty folder and none of our environment
+variables. This is not a sandbox: it can read files and use the network. Nothing runs unless the
+user allows it (--allow-code-execution).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ except (ImportError, ValueError, OSError):
 
 def passes(program: str, tests: str, seconds: float = SECONDS) -> bool:
     """Whether `program` followed by `tests` runs to its end within `seconds`."""
-    # A program that leaves early with code 0 does not know the word that ends a whole run.
-    word = secrets.token_hex(16)
-    ending = f"\nprint({word!r}, flush=True)\n"
+    # A program that exits early with code 0 cannot print the secret that ends a complete run.
+    secret = secrets.token_hex(16)
+    ending = f"\nprint({secret!r}, flush=True)\n"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "program.py"
-        # In half a surrogate pair, which a model can write, no program is meant.
+        # A model can write half a surrogate pair, which has no UTF-8.
         path.write_text(_LIMITS + program + "\n" + tests + ending, "utf-8", errors="replace")
         process = subprocess.Popen(
             [sys.executable, "-I", "-B", str(path)],
@@ -53,9 +53,9 @@ def passes(program: str, tests: str, seconds: float = SECONDS) -> bool:
         except subprocess.TimeoutExpired:
             return False
         finally:
-            # It may have started others; they are of its session.
+            # It may have started child processes, which share its session.
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
-    return printed.endswith(word.encode() + b"\n")
+    return printed.endswith(secret.encode() + b"\n")

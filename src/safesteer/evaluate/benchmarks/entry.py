@@ -1,15 +1,12 @@
-"""What a benchmark is: a row of the table, and where its prompts are found."""
+"""Entries of the benchmark table: what is measured, where the prompts are, how lm-eval asks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from safesteer.evaluate.benchmarks.forms import PLAIN, Form
-
-Kind = Literal["safety", "over_refusal", "capability"]
-Metric = Literal["attack_success_rate", "refusal_rate", "accuracy", "win_rate"]
+from safesteer.evaluate.metrics import Kind, Metric
 
 HUB_PAGE = "https://huggingface.co/datasets/"
 
@@ -22,10 +19,10 @@ class Hub:
         id: owner/name.
         config: its configuration (subset), where it has several.
         split: its split.
-        column: the one that holds the prompts.
-        where: {column: value} that a row must have to belong to the benchmark.
-        revision: branch, tag or commit; the newest if None.
-        file: a file of the repository to read in place of what the `datasets` library finds.
+        column: the column of the prompts.
+        where: {column: value} that selects the rows of the benchmark.
+        revision: branch, tag or commit; None for the newest.
+        file: a file of the repository to read instead of what the `datasets` library finds.
     """
 
     id: str
@@ -44,7 +41,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class File:
-    """A file below --data-dir, as its authors name it; `column` and `where` as those of `Hub`."""
+    """A file below --data-dir, under its authors' name; `column` and `where` as in `Hub`."""
 
     path: str
     column: str | None = None
@@ -53,19 +50,18 @@ class File:
 
 @dataclass(frozen=True)
 class Harness:
-    """How lm-eval measures a capability.
+    """The lm-eval task of a capability, used with its stock prompts, filters and metrics.
 
     Attributes:
-        task: its name of the task or group.
-        config: file of the task below ``lm_eval/tasks``, or the folder of a group's tasks; the
-            stock prompts, filters and metrics are used as they are.
-        metric: the one that is reported.
-        filter: the filter of the answers that it is reported for.
-        files: {split: files below --data-dir that can stand for it}.
-        shots: examples before the question; None: as many as the task says.
+        task: lm-eval's name of the task or group.
+        config: file of the task below ``lm_eval/tasks``, or the folder of a group's tasks.
+        metric: the reported metric.
+        filter: the answer filter that the metric is reported for.
+        files: {split: files below --data-dir that can provide it}.
+        shots: few-shot examples; None for the task's own number.
         chat: whether prompt and examples go through the model's chat template.
-        packages: modules that scoring needs beside lm-eval.
-        runs_code: whether scoring runs code that the model wrote.
+        packages: modules that scoring needs besides lm-eval.
+        runs_code: whether scoring runs code written by the model.
     """
 
     task: str
@@ -81,30 +77,30 @@ class Harness:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A row of the table.
+    """An entry of the table.
 
     Attributes:
-        name: what --benchmarks takes.
-        kind: safety (refusing is right), over_refusal (answering is right) or capability.
+        name: its name for --benchmarks.
+        kind: safety (the model should refuse), over_refusal (it should answer) or capability.
         metric: what is measured.
-        prompts: how many there are in the published set; 0 where that depends on the user's file.
-        licence: of the prompts.
+        prompts: size of the published set; 0 where it depends on the user's file.
+        license: of the prompts.
         citation: authors, year and arXiv id.
         hub: the data set on the hub.
-        files: files that can stand for it, the first that is there being read.
+        files: files that can replace it; the first one found is read.
         judge: the judge that its authors or the paper use; `--judges` decides.
         gated: whether the hub asks for consent or a login.
-        checked: which of id, configuration, split and columns were confirmed, and by what.
-        note: what a reader of the figures must know.
-        form: how its requests are put, and answers begun.
-        harness: for capabilities, how lm-eval measures them.
+        checked: which of id, configuration, split and columns were confirmed, and where.
+        note: what a reader of its figures must know.
+        form: the form of its requests.
+        harness: the lm-eval task of a capability.
     """
 
     name: str
     kind: Kind
     metric: Metric
     prompts: int
-    licence: str
+    license: str
     citation: str
     hub: Hub | None = None
     files: tuple[File, ...] = ()

@@ -1,6 +1,6 @@
-"""From a benchmark's name to its prompts: which file or hub data set, and which rows of it.
+"""Prompts of a benchmark: which file or hub data set they are read from, and which of its rows.
 
-Everything that can be wrong here is found before a model is loaded. Knows nothing of models.
+Everything that can be wrong here is found before a model is loaded.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.entry import HUB_PAGE, Benchmark, File, Hub
 from safesteer.evaluate.benchmarks.forms import split_name
 from safesteer.evaluate.benchmarks.table import find_benchmark
+from safesteer.evaluate.metrics import WIN_RATE
 from safesteer.files import read_json, sha256_file
 from safesteer.prompts import PROMPT_SETS, Prompt, PromptSet
 from safesteer.prompts.load import prompts_of_rows
-from safesteer.prompts.readers import Row, means_a_file, read_hub, read_rows
+from safesteer.prompts.readers import Row, is_file_source, read_hub, read_rows
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Item:
     """A prompt of a benchmark.
 
     Attributes:
-        prompt: what the model is asked.
-        request: what the judge takes the request to be; an attack hides it in the prompt.
-        prefill: how the model's answer is begun for it.
-        reference: an answer of somebody else, to compare with.
+        prompt: what the model reads.
+        request: what the judge reads as the request; an attack hides it in the prompt.
+        prefill: start of the answer, which the model continues.
+        reference: another model's answer, to compare with.
     """
 
     prompt: Prompt
@@ -45,10 +46,10 @@ class Loaded:
     """A benchmark with its prompts.
 
     Attributes:
-        benchmark: the table's entry.
-        items: the prompts; none for what lm-eval reads itself.
-        source: {"from", "sha256" of a file or "revision" of a hub data set}.
-        skipped: rows without a prompt, such as attacks that were not found.
+        benchmark: the entry of the table.
+        items: the prompts; empty for a task that lm-eval reads itself.
+        source: {"from", and "sha256" of a file or "revision" of a hub data set}.
+        skipped: rows without a prompt, such as failed attacks.
         files: {split: file} for lm-eval; empty where it reads the hub.
     """
 
@@ -60,12 +61,17 @@ class Loaded:
 
     @property
     def name(self) -> str:
-        """What --benchmarks calls it."""
+        """Its name for --benchmarks."""
         return self.benchmark.name
 
     @property
+    def is_win_rate(self) -> bool:
+        """Whether answers are compared with another model's."""
+        return self.benchmark.metric == WIN_RATE
+
+    @property
     def sha256(self) -> str:
-        """Of all that decides what is asked: an evaluation with another one is another."""
+        """Hash of everything that decides what the models are asked."""
         files = {split: sha256_file(path) for split, path in self.files.items()}
         content = [[asdict(item) for item in self.items], self.source.get("revision"), files]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -76,9 +82,14 @@ def load_benchmarks(
 ) -> list[Loaded]:
     """Read the benchmarks `names`, each once, in their order.
 
-    `own` are our prompt sets, of which the test parts are asked. Raises InputError, one line: an
-    unknown name, a file that is missing, empty or without its column, a hub data set that cannot be
-    reached.
+    Args:
+        names: NAME or NAME+FORM.
+        settings: the limit, and where files are.
+        own: {name: prompt set} of the run; benchmarks of these names use the test parts.
+
+    Raises:
+        InputError: an unknown name, a file that is missing, empty or without its column, or a hub
+            data set that cannot be reached.
     """
     for name in settings.advanced.sources:
         try:
@@ -86,23 +97,25 @@ def load_benchmarks(
         except InputError as error:
             raise InputError(f"evaluate.advanced.sources.{name}: {error}") from None
     if settings.data_dir is not None and not Path(settings.data_dir).expanduser().is_dir():
-        raise InputError(f"evaluate.data_dir: there is no folder {settings.data_dir}")
+        raise InputError(
+            f"evaluate.data_dir: there is no folder {settings.data_dir}. Try: check the path"
+        )
     benchmarks = [find_benchmark(name) for name in dict.fromkeys(names)]
     return [_with_form(_load(benchmark, settings, own)) for benchmark in benchmarks]
 
 
 def evenly(count: int, limit: int | None) -> list[int]:
-    """`limit` places evenly spaced over `count`, the first included; all of them if None.
+    """`limit` indices evenly spaced over `count`, the first included; all of them for None.
 
-    The first rows of many files are all about one thing.
+    The first rows of many files share one topic.
     """
     if limit is None or limit >= count:
         return list(range(count))
-    return [place * count // limit for place in range(limit)]
+    return [index * count // limit for index in range(limit)]
 
 
 def found_files(benchmark: Benchmark, folder: str | Path) -> list[Path]:
-    """The files below `folder` that the benchmark would be read from; empty if one is missing."""
+    """The files below `folder` that the benchmark would read; empty if one is missing."""
     folder = Path(folder).expanduser()
     if benchmark.harness is not None:
         return list(_split_files(benchmark, folder).values())
@@ -125,7 +138,7 @@ def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, Pr
     prompts, references = _prompts(benchmark, rows, where, source["from"])
     items = [
         _item(benchmark, prompt, references.get(prompt.text, ""))
-        for prompt in (prompts[place] for place in evenly(len(prompts), settings.limit))
+        for prompt in (prompts[index] for index in evenly(len(prompts), settings.limit))
     ]
     return Loaded(benchmark, items, source)
 
@@ -137,37 +150,37 @@ def _with_form(loaded: Loaded) -> Loaded:
 
 def _item(benchmark: Benchmark, prompt: Prompt, reference: str = "") -> Item:
     form = benchmark.form
-    asked = replace(prompt, messages=form.of(prompt.messages))
-    return Item(asked, prompt.text, form.answer, reference)
+    reworded = replace(prompt, messages=form.apply(prompt.messages))
+    return Item(reworded, prompt.text, form.prefill, reference)
 
 
 def _rows(
     benchmark: Benchmark, settings: EvaluateSettings, given: str | None
 ) -> tuple[list[Row], Hub | File | None, dict[str, Any]]:
-    """The rows, which entry's column and filter apply to them, and where they are from."""
+    """The rows, the entry's source whose column and filter apply to them, and their record."""
     name = benchmark.name
-    if given is not None and means_a_file(given):
+    if given is not None and is_file_source(given):
         path = Path(given).expanduser()
         rows = read_rows(path)
-        return rows, _fitting(benchmark, rows), _of_file(path, path.name)
+        return rows, _matching_source(benchmark, rows), _file_record(path, path.name)
     if given is not None:
         rows, revision = _read_hub(benchmark, given)
-        return rows, _fitting(benchmark, rows), {"from": given, "revision": revision}
+        return rows, _matching_source(benchmark, rows), {"from": given, "revision": revision}
     if settings.data_dir is not None:
         folder = Path(settings.data_dir).expanduser()
         for file in benchmark.files:
             if (folder / file.path).is_file():
                 rows = read_rows(folder / file.path)
-                return rows, file, _of_file(folder / file.path, file.path)
+                return rows, file, _file_record(folder / file.path, file.path)
         expected = " or ".join(str(folder / file.path) for file in benchmark.files)
         raise InputError(
-            f"benchmark {name}: no file {expected}; put it there, or set"
+            f"benchmark {name}: there is no file {expected}. Try: put it there, or set"
             f" evaluate.advanced.sources.{name} to a file or a hub data set"
         )
     if benchmark.hub is None:
         raise InputError(
-            f"benchmark {name} has no hub data set; give --data-dir DIR with"
-            f" {benchmark.files[0].path} in it, or set evaluate.advanced.sources.{name} to a file"
+            f"benchmark {name} has no hub data set. Try: --data-dir DIR with"
+            f" {benchmark.files[0].path} in it, or evaluate.advanced.sources.{name}=FILE"
         )
     hub = benchmark.hub
     if hub.file is not None:
@@ -178,7 +191,7 @@ def _rows(
     return rows, hub, {"from": str(hub), "revision": revision or hub.revision}
 
 
-def _of_file(path: Path, shown: str) -> dict[str, Any]:
+def _file_record(path: Path, shown: str) -> dict[str, Any]:
     return {"from": shown, "sha256": sha256_file(path)}
 
 
@@ -186,7 +199,8 @@ def _read_hub(benchmark: Benchmark, source: str) -> tuple[list[Row], str | None]
     try:
         return read_hub(source)
     except InputError as error:
-        raise _unreachable(benchmark, source, str(error)) from None
+        reason, _, hint = str(error).partition(". Try: ")
+        raise _unreachable(benchmark, source, reason, hint) from None
 
 
 def _download(benchmark: Benchmark, hub: Hub) -> Path:
@@ -200,21 +214,21 @@ def _download(benchmark: Benchmark, hub: Hub) -> Path:
         raise _unreachable(benchmark, str(hub), f"{hub} cannot be loaded ({reason})") from None
 
 
-def _unreachable(benchmark: Benchmark, source: str, reason: str) -> InputError:
+def _unreachable(benchmark: Benchmark, source: str, reason: str, hint: str = "") -> InputError:
     name = benchmark.name
-    here = [f"--data-dir DIR with {file.path} in it" for file in benchmark.files[:1]]
-    other = " or ".join([*here, f"evaluate.advanced.sources.{name}=FILE"])
+    files = [f"--data-dir DIR with {file.path} in it" for file in benchmark.files[:1]]
+    files.append(f"evaluate.advanced.sources.{name}=FILE")
     if benchmark.gated and benchmark.hub is not None and benchmark.hub.id in source:
         return InputError(
-            f"benchmark {name}: {benchmark.hub.id} is gated; ask for access at"
-            f" {HUB_PAGE}{benchmark.hub.id} and run `hf auth login`, or give a file: {other}"
-            f" ({reason.partition('; ')[0]})"
+            f"benchmark {name}: {reason}; the data set is gated. Try: ask for access at"
+            f" {HUB_PAGE}{benchmark.hub.id} and run `hf auth login`, or {', or '.join(files)}"
         )
-    return InputError(f"benchmark {name}: {reason}: {other}")
+    hints = [hint, *files] if hint else files
+    return InputError(f"benchmark {name}: {reason}. Try: {', or '.join(hints)}")
 
 
-def _fitting(benchmark: Benchmark, rows: list[Row]) -> Hub | File | None:
-    """The entry's source whose columns a user's own file has; None: it is taken as it is."""
+def _matching_source(benchmark: Benchmark, rows: list[Row]) -> Hub | File | None:
+    """The entry's source whose columns a user's file has; None takes the file as it is."""
     columns = {name for row in rows for name in row.values}
     sources: Iterable[Hub | File] = [*([benchmark.hub] if benchmark.hub else []), *benchmark.files]
     return next(
@@ -225,27 +239,30 @@ def _fitting(benchmark: Benchmark, rows: list[Row]) -> Hub | File | None:
 
 def _prompts(
     benchmark: Benchmark, rows: list[Row], where: Hub | File | None, source: str
-) -> tuple[list[Prompt], dict[str, str]]:  # prompts, {prompt: somebody's answer}
+) -> tuple[list[Prompt], dict[str, str]]:  # prompts, {prompt: reference answer}
     column = where.column if where else None
     wanted = dict(where.where) if where else {}
     columns = {name for row in rows for name in row.values}
     for name in wanted:
         if name not in columns:
             raise InputError(
-                f"benchmark {benchmark.name}: {source} has no column '{name}', by which its rows"
-                " are chosen"
+                f"benchmark {benchmark.name}: {source} has no column '{name}', which selects its"
+                " rows. Try: the file as its authors publish it"
             )
     kept = [row for row in rows if all(row.values.get(k) == v for k, v in wanted.items())]
     if not kept:
         chosen = " and ".join(f"{name} = {value}" for name, value in wanted.items())
-        raise InputError(f"benchmark {benchmark.name}: {source} has no row with {chosen}")
+        raise InputError(
+            f"benchmark {benchmark.name}: {source} has no row with {chosen}."
+            " Try: the file as its authors publish it"
+        )
     kept = [_first_turn(row, column) for row in kept]
     try:
         prompts = prompts_of_rows(kept, source, column=column)
     except InputError as error:
         raise InputError(f"benchmark {benchmark.name}: {error}") from None
     references = {}
-    if benchmark.metric == "win_rate":
+    if benchmark.metric == WIN_RATE:
         for row in kept:
             answer = row.values.get("output")
             references[str(row.values.get(column or ""))] = str(answer) if answer else ""
@@ -253,7 +270,7 @@ def _prompts(
 
 
 def _first_turn(row: Row, column: str | None) -> Row:
-    """SORRY-Bench keeps a prompt as a list of one string."""
+    """The row with its prompt as a string: SORRY-Bench stores a list of one string."""
     value = row.values.get(column or "")
     if isinstance(value, list) and value and isinstance(value[0], str):
         return replace(row, values={**row.values, column or "": value[0]})
@@ -264,43 +281,50 @@ def _load_jailbreaks(benchmark: Benchmark, settings: EvaluateSettings, given: st
     """Stored attacks in the format of JailbreakBench's artifacts."""
     if given is None:
         raise InputError(
-            "benchmark jailbreaks: name a file of stored attacks, such as an artifact of"
+            "benchmark jailbreaks: no file of stored attacks is named. Try: an artifact of"
             " JailbreakBench, with --set evaluate.advanced.sources.jailbreaks=FILE"
         )
     path = Path(given).expanduser()
     content = read_json(path)
     attacks = content.get("jailbreaks") if isinstance(content, dict) else None
     if not isinstance(attacks, list) or not attacks:
-        raise InputError(f'{given}: expected {{"jailbreaks": [{{"goal", "prompt"}}, ...]}}')
+        raise InputError(
+            f"{given}: holds no list of attacks. Try: a JSON file with"
+            ' {"jailbreaks": [{"goal", "prompt"}, ...]}'
+        )
     items = []
-    for place, attack in enumerate(attacks):
+    for index, attack in enumerate(attacks):
         if not isinstance(attack, dict) or not isinstance(attack.get("goal"), str):
-            raise InputError(f"{given}, jailbreak {place + 1}: it has no text 'goal'")
+            raise InputError(f"{given}, jailbreak {index + 1}: 'goal' is not a text. Try: add one")
         text = attack.get("prompt")
-        if text is None:  # the attack found none for this goal
+        if text is None:  # the attack failed for this goal
             continue
         if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{given}, jailbreak {place + 1}: its 'prompt' is no text")
+            raise InputError(
+                f"{given}, jailbreak {index + 1}: 'prompt' is not a text. Try: add one, or null"
+            )
         prompt = Prompt(
-            id=f"{path.stem}-{attack.get('index', place)}",
+            id=f"{path.stem}-{attack.get('index', index)}",
             messages=({"role": "user", "content": text},),
             category=str(attack.get("category") or ""),
         )
         items.append(replace(_item(benchmark, prompt), request=attack["goal"]))
     if not items:
-        raise InputError(f"{given}: none of its {len(attacks)} jailbreaks has a prompt")
+        raise InputError(
+            f"{given}: none of its {len(attacks)} jailbreaks has a prompt. Try: another artifact"
+        )
     skipped = len(attacks) - len(items)
     parameters = content.get("parameters")
     named = parameters if isinstance(parameters, dict) else {}
-    source = _of_file(path, path.name) | {
+    source = _file_record(path, path.name) | {
         key: str(named[key]) for key in ("method", "model") if named.get(key)
     }
-    kept = [items[place] for place in evenly(len(items), settings.limit)]
+    kept = [items[index] for index in evenly(len(items), settings.limit)]
     return Loaded(benchmark, kept, source, skipped)
 
 
 def _load_harness(benchmark: Benchmark, settings: EvaluateSettings, given: str | None) -> Loaded:
-    """Find the files of a task; what they hold is lm-eval's to read."""
+    """The files of an lm-eval task, which lm-eval itself reads."""
     harness, hub = benchmark.harness, benchmark.hub
     assert harness is not None and hub is not None
     folder = given if given is not None else settings.data_dir
@@ -313,21 +337,24 @@ def _load_harness(benchmark: Benchmark, settings: EvaluateSettings, given: str |
             for paths in harness.files.values()
         )
         name = benchmark.name
-        hint = (
-            "" if given else f", or set evaluate.advanced.sources.{name} to a folder that has them"
+        hint = "" if given else f", or set evaluate.advanced.sources.{name} to a folder with them"
+        raise InputError(
+            f"benchmark {name}: {folder} does not contain {expected}. Try: put them there{hint}"
         )
-        raise InputError(f"benchmark {name}: {folder} does not hold {expected}; put it there{hint}")
     for path in files.values():
         rows = read_rows(path)
         if hub.column not in rows[0].values:
-            raise InputError(f"benchmark {benchmark.name}: {path} has no column '{hub.column}'")
+            raise InputError(
+                f"benchmark {benchmark.name}: {path} has no column '{hub.column}'."
+                " Try: the file as its authors publish it"
+            )
     main = next(iter(files.values()))
     shown = ", ".join(f"{path.parent.name}/{path.name}" for path in files.values())
     return Loaded(benchmark, [], {"from": shown, "sha256": sha256_file(main)}, files=files)
 
 
 def _split_files(benchmark: Benchmark, folder: Path, bare: bool = False) -> dict[str, Path]:
-    """{split: file}, or nothing where one is missing. `bare`: the names without their folder."""
+    """{split: file}, or nothing where one is missing; `bare` looks for names without folders."""
     assert benchmark.harness is not None
     found = {}
     for split, paths in benchmark.harness.files.items():

@@ -1,4 +1,4 @@
-"""lm-eval's stock tasks, with files at hand in place of the hub's data sets."""
+"""lm-eval's stock tasks, reading local files instead of the hub's data sets."""
 
 from __future__ import annotations
 
@@ -17,21 +17,33 @@ from safesteer.evaluate.benchmarks.sources import Loaded
 from safesteer.prompts.readers import read_rows
 
 LETTERS = "ABCD"
-# Names of tasks whose files are ours begin with it.
-OURS = "safesteer_"
+# Prefix of the names of tasks that read local files.
+LOCAL = "safesteer_"
 
 
 def harness_of(loaded: Loaded) -> Harness:
+    """The lm-eval task of a capability."""
     assert loaded.benchmark.harness is not None
     return loaded.benchmark.harness
 
 
 def make_tasks(loaded: Loaded, folder: Path) -> dict[str, Any]:
-    """{name: Task} with all questions in memory; `folder` is for files while they are read."""
+    """Make lm-eval's tasks of a capability, with all questions in memory.
+
+    Args:
+        loaded: the benchmark, with local files or none for the hub's data set.
+        folder: for temporary files while the questions are read.
+
+    Returns:
+        {name: lm_eval Task}; one, or one per subject.
+
+    Raises:
+        InputError: a subject is unknown, or has no few-shot examples.
+    """
     from lm_eval.tasks import TaskManager
 
     harness = harness_of(loaded)
-    stock = Path(package_folder()) / "tasks" / harness.config
+    stock = Path(_package_folder()) / "tasks" / harness.config
     if harness.runs_code:
         return _code_task(loaded, stock, folder)
     if not loaded.files:
@@ -42,21 +54,21 @@ def make_tasks(loaded: Loaded, folder: Path) -> dict[str, Any]:
     included.mkdir()
     names = []
     for name, path, files in _parts(loaded, stock, folder):
-        config = {"include": str(path), "task": name, **_local(files, folder)}
+        config = {"include": str(path), "task": name, **_local_data(files, folder)}
         (included / f"{name}.yaml").write_text(yaml.safe_dump(config), "utf-8")
         names.append(name)
     manager = TaskManager(include_path=str(included), include_defaults=False)
     return dict(manager.load(names)["tasks"])
 
 
-def _local(files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-    """What replaces a task's data set by files."""
+def _local_data(files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    """Task settings that replace the data set by local files."""
     return {
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {
             "data_files": {split: str(path.resolve()) for split, path in files.items()},
-            # The prepared copy goes with the folder: nothing of it is left in the user's cache.
+            # In the temporary folder, so that nothing is left in the user's cache.
             "cache_dir": str(folder / "cache"),
             "keep_in_memory": True,
         },
@@ -65,16 +77,16 @@ def _local(files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
 
 def _parts(
     loaded: Loaded, stock: Path, folder: Path
-) -> Iterator[tuple[str, Path, Mapping[str, Path]]]:  # our task, the stock one, its files
-    """The task, or for a group one per subject, each with the examples of its own subject."""
+) -> Iterator[tuple[str, Path, Mapping[str, Path]]]:  # name, stock task, {split: file}
+    """The task, or the tasks of a group: one per subject, with that subject's examples."""
     if stock.is_file():
-        yield OURS + loaded.name.replace("-", "_"), stock, loaded.files
+        yield LOCAL + loaded.name.replace("-", "_"), stock, loaded.files
         return
     by_subject: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for split, path in loaded.files.items():
         for row in read_rows(path):
             values = dict(row.values)
-            # The hub's copies number the right choice, others name its letter.
+            # Answers are numbers in the hub's copies, letters in others.
             if str(values.get("answer")) in LETTERS:
                 values["answer"] = LETTERS.index(str(values["answer"]))
             subject = str(values.get("subject"))
@@ -86,30 +98,31 @@ def _parts(
             continue
         if subject not in known:
             raise InputError(
-                f"benchmark {loaded.name}: no subject '{subject}'{nearest(subject, known)} in"
-                " lm-eval's task"
+                f"benchmark {loaded.name}: lm-eval's task has no subject '{subject}'"
+                f"{nearest(subject, known)}. Try: correct the column subject"
             )
         for split in loaded.files:
             if split not in splits:
                 raise InputError(
-                    f"benchmark {loaded.name}: {loaded.files[split]} has no row of {subject}"
+                    f"benchmark {loaded.name}: {loaded.files[split]} has no row of the subject"
+                    f" {subject}. Try: add some"
                 )
         files = {}
         for split, rows in splits.items():
             files[split] = folder / f"{subject}-{split}.jsonl"
             files[split].write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        yield f"{OURS}{subject}", stock / f"mmlu_{subject}.yaml", files
+        yield f"{LOCAL}{subject}", stock / f"mmlu_{subject}.yaml", files
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads a task's file without importing the functions that it names."""
+    """Loads a task's file without importing the functions that it names."""
 
 
 _PlainLoader.add_constructor("!function", lambda loader, node: None)
 
 
 def _code_task(loaded: Loaded, stock: Path, folder: Path) -> dict[str, Any]:
-    """HumanEval: the stock prompt, with our runner in place of the functions it would import."""
+    """HumanEval with the stock prompt and our own runner, since lm-eval downloads its metric."""
     from lm_eval.api.task import ConfigurableTask
 
     config: dict[str, Any] = {"include": stock.name}
@@ -126,13 +139,13 @@ def _code_task(loaded: Loaded, stock: Path, folder: Path) -> dict[str, Any]:
         ],
     }
     if loaded.files:
-        config |= _local(loaded.files, folder)
+        config |= _local_data(loaded.files, folder)
     task = ConfigurableTask(config=config)
     return {task.task_name: task}
 
 
 def _programs(responses: list[list[str]], docs: list[Mapping[str, Any]]) -> list[str]:
-    """The whole program of each answer: the question's beginning and the answer up to a fence."""
+    """The program of each answer: the prompt's code, then the answer up to a code fence."""
     return [
         doc["prompt"] + texts[0].partition("```")[0]
         for texts, doc in zip(responses, docs, strict=True)
@@ -140,11 +153,11 @@ def _programs(responses: list[list[str]], docs: list[Mapping[str, Any]]) -> list
 
 
 def passed(references: list[str], predictions: list[str]) -> float:
-    """1.0 where a program passes its tests; as lm-eval calls its metrics."""
+    """1.0 if the program passes its tests; a metric as lm-eval calls it."""
     return float(passes(predictions[0], references[0]))
 
 
-def package_folder() -> str:
+def _package_folder() -> str:
     found = importlib.util.find_spec("lm_eval")
     assert found is not None and found.submodule_search_locations
     return next(iter(found.submodule_search_locations))

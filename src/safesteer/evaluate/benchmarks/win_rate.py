@@ -1,7 +1,7 @@
-"""How often one model's answers are preferred to others, by a model behind an endpoint.
+"""Win rate: how often a judge prefers a model's answers to the base's or to reference answers.
 
-AlpacaEval's prompts and comparison, asked in both orders (docs/judges.md). Its own judge model and
-its correction for length are not used, so figures are no leaderboard's.
+AlpacaEval's prompts and comparison, in both orders (docs/judges.md). Without its judge model and
+its length correction, figures do not compare with its leaderboard.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from typing import Any, Protocol
 
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.sources import Loaded
+from safesteer.evaluate.metrics import WIN_RATE
 from safesteer.evaluate.scores import Score
 from safesteer.models.generate import Progress
 
 
 class Comparer(Protocol):
-    """Says which of two answers is better; `safesteer.judges.endpoint.WinRateJudge`."""
+    """A judge that compares two answers: `safesteer.judges.endpoint.WinRateJudge`."""
 
     name: str
 
     def compare_answers(
         self, triples: Sequence[tuple[str, str, str]], progress: Progress | None = None
     ) -> list[float | None]:
-        """For (instruction, a, b): 1 where b is better, 0 where a is, None if nobody can say."""
+        """For each (instruction, a, b): 1 if b is better, 0 if a is, 0.5 for a tie, else None."""
         ...
 
 
 def has_references(loaded: Loaded) -> bool:
-    """Whether the benchmark's file holds an answer to every prompt."""
+    """Whether the benchmark's file has a reference answer to every prompt."""
     return all(item.reference for item in loaded.items)
 
 
@@ -39,16 +40,25 @@ def win_rate(
     base: Sequence[str] | None,
     progress: Progress | None = None,
 ) -> Score:
-    """The share of prompts on which `completions` win, a tie being half.
+    """Measure the share of prompts on which `completions` win; a tie counts half.
 
-    They compete with the base's answers, or without them with those in the benchmark's file.
-    Raises InputError where there is neither.
+    Args:
+        comparer: compares the answers.
+        loaded: the benchmark.
+        completions: the model's answers, one per prompt.
+        base: the base's answers; None compares with the reference answers of the file.
+        progress: called with (done, total) comparisons.
+
+    Raises:
+        InputError: there are neither base answers nor reference answers.
+
+    Source: AlpacaEval (Li et al. 2023, github.com/tatsu-lab/alpaca_eval).
     """
     against = "base" if base is not None else "the file's answers"
     if base is None and not has_references(loaded):
         raise InputError(
-            f"benchmark {loaded.name}: {loaded.source['from']} has no answers to compare with; give"
-            " a file with the columns instruction and output, or a run"
+            f"benchmark {loaded.name}: {loaded.source['from']} has no answers to compare with."
+            " Try: a file with the columns instruction and output, or a run"
         )
     others = list(base) if base is not None else [item.reference for item in loaded.items]
     texts = [item.prompt.text for item in loaded.items]
@@ -68,4 +78,4 @@ def win_rate(
         )
     ]
     details = {"against": against}
-    return Score(loaded.name, "win_rate", rows, loaded.source, comparer.name, details)
+    return Score(loaded.name, WIN_RATE, rows, loaded.source, comparer.name, details)

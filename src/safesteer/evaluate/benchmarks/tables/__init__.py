@@ -1,0 +1,1 @@
+"""The entries of the benchmark table, one file per kind."""
