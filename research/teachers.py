@@ -35,7 +35,7 @@ from bench.command_line import names, run_script
 from bench.tables import table_head, table_row
 from safesteer.config.settings import DirectionSettings, ModelSettings
 from safesteer.direction.activations import answer_means, prompt_means
-from safesteer.direction.behaviour import answer_nll
+from safesteer.direction.behavior import answer_nll
 from safesteer.direction.vector import Direction
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.forms import PREFILL

@@ -170,7 +170,7 @@ def lengths_of(model: Any, settings: Settings, prompts: list[Any]) -> Lengths:
 def direction(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """Means, scores of candidates that all pass, answers under steering."""
     from safesteer.direction.activations import answer_means, prompt_means
-    from safesteer.direction.behaviour import observe
+    from safesteer.direction.behavior import observe
     from safesteer.direction.candidates import Candidate, score_candidates
     from safesteer.direction.refusal_tokens import refusal_first_tokens
     from safesteer.direction.vector import Direction

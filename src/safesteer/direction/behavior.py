@@ -1,7 +1,7 @@
-"""What a teacher does: how often it refuses, and whether its text stays fluent.
+"""Behavior of a steered model: how often it refuses, and whether its text stays fluent.
 
-Directions are chosen by this and not by a proxy: the model is steered, it answers validation
-prompts, a judge reads the answers, and the unsteered model says how surprising they are.
+Directions are chosen by behavior: the steered model answers validation prompts, a judge reads the
+answers, and the unsteered model gives their likelihood.
 """
 
 from __future__ import annotations
@@ -25,8 +25,14 @@ from safesteer.models.oom import in_batches
 
 
 @dataclass(frozen=True)
-class Behaviour:
-    """Rates over the prompts, and the mean negative log-likelihood per token of the answers."""
+class Behavior:
+    """Behavior of a model on a set of prompts.
+
+    Attributes:
+        refusals: share of answers that are refusals.
+        loops: share of answers that end in a loop.
+        nll: mean negative log-likelihood of a token under the unsteered model, in nats.
+    """
 
     refusals: float
     loops: float
@@ -40,8 +46,16 @@ def observe(
     *,
     max_new_tokens: int = 24,
     batch_size: int = 64,
-) -> Behaviour:
-    """Describe the greedy answers of the steered model; a direction of None does not steer."""
+) -> Behavior:
+    """Judge the greedy answers of the steered model.
+
+    Args:
+        model: the model to steer; an adapter is off.
+        direction: how to steer it; None does not.
+        prompts: conversations that end with a request.
+        max_new_tokens: the most tokens in an answer.
+        batch_size: prompts in a batch.
+    """
     rendered = [model.chat.ids(messages) for messages in prompts]
     steered = nullcontext() if direction is None else direction.steer(model.model)
     with base_weights(model.model), steered:
@@ -57,7 +71,7 @@ def observe(
         judge_refusal(text, str(messages[-1]["content"])).refused
         for text, messages in zip(texts, prompts, strict=True)
     ]
-    return Behaviour(
+    return Behavior(
         refusals=sum(refused) / len(refused),
         loops=sum(map(is_looping, texts)) / len(texts),
         nll=answer_nll(model, rendered, answers).sum().item() / max(1, sum(map(len, answers))),
@@ -71,15 +85,27 @@ def answer_nll(
     answers: Sequence[Sequence[int]],
     *,
     batch_size: int = 32,
-) -> torch.Tensor:  # [N], on the CPU
-    """Negative log-likelihood of each answer, in nats; an adapter is off."""
-    head = OutputHead.of(model.model)
+) -> torch.Tensor:
+    """Negative log-likelihood of each answer, summed over its tokens.
 
-    def score(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[torch.Tensor]:
-        asked, given = zip(*pairs, strict=True)
-        pad_id = model.tokenizer.pad_token_id
+    Args:
+        model: an adapter is off; an open steering context counts.
+        prompts: token ids of N prompts.
+        answers: token ids of their answers.
+        batch_size: answers in a batch.
+
+    Returns:
+        [N], in nats, on the CPU.
+    """
+    head = OutputHead.of(model.model)
+    pad_id = model.tokenizer.pad_token_id
+
+    def score(rows: Sequence[int]) -> list[torch.Tensor]:
+        given = [answers[row] for row in rows]
+        states = completion_states(
+            model.model, [prompts[row] for row in rows], given, pad_id, run_last=True
+        )
         found = []
-        states = completion_states(model.model, asked, given, pad_id, run_last=True)
         for predicting, answer in zip(states, given, strict=True):
             log_p = torch.log_softmax(head.logits(predicting), dim=-1)
             target = torch.tensor(list(answer), device=log_p.device)
@@ -87,5 +113,5 @@ def answer_nll(
         return found
 
     with base_weights(model.model):
-        pairs = list(zip(prompts, answers, strict=True))
-        return torch.stack([nll for part in in_batches(pairs, batch_size, score) for nll in part])
+        parts = in_batches(range(len(prompts)), batch_size, score)
+        return torch.stack([nll for part in parts for nll in part])
