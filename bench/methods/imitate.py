@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from safesteer.config.settings import Settings
 from safesteer.distill.attention import training_attention
-from safesteer.distill.kfac import start_whitened, step_whitened
+from safesteer.distill.kfac import start_preconditioned, step_preconditioned
 from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import plan_rows
 from safesteer.distill.train import MAX_GRAD_NORM, WARMUP_RATIO
@@ -54,7 +54,7 @@ def imitate(
         settings: of the method and its seed.
         harmful: harmful training prompts.
         anchors: prompts of anchors, whose chosen answers are the base's.
-        measure_kfac: `safesteer.distill.kfac.measure_whitening`, or a cached one.
+        measure_kfac: `safesteer.distill.kfac.measure_kfac`, or a cached one.
         folder: where the trainer may write.
     """
     train = settings.train
@@ -64,7 +64,7 @@ def imitate(
     damping, factors = train.lora.kfac_damping, {}
     if damping is not None:
         factors = measure_kfac(model, student, anchors, damping, settings.seed)
-        start_whitened(student, factors)
+        start_preconditioned(student, factors)
     arguments = {
         "output_dir": str(folder),
         "per_device_train_batch_size": train.completions_per_step,
@@ -85,7 +85,7 @@ def imitate(
     trainer = make(student, arguments, examples, model.chat.tokenizer)
     if factors:
         parameters = dict(trainer.model.named_parameters())
-        step_whitened(trainer.create_optimizer(), parameters, factors)
+        step_preconditioned(trainer.create_optimizer(), parameters, factors)
     compute_in_model_dtype(trainer.model)  # DPO adds an adapter of its own, for the reference
     with training_attention(model.model):
         trainer.train()
@@ -97,9 +97,9 @@ def make_examples(
 ) -> list[Example]:
     """One example per row of a training plan (`safesteer.distill.plan.plan_rows`)."""
     chat = model.chat
-    asked = [(json.dumps(row["prompt"]), row["begun"]) for row in rows]
+    asked = [(json.dumps(row["prompt"]), row["prefill"]) for row in rows]
     prompts = {
-        key: chat.ids(row["prompt"], row["begun"]) for key, row in zip(asked, rows, strict=True)
+        key: chat.ids(row["prompt"], row["prefill"]) for key, row in zip(asked, rows, strict=True)
     }
     generated = generate(
         model.model,
@@ -112,7 +112,7 @@ def make_examples(
     refusal = settings.direction.advanced.refusing_openings[0]
     examples = []
     for key, row in zip(asked, rows, strict=True):
-        words = f" {refusal}" if row["begun"] else refusal
+        words = f" {refusal}" if row["prefill"] else refusal
         own, other = answers[key], [*chat.answer_ids(words), chat.tokenizer.eos_token_id]
         chosen, rejected = (own, other) if row["anchor"] else (other, own)
         examples.append(Example(prompts[key], chosen, rejected))

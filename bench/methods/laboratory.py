@@ -27,7 +27,7 @@ from safesteer.direction.activations import prompt_means
 from safesteer.direction.extract import extract_direction
 from safesteer.direction.vector import Direction
 from safesteer.distill import train as training
-from safesteer.distill.kfac import measure_whitening
+from safesteer.distill.kfac import measure_kfac
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.files import load_tensors, read_json, save_tensors, write_json
@@ -71,7 +71,7 @@ class Laboratory:
             for name in self.benchmarks
             if name in SOLUTIONS
         }
-        training.measure_whitening = self._measure_kfac  # `train` looks it up in its module
+        training.measure_kfac = self._measure_kfac  # `train` looks it up in its module
         self.model: ChatModel = load_model(self.settings.model)
         self.sets = with_validation_prompts(load_prompt_sets(self.settings.prompts, 0))
         # A wrong name, file or judge is reported before anything is trained.
@@ -119,12 +119,12 @@ class Laboratory:
     def _measure_kfac(
         self, model: Any, student: Any, anchors: Any, damping: float, seed: int
     ) -> Any:
-        """`measure_whitening`, kept: it does not depend on the values of fresh adapters."""
+        """`measure_kfac`, kept: it does not depend on the values of fresh adapters."""
         factors = [name for name, _ in student.named_parameters() if ".lora_" in name]
         return self._once(
             "whitening",
             [factors, anchors, damping, seed],
-            lambda: measure_whitening(model, student, anchors, damping, seed),
+            lambda: measure_kfac(model, student, anchors, damping, seed),
         )
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
