@@ -92,6 +92,10 @@ def test_files_of_the_repository_exist(page):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"python ((?:bench|examples)/[\w/]+\.py)", text):
         assert (ROOT / name).is_file(), name
+    for package, script in re.findall(r"python -m bench\.(\w+)(?: ([a-z_]+)\b)?", text):
+        folder = ROOT / "bench" / package
+        assert (folder / "__main__.py").is_file() or folder.with_suffix(".py").is_file(), package
+        assert script in ("", "bench") or (folder / f"{script}.py").is_file(), script
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
