@@ -18,8 +18,8 @@ from safesteer.cli.main import main
 from safesteer.config.load import accelerate_names, load_settings, recipe_text
 from safesteer.config.settings import ModelSettings
 from safesteer.direction.vector import Direction
+from safesteer.distill.checkpoints import prepare_resume
 from safesteer.distill.plan import completions_per_process, for_processes
-from safesteer.distill.train import _go_on_from
 from safesteer.distill.train import train as distil
 from safesteer.errors import InputError
 from safesteer.files import write_json
@@ -163,11 +163,11 @@ def test_settings_that_several_processes_cannot_have(sections, says, second_of_t
 def test_a_checkpoint_of_spread_weights_is_refused_by_copies_of_the_model(tmp_path):
     marker = tmp_path / "checkpoint-2" / "complete.json"
     write_json(marker, {"step": 2, "layout": "fsdp"})
-    assert _go_on_from(tmp_path, "fsdp", 1) == str(marker.parent)
+    assert prepare_resume(tmp_path, "fsdp", 1) == str(marker.parent)
     with pytest.raises(InputError, match=r"checkpoint-2 holds weights laid out as 'fsdp'"):
-        _go_on_from(tmp_path, "whole", 1)
+        prepare_resume(tmp_path, "whole", 1)
     write_json(marker, {"step": 2})  # written before layouts were
-    assert _go_on_from(tmp_path, "whole", 1) == str(marker.parent)
+    assert prepare_resume(tmp_path, "whole", 1) == str(marker.parent)
 
 
 def test_fsdp_where_accelerate_has_none_is_refused(tiny_chat_model, user, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -103,6 +104,10 @@ def test_files_of_the_repository_exist(page):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"python ((?:bench|examples)/[\w/]+\.py)", text):
         assert (ROOT / name).is_file(), name
+    for package, script in re.findall(r"python -m bench\.(\w+)(?: ([a-z_]+)\b)?", text):
+        folder = ROOT / "bench" / package
+        assert (folder / "__main__.py").is_file() or folder.with_suffix(".py").is_file(), package
+        assert script in ("", "bench") or (folder / f"{script}.py").is_file(), script
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -130,3 +135,19 @@ def test_the_code_of_the_results_page_prints_its_table():
     ):
         assert f"seed {seed}: 7 -> {number} of 228" in printed
         assert re.search(rf"\+{points} points \(95 ?% {ends},", printed), printed
+
+
+def test_the_table_of_rules_is_the_programs():
+    """SAFESTEER_WRITE_DOCS=1 writes it."""
+    rows = ["| refused | why |", "|---|---|"]
+    for rule in RULES:
+        refused = re.sub(r"'?\{[^}]+\}'?", "...", rule.message.partition(". Try:")[0])
+        refused = re.sub(r"\b[a-z]+\.[a-z_.]+[a-z](?: = '?[\w.]+'?)?", r"`\g<0>`", refused)
+        rows.append(f"| {refused} | {rule.reason.rstrip('.')} |")
+    table = "\n".join(rows) + "\n"
+    page = ROOT / "docs" / "settings.md"
+    before, table_on_page = page.read_text("utf-8").split("<!-- rules -->\n")
+    if os.environ.get("SAFESTEER_WRITE_DOCS"):
+        page.write_text(f"{before}<!-- rules -->\n{table}", "utf-8")
+    else:
+        assert table_on_page == table

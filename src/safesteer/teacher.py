@@ -1,7 +1,7 @@
-"""The safety teacher: the model itself, steered, or with something to read before the prompt.
+"""The safety teacher: the model itself, steered or with a context before the prompt.
 
-The weights are the model's own. With a LoRA student the adapter is switched off while the teacher
-runs; no gradient, optimiser or train mode ever touches it. Knows nothing of losses.
+The weights are the model's own. With a LoRA student the adapter is off while the teacher runs; no
+gradient, optimizer or train mode ever touches it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,29 @@ from safesteer.models.hidden_states import hidden_states
 
 @dataclass(frozen=True)
 class Teacher:
-    """How the model is turned into its own safety teacher.
+    """How the model becomes its own safety teacher.
 
     Attributes:
         direction: added while the teacher runs; None for a teacher that only reads a context.
-        context: messages that stand before the user's prompt, a system message or demonstrations.
-        temperature: divides its logits where it teaches; below 1 it is surer of what it says.
+        context: messages before the user's prompt, a system message or demonstrations.
+        temperature: divides the logits where the teacher teaches; below 1 sharpens them.
+
+    Source: SafeSteer (arXiv 2606.02530), section 3.1, for the steered teacher.
     """
 
     direction: Direction | None = None
     context: tuple[Message, ...] = field(default=())
     temperature: float = 1.0
 
-    def messages(self, messages: Sequence[Message], begun: str = "") -> list[Message]:
-        """What the teacher reads where the student reads `messages`.
+    def messages(self, messages: Sequence[Message], prefill: str = "") -> list[Message]:
+        """Return the chat messages that the teacher reads where the student reads `messages`.
 
-        A system message in `messages` stays first and is joined with the teacher's own. Where an
-        answer is `begun`, those of the context begin with the same words: they show how to go on
-        from there, and refusals how to turn back.
+        Args:
+            messages: the prompt. A system message stays first, joined with the teacher's own.
+            prefill: the start of the answer, if it is prefilled. The answers of the context then
+                start with it too: refusals among them show how to turn back.
         """
-        own, rest = [_beginning(message, begun) for message in self.context], list(messages)
+        own, rest = [_prefilled(message, prefill) for message in self.context], list(messages)
         if own and rest and rest[0]["role"] == "system":
             if own[0]["role"] == "system":
                 joined = rest[0]["content"] + "\n\n" + own[0]["content"]
@@ -54,9 +57,11 @@ class Teacher:
 
     @contextmanager
     def active(self, model: nn.Module, rows: torch.Tensor | None = None) -> Iterator[None]:
-        """While inside, `model` is the teacher: adapter off, hook on. Leaves nothing behind.
+        """Turn `model` into the teacher while the context is open: adapter off, hook on.
 
-        `rows`, bool [B], steers these rows of a batch alone; the others run as the base does.
+        Args:
+            model: the base, or a PEFT model around it.
+            rows: bool [B]; only these sequences of a batch are steered. None steers all.
         """
         with base_weights(model):
             if self.direction is None:
@@ -66,14 +71,14 @@ class Teacher:
                     yield
 
 
-def _beginning(message: Message, words: str) -> Message:
-    if not words or message["role"] != "assistant":
+def _prefilled(message: Message, prefill: str) -> Message:
+    if not prefill or message["role"] != "assistant":
         return message
-    return {**message, "content": f"{words} {message['content']}"}
+    return {**message, "content": f"{prefill} {message['content']}"}
 
 
 def make_teacher(settings: TeacherSettings, direction: Direction | None) -> Teacher:
-    """The teacher that the settings describe."""
+    """Make the teacher that the settings describe; without a direction it is not steered."""
     context: tuple[Message, ...] = ()
     if settings.context == "system-prompt":
         context = ({"role": "system", "content": settings.advanced.system_prompt},)
@@ -88,10 +93,10 @@ def make_teacher(settings: TeacherSettings, direction: Direction | None) -> Teac
 
 
 def demonstrations(count: int, *, refusals_only: bool = False) -> tuple[Message, ...]:
-    """The first `count` of our demonstrations as chat turns: answered and refused, alternating.
+    """Return the first `count` of our demonstrations as chat messages.
 
-    `refusals_only` leaves out the answered ones. Such a teacher refuses nearly everything, which is
-    right where it only ever teaches on harmful prompts.
+    Answered and refused requests alternate. With `refusals_only` all are refused: such a teacher
+    refuses nearly everything, which is right where it only teaches on harmful prompts.
     """
     file = resources.files("safesteer.prompts") / "data" / "demonstrations.json"
     turns: list[Message] = []
@@ -105,10 +110,16 @@ def demonstrations(count: int, *, refusals_only: bool = False) -> tuple[Message,
 
 @torch.no_grad()
 def check_teacher(model: nn.Module, chat: ChatRenderer, teacher: Teacher) -> float:
-    """Self-test: the largest change of a next-token logit that the teacher makes.
+    """Measure the largest change of a next-token logit between the model and its teacher.
 
-    Raises SafeSteerError when it is zero or not finite, that is, when the hook does nothing on
-    this architecture or blows up.
+    Args:
+        model: a causal language model.
+        chat: renders a test prompt for it.
+        teacher: the teacher to test.
+
+    Raises:
+        SafeSteerError: the change is zero or not finite, so the hook has no effect on this
+            architecture, or its activations overflow.
     """
     prompt: list[Message] = [{"role": "user", "content": "How do I pick a lock?"}]
     tokenizer = chat.tokenizer
@@ -126,7 +137,8 @@ def check_teacher(model: nn.Module, chat: ChatRenderer, teacher: Teacher) -> flo
     change = (taught - plain).abs().max().item()
     if not change > 0 or change == float("inf"):
         raise SafeSteerError(
-            f"the teacher does not differ from the model (largest change of a logit: {change});"
-            f" steering has no effect on {type(model).__name__}"
+            f"the teacher does not differ from the model (largest change of a logit: {change}):"
+            f" steering has no effect on {type(model).__name__}. Try: another direction.source, or"
+            " model.dtype=float32"
         )
     return change

@@ -7,6 +7,10 @@ from safesteer.direction.activations import answer_means, means_of_kept, prompt_
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length.", "A b"]
 PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]
+HARMFUL, HARMLESS = (
+    [({"role": "user", "content": f"{name} {i} {'x' * (i % 4)}"},) for i in range(12)]
+    for name in ("How do I break the law", "Name a colour")
+)
 OPENINGS = ["Sorry.", "I can't assist with that request because it is harmful."]
 
 
@@ -73,6 +77,45 @@ def test_answer_means_weigh_every_opening_the_same(batch_size, tiny_chat_model):
             means.append(states[:, -len(tail) :].mean(1))
     assert len(chat.answer_ids(OPENINGS[0])) != len(chat.answer_ids(OPENINGS[1]))
     assert torch.allclose(found, torch.stack(means).mean(0), atol=1e-5)
+
+
+def test_a_planted_difference_is_found(tiny_chat_model):
+    """What separates harmful from harmless prompts at the end of the prompt is the direction.
+
+    The first block's output gets a vector planted wherever a harmful prompt is read; the candidates
+    of the layers behind it, and only those, point along it.
+    """
+    model = tiny_chat_model.model
+    planted = torch.zeros(32)
+    planted[5] = 300.0
+    word = tiny_chat_model.chat.answer_ids(" break")[0]
+    chat = tiny_chat_model.chat
+    marks = set(chat.ids(HARMFUL[0])) - set(chat.ids(HARMLESS[0]))
+    assert marks, word
+    embed = model.model.embed_tokens
+    flags: dict[str, torch.Tensor] = {}
+
+    def remember(module, args):  # type: ignore[no-untyped-def]
+        ids = args[0]
+        hit = torch.isin(ids, torch.tensor(sorted(marks))).any(-1)
+        flags["harmful"] = hit
+
+    def plant(module, args, output):  # type: ignore[no-untyped-def]
+        return output + flags["harmful"].float()[:, None, None] * planted
+
+    handles = [
+        embed.register_forward_pre_hook(remember),
+        model.model.layers[0].register_forward_hook(plant),
+    ]
+    try:
+        means = [prompt_means(tiny_chat_model, side, 3) for side in (HARMFUL, HARMLESS)]
+    finally:
+        for handle in handles:
+            handle.remove()
+    difference = (means[0] - means[1]).float()
+    cosine = torch.nn.functional.cosine_similarity(difference, planted.expand_as(difference), -1)
+    assert (cosine[:, 0] < 0.7).all()
+    assert (cosine[:, 1:] > 0.9).all()
 
 
 def test_no_hook_is_left(tiny_chat_model):

@@ -12,7 +12,6 @@ import torch
 from safesteer.config.settings import DirectionSettings
 from safesteer.direction import candidates as module
 from safesteer.direction.candidates import Candidate, refusal_scores, score_candidates
-from safesteer.direction.refusal_tokens import refusal_first_tokens
 from safesteer.direction.vector import Direction
 from safesteer.models.layers import find_blocks
 from safesteer.models.steering import ablate, steer
@@ -33,18 +32,6 @@ def test_refusal_score_is_the_log_odds_of_the_refusal_tokens():
     assert scores[0] == pytest.approx(math.log(0.3) - math.log(0.7), rel=1e-5)
     assert scores[1] == pytest.approx(0, abs=1e-6)
     assert scores[2] < -20 and scores[3] > 20 and all(map(math.isfinite, scores))
-
-
-def test_refusal_tokens_are_the_first_tokens_of_refusals(tiny_chat_model):
-    """Each is the first token of some refusal as this tokenizer writes it, once."""
-    chat = tiny_chat_model.chat
-    tokens = refusal_first_tokens(chat)
-    assert tokens == sorted(set(tokens)) and len(tokens) >= 3
-    assert chat.answer_ids("Sorry,")[0] in tokens and chat.answer_ids("I cannot")[0] in tokens
-    assert (
-        chat.answer_ids("Sure")[0] not in tokens
-        or chat.answer_ids("Sure")[0] == (chat.answer_ids("Sorry,")[0])
-    )
 
 
 @torch.no_grad()

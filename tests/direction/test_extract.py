@@ -11,8 +11,7 @@ import torch
 
 from safesteer.config.settings import DirectionSettings
 from safesteer.direction import extract as find
-from safesteer.direction.activations import prompt_means
-from safesteer.direction.behaviour import Behaviour, answer_nll, observe
+from safesteer.direction.behavior import Behavior
 from safesteer.direction.candidates import Candidate
 from safesteer.direction.extract import extract_direction
 from safesteer.direction.vector import Direction
@@ -39,7 +38,7 @@ def last_hidden(model: ChatModel, messages: tuple[dict[str, str], ...]) -> torch
     return model.model.model(ids).last_hidden_state[:, -1]
 
 
-class Behaviours:
+class Behaviors:
     """Stands for `observe`: what a steered model does is looked up by layer and strength."""
 
     def __init__(self, table: dict[Any, tuple[float, float]]) -> None:
@@ -48,11 +47,11 @@ class Behaviours:
 
     def __call__(self, model, d, asked, **kwargs):  # type: ignore[no-untyped-def]
         if d is None:
-            return Behaviour(0.0, 0.0, 1.0)
+            return Behavior(0.0, 0.0, 1.0)
         flip, harmless = self.table.get((d.layer, d.coefficient), self.table.get(d.layer, (0, 0)))
         is_harmful = asked[0] == HARMFUL[0]
         self.seen.append(("harmful" if is_harmful else "harmless", d.layer, d.coefficient))
-        return Behaviour(flip if is_harmful else harmless, 0.0, 1.0 + 0.01 * d.layer)
+        return Behavior(flip if is_harmful else harmless, 0.0, 1.0 + 0.01 * d.layer)
 
 
 @pytest.fixture
@@ -60,9 +59,9 @@ def behave(monkeypatch):  # type: ignore[no-untyped-def]
     """Replaces the generation and judging of steered answers by a table."""
 
     def use(table):  # type: ignore[no-untyped-def]
-        behaviours = Behaviours(table)
-        monkeypatch.setattr(find, "observe", behaviours)
-        return behaviours
+        behaviors = Behaviors(table)
+        monkeypatch.setattr(find, "observe", behaviors)
+        return behaviors
 
     return use
 
@@ -77,7 +76,7 @@ def refusing(monkeypatch, tiny_chat_model):  # type: ignore[no-untyped-def]
     def by_prompt(model, last, tokens):  # type: ignore[no-untyped-def]
         return 1.0 - 2.0 * (torch.cdist(last, known).argmin(1) >= len(HARMFUL))
 
-    monkeypatch.setattr(find, "_refusal_scores", by_prompt)
+    monkeypatch.setattr(find, "_first_token_scores", by_prompt)
 
 
 @pytest.fixture
@@ -104,8 +103,8 @@ def test_the_candidate_that_refuses_most_is_chosen():
     weak = made(1, flip_rate=0.6, harmless_refusals=0.0)
     strong = made(2, flip_rate=0.92, harmless_refusals=0.5)
     gentle = made(3, flip_rate=0.88, harmless_refusals=0.2)
-    assert find._choose([weak, strong, gentle], settings()) is gentle
-    assert find._choose([weak, strong], settings()) is strong
+    assert find.choose([weak, strong, gentle], settings()) is gentle
+    assert find.choose([weak, strong], settings()) is strong
 
 
 def test_the_rejected_are_chosen_only_if_nobody_else_is_left():
@@ -113,9 +112,9 @@ def test_the_rejected_are_chosen_only_if_nobody_else_is_left():
     good = made(1, flip_rate=0.5, harmless_refusals=0.0)
     bad = made(2, flip_rate=1.0, harmless_refusals=0.0, rejected="loops")
     unseen = made(3)
-    assert find._choose([unseen, bad, good], settings()) is good
-    assert find._choose([unseen, bad], settings()) is bad
-    assert find._choose([unseen], settings()) is None
+    assert find.choose([unseen, bad, good], settings()) is good
+    assert find.choose([unseen, bad], settings()) is bad
+    assert find.choose([unseen], settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -127,18 +126,18 @@ def test_the_rejected_are_chosen_only_if_nobody_else_is_left():
         ({"flip_rate": 0.9, "perplexity_ratio": 1.0, "loops": 0.2}, "20% of its answers loop"),
     ],
 )
-def test_behaviour_thresholds(scores, reason):
+def test_behavior_thresholds(scores, reason):
     """Refusing too little, text that is not fluent, and loops are reasons; bounds are inside."""
-    fault = find._fault(made(**scores), DirectionSettings())
+    fault = find.unfit_by_behavior(made(**scores), DirectionSettings())
     assert reason in fault and bool(reason) == bool(fault)
 
 
 def test_the_lowest_ablation_scores_become_finalists(tiny_chat_model, behave, refusing, scored):
-    """Of three layers the two that matter most are steered with; the best behaviour is chosen."""
+    """Of three layers the two that matter most are steered with; the best behavior is chosen."""
     scored({1: (-1.0, 0.0, ""), 2: (-3.0, 0.0, ""), 3: (-2.0, 0.0, "among the last")})
-    behaviours = behave({1: (0.7, 0.1), 2: (0.9, 0.1), 3: (1.0, 0.0)})
+    behaviors = behave({1: (0.7, 0.1), 2: (0.9, 0.1), 3: (1.0, 0.0)})
     result = extract_direction(tiny_chat_model, *SETS, settings(finalists=99))
-    assert {layer for _, layer, _ in behaviours.seen} == {1, 2}
+    assert {layer for _, layer, _ in behaviors.seen} == {1, 2}
     assert result.qualified and result.direction.layer == 2
     assert result.direction.method == "harmful-harmless"
     assert -len(tiny_chat_model.chat.post_instruction_ids()) <= result.direction.position < 0
@@ -186,9 +185,9 @@ def test_a_source_named_does_not_fall_back(tiny_chat_model, behave):
 
 def test_the_last_layers_are_never_chosen_by_the_second_source(tiny_chat_model, behave):
     """Of four layers the last is rejected unseen, whatever it would do."""
-    behaviours = behave({layer: (1.0, 0.0) for layer in range(4)})
+    behaviors = behave({layer: (1.0, 0.0) for layer in range(4)})
     result = extract_direction(tiny_chat_model, *SETS, settings(source="refuse-comply"))
-    assert 3 not in {layer for _, layer, _ in behaviours.seen}
+    assert 3 not in {layer for _, layer, _ in behaviors.seen}
     reasons = {c.direction.layer: c.rejected for c in result.candidates}
     assert "among the last" in reasons[3]
 
@@ -211,45 +210,6 @@ def test_layers_can_be_named_and_are_checked(tiny_chat_model, behave):
         extract_direction(tiny_chat_model, *SETS, settings(source="refuse-comply", layers=[4]))
 
 
-def test_a_planted_difference_is_found(tiny_chat_model, monkeypatch):
-    """What separates harmful from harmless prompts at the end of the prompt is the direction.
-
-    The first block's output gets a vector planted wherever a harmful prompt is read; the candidates
-    of the layers behind it, and only those, point along it.
-    """
-    model = tiny_chat_model.model
-    planted = torch.zeros(32)
-    planted[5] = 300.0
-    word = tiny_chat_model.chat.answer_ids(" break")[0]
-    chat = tiny_chat_model.chat
-    marks = set(chat.ids(HARMFUL[0])) - set(chat.ids(HARMLESS[0]))
-    assert marks, word
-    embed = model.model.embed_tokens
-    flags: dict[str, torch.Tensor] = {}
-
-    def remember(module, args):  # type: ignore[no-untyped-def]
-        ids = args[0]
-        hit = torch.isin(ids, torch.tensor(sorted(marks))).any(-1)
-        flags["harmful"] = hit
-
-    def plant(module, args, output):  # type: ignore[no-untyped-def]
-        return output + flags["harmful"].float()[:, None, None] * planted
-
-    handles = [
-        embed.register_forward_pre_hook(remember),
-        model.model.layers[0].register_forward_hook(plant),
-    ]
-    try:
-        means = [prompt_means(tiny_chat_model, side, 3) for side in (HARMFUL, HARMLESS)]
-    finally:
-        for handle in handles:
-            handle.remove()
-    difference = (means[0] - means[1]).float()
-    cosine = torch.nn.functional.cosine_similarity(difference, planted.expand_as(difference), -1)
-    assert (cosine[:, 0] < 0.7).all()
-    assert (cosine[:, 1:] > 0.9).all()
-
-
 def test_end_to_end_on_a_tiny_model(tiny_chat_model):
     """Nothing replaced: a direction comes out, and its record is JSON without NaN."""
     steps = set()
@@ -268,41 +228,12 @@ def test_end_to_end_on_a_tiny_model(tiny_chat_model):
     assert steps
 
 
-def test_observe_describes_the_teachers_answers(tiny_chat_model, monkeypatch):
-    """Refusals and loops are shares of the steered answers; nll is under the unsteered model."""
-    from safesteer.direction import behaviour
-
-    chat, model = tiny_chat_model.chat, tiny_chat_model.model
-    answers = [chat.answer_ids(t) for t in ("I'm sorry, but I can't assist with that.", "a " * 40)]
-    hooks = []
-
-    def answer(runner, *args, **kwargs):  # type: ignore[no-untyped-def]
-        hooks.append(len(runner.model.layers[1]._forward_pre_hooks))
-        return answers
-
-    monkeypatch.setattr(behaviour, "generate", answer)
-    seen = observe(tiny_chat_model, Direction(torch.ones(32), 1), HARMFUL[:2])
-    assert hooks == [1]
-    assert seen.refusals == 0.5 and seen.loops == 0.5
-    total, count = 0.0, 0
-    for messages, ids in zip(HARMFUL[:2], answers, strict=True):
-        logits = model(torch.tensor([chat.ids(messages) + ids])).logits[0]
-        log_p = torch.log_softmax(logits, dim=-1)[-len(ids) - 1 : -1]
-        total -= sum(log_p[i, token].item() for i, token in enumerate(ids))
-        count += len(ids)
-    assert seen.nll == pytest.approx(total / count, rel=1e-4)
-    prompts_ids = [chat.ids(m) for m in HARMFUL[:2]]
-    alone = answer_nll(tiny_chat_model, prompts_ids, answers, batch_size=1)
-    assert alone.sum().item() / count == pytest.approx(seen.nll, rel=1e-4)
-    assert torch.allclose(alone, answer_nll(tiny_chat_model, prompts_ids, answers), rtol=1e-4)
-
-
 def test_replacing_a_strength_forgets_what_was_seen(tiny_chat_model, behave):
     """A copy of a candidate at another strength carries no rate of the original."""
     behave({(1, 0.6): (0.1, 0.0)})
     seen = made(1, flip_rate=0.9, harmless_refusals=0.4, loops=0.0)
     copy = replace(seen, direction=replace(seen.direction, coefficient=0.6))
-    find._observe(
-        tiny_chat_model, [copy], HARMFUL, HARMLESS, DirectionSettings(), lambda *args: None
-    )
+    nothing = lambda *args: None  # noqa: E731
+    search = find._Search(tiny_chat_model, HARMFUL, HARMLESS, DirectionSettings(), nothing)
+    search.observe([copy])
     assert copy.flip_rate == 0.1 and copy.harmless_refusals is None

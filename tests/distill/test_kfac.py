@@ -14,9 +14,9 @@ from safesteer.distill import train as train_module
 from safesteer.distill.kfac import (
     ANSWER_TOKENS,
     inverse_root,
-    measure_whitening,
-    start_whitened,
-    step_whitened,
+    measure_kfac,
+    start_preconditioned,
+    step_preconditioned,
 )
 from safesteer.distill.lora import with_lora
 from safesteer.distill.train import train
@@ -63,7 +63,7 @@ def test_steps_are_those_of_the_other_variables():
     fast = {names[key]: start.clone().requires_grad_() for key, start in starts.items()}
     of_slow = torch.optim.AdamW(slow.values(), lr=0.1, weight_decay=0)
     of_fast = torch.optim.AdamW(fast.values(), lr=0.1, weight_decay=0)
-    step_whitened(of_fast, fast, {names["a"]: w, names["b"]: v})
+    step_preconditioned(of_fast, fast, {names["a"]: w, names["b"]: v})
     for _ in range(20):
         through = {"a": slow["a"] @ w, "b": v @ slow["b"], "plain": slow["plain"]}
         as_it_is = {key: fast[name] for key, name in names.items()}
@@ -80,7 +80,7 @@ def test_steps_are_those_of_the_other_variables():
 def test_a_factor_without_gradient_stays():
     factors = {name: torch.ones(1, 2, requires_grad=True) for name in ("a", "b")}
     optimizer = torch.optim.AdamW(factors.values(), lr=0.1)
-    step_whitened(optimizer, factors, dict.fromkeys(factors, torch.eye(2)))
+    step_preconditioned(optimizer, factors, dict.fromkeys(factors, torch.eye(2)))
     factors["b"].grad = torch.ones(1, 2)
     optimizer.step()
     assert torch.equal(factors["a"], torch.ones(1, 2))
@@ -92,7 +92,7 @@ def test_every_adapter_is_measured_on_what_its_layer_reads_and_adds_to(new_chat_
     model = new_chat_model()
     lora = LoraSettings(r=2, alpha=4, target_modules=["q_proj", "down_proj"])
     student = with_lora(model.model, TrainSettings(lora=lora), 0)
-    found = measure_whitening(model, student, [*HARMLESS, *HARMLESS], 0.1, seed=0)
+    found = measure_kfac(model, student, [*HARMLESS, *HARMLESS], 0.1, seed=0)
     assert len(found) == 4 * len(find_blocks(model.model))
     assert all(p.grad is None for p in student.parameters())
     student.unload()
@@ -130,8 +130,8 @@ def test_a_moment_that_is_not_finite_is_no_layer_that_was_never_reached(new_chat
     student = with_lora(model.model, TrainSettings(lora=lora), 0)
     spoilt = find_blocks(model.model)[1].mlp.down_proj
     spoilt.register_full_backward_hook(lambda _, down, up: tuple(g * torch.inf for g in down))
-    with pytest.raises(SafeSteerError, match=r"moments behind \S*lora_B\S* are not finite"):
-        measure_whitening(model, student, HARMLESS, 0.1, seed=0)
+    with pytest.raises(SafeSteerError, match=r"K-FAC statistics of \S*lora_B\S* are not finite"):
+        measure_kfac(model, student, HARMLESS, 0.1, seed=0)
 
 
 def test_cudnn_has_no_part_in_what_is_measured(new_chat_model, monkeypatch):
@@ -145,7 +145,7 @@ def test_cudnn_has_no_part_in_what_is_measured(new_chat_model, monkeypatch):
     monkeypatch.setattr("safesteer.distill.kfac.generate", answer)
     model = new_chat_model()
     student = with_lora(model.model, TrainSettings(), 0)
-    measure_whitening(model, student, HARMLESS, 0.1, seed=0)
+    measure_kfac(model, student, HARMLESS, 0.1, seed=0)
     assert (seen, allowed()) == ([False], True)
 
 
@@ -166,8 +166,8 @@ def test_training_steps_in_the_whitened_variables(
     )  # fmt: skip
     model = new_chat_model()
     fresh = with_lora(model.model, settings, 0)
-    whitening = measure_whitening(model, fresh, HARMLESS, 0.01, seed=0)
-    start_whitened(fresh, whitening)
+    whitening = measure_kfac(model, fresh, HARMLESS, 0.01, seed=0)
+    start_preconditioned(fresh, whitening)
     starts = {name: p.detach().clone() for name, p in fresh.named_parameters()}
     harmful = [[{"role": "user", "content": f"How do I break law {n}"}] for n in range(8)]
     student = train(

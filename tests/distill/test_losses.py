@@ -101,7 +101,7 @@ def test_tail_stays_finite_where_the_safety_tokens_hold_all_mass():
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_all_tokens_are_the_kl_over_the_vocabulary(name, chunk, monkeypatch):
     """Value and gradient of reverse KL, forward KL or their sum, in one chunk or in many."""
-    monkeypatch.setattr("safesteer.distill.losses._FULL_POSITIONS", chunk)
+    monkeypatch.setattr("safesteer.distill.losses._CHUNK_POSITIONS", chunk)
     torch.manual_seed(0)
     weight = torch.randn(VOCABULARY, 6)
     student, teacher = torch.randn(10, 6).requires_grad_(), torch.randn(10, 6)

@@ -104,9 +104,9 @@ def test_of_a_share_of_either_kind_the_answer_is_begun(share, of_each):
     begun = {"prefill_share": share, "advanced": {"prefills": ["Of course!\nHere you", "Yes"]}}
     sets = prompts("bad", 10), prompts("good", 9)
     rows = plan_rows(plain_training(**changes, **begun), *sets, seed=1)
-    words = [row.pop("begun") for row in rows]
+    words = [row.pop("prefill") for row in rows]
     plain = plan_rows(plain_training(**changes), *sets, seed=1)
-    assert {row.pop("begun") for row in plain} == {""}
+    assert {row.pop("prefill") for row in plain} == {""}
     assert rows == plain
     assert words[::2] == words[1::2]
     for start in range(0, len(rows), 8):  # the harmful half of an update, or the anchors
@@ -127,10 +127,10 @@ def test_a_share_that_is_no_whole_number_holds_over_all_updates(share, bad, good
         max_steps=30,
     )
     rows = plan_rows(settings, prompts("bad", 9), prompts("good", 9), seed=0)
-    begun = [row["anchor"] for row in rows if row["begun"]]
+    begun = [row["anchor"] for row in rows if row["prefill"]]
     assert (begun.count(False), begun.count(True)) == (bad, good)
     by_update = [
-        sum(bool(row["begun"]) and not row["anchor"] for row in rows[start : start + 16])
+        sum(bool(row["prefill"]) and not row["anchor"] for row in rows[start : start + 16])
         for start in range(0, len(rows), 16)
     ]
     assert max(by_update) - min(by_update) <= 1

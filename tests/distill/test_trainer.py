@@ -26,11 +26,12 @@ from safesteer.config.settings import ModelSettings, TrainSettings
 from safesteer.direction.vector import Direction
 from safesteer.distill import train as train_module
 from safesteer.distill import trainer
+from safesteer.distill.checkpoints import last_checkpoint
 from safesteer.distill.lora import extrapolate
 from safesteer.distill.plan import plan_rows
 from safesteer.distill.save import save_student
-from safesteer.distill.teacher_pass import Reader
-from safesteer.distill.train import last_checkpoint, train
+from safesteer.distill.teacher_pass import ForwardPasses
+from safesteer.distill.train import train
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.inference.variant import ModelVariant
@@ -296,7 +297,7 @@ def test_answers_that_were_begun_are_gone_on_with(tiny_chat_model, recorded, tmp
     for update, line in zip(recorded, lines, strict=True):
         total = 0.0
         for row, completion in zip(update["rows"], update["completions"], strict=True):
-            words, count = row["begun"], len(completion)
+            words, count = row["prefill"], len(completion)
             answer = [*chat.answer_ids(words), *completion]
             read, vector = chat.ids(row["prompt"]) + answer, None
             taught = read
@@ -308,7 +309,7 @@ def test_answers_that_were_begun_are_gone_on_with(tiny_chat_model, recorded, tmp
             log_t = log_probs(base, taught, count, vector)[:, TOKENS]
             p_s, p_t = log_s.exp(), log_t.exp()
             total += (p_s * (log_s - log_t) - p_s + p_t).sum().item() / count
-        assert sum(bool(row["begun"]) for row in update["rows"]) == len(update["rows"]) / 2
+        assert sum(bool(row["prefill"]) for row in update["rows"]) == len(update["rows"]) / 2
         assert line["loss"] == pytest.approx(total / len(update["rows"]), rel=1e-4)
 
 
@@ -322,7 +323,7 @@ def test_a_begun_prompt_is_no_longer_than_allowed(tiny_chat_model, recorded, tmp
         prefill_share=0.5,
         advanced={"max_prompt_length": limit, "prefills": ["Of it"]},
     )
-    used = [len(chat.ids(r["prompt"], r["begun"])) for update in recorded for r in update["rows"]]
+    used = [len(chat.ids(r["prompt"], r["prefill"])) for update in recorded for r in update["rows"]]
     assert max(used) <= limit
 
 
@@ -433,7 +434,7 @@ def test_the_teachers_passes_may_be_of_any_size(
     tokens, tiny_chat_model, recorded, tmp_path, monkeypatch
 ):
     """Cutting the teacher's reading into passes changes no loss."""
-    monkeypatch.setattr(train_module, "TEACHER_TOKENS", tokens)
+    monkeypatch.setattr(train_module, "TEACHER_BATCH_TOKENS", tokens)
     base = copy.deepcopy(tiny_chat_model.model)
     _, metrics = run(tiny_chat_model, tmp_path, max_steps=1)
     expected = slow_loss(recorded[0], base, tiny_chat_model.chat, "generalized")
@@ -530,7 +531,7 @@ def test_teacher_and_student_share_what_is_below_adapters_and_direction(
             assert line[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
     ours = list(gradients)
     gradients.clear()
-    monkeypatch.setattr(Reader, "shared_blocks", lambda self, student: 0)
+    monkeypatch.setattr(ForwardPasses, "shared_blocks", lambda self, student: 0)
     tiny_chat_model.model = base
     run(tiny_chat_model, tmp_path / "apart", teacher, **settings)
     assert len(ours) == len(gradients) == 2
@@ -639,7 +640,7 @@ def test_gradients_that_are_not_finite_end_the_training(
 
     with monkeypatch.context() as patch:
         patch.setattr(Accelerator, "clip_grad_norm_", spoil)
-        with pytest.raises(SafeSteerError, match="update 3: its gradients are not finite"):
+        with pytest.raises(SafeSteerError, match="non-finite gradients at step 3"):
             run(tiny_chat_model, tmp_path, max_steps=6, save_steps=2)
     # What was good stays, and the same call goes on from there.
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]

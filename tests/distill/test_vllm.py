@@ -256,7 +256,7 @@ def test_a_server_that_goes_away_is_one_line(server, run, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"takes_weights": False}, "takes no weights; start it with"),
+        ({"takes_weights": False}, "takes no weights. Try: start it with"),
         ({"development": False}, "VLLM_SERVER_DEV_MODE=1"),
         ({"short": True}, "has room for 518 tokens"),
     ],
@@ -270,7 +270,7 @@ def test_a_server_that_cannot_be_used_is_named_before_training(change, message, 
     assert server.calls == []
 
 
-def test_quantised_weights_are_refused(vllm, run, monkeypatch):
+def test_quantized_weights_are_refused(vllm, run, monkeypatch):
     original = rollouts.adapt
 
     def adapt(generation, ends):
@@ -279,7 +279,7 @@ def test_quantised_weights_are_refused(vllm, run, monkeypatch):
         original(generation, ends)
 
     monkeypatch.setattr(rollouts, "adapt", adapt)
-    with pytest.raises(InputError, match="quantised"):
+    with pytest.raises(InputError, match="quantized"):
         run()
 
 
@@ -293,7 +293,7 @@ def test_models_that_cannot_be_sent_are_refused(tiny_model_folder, tmp_path):
     check_model(ModelSettings(id=str(tiny_model_folder)))
     for settings, message in (
         (ModelSettings(id=str(gguf)), "a GGUF file"),
-        (ModelSettings(id=str(packed)), "quantised"),
+        (ModelSettings(id=str(packed)), "quantized"),
         (ModelSettings(id=str(tiny_model_folder), device="cuda:1"), "CUDA_VISIBLE_DEVICES"),
     ):
         with pytest.raises(InputError, match=message):
@@ -305,7 +305,7 @@ def test_models_that_cannot_be_sent_are_refused(tiny_model_folder, tmp_path):
 
 def test_weights_that_are_spread_are_refused(vllm, monkeypatch):
     monkeypatch.setattr(rollouts.distributed, "layout", lambda: "fsdp")
-    with pytest.raises(InputError, match="fsdp spreads them"):
+    with pytest.raises(InputError, match="fsdp splits them"):
         rollouts.check_rollouts(TrainSettings(rollouts="vllm"), torch.device("cuda"))
 
 

@@ -10,7 +10,7 @@ from tiny import plain
 from transformers import MixtralConfig
 
 from safesteer.config.settings import LoraSettings, Settings
-from safesteer.direction import behaviour
+from safesteer.direction import behavior
 from safesteer.direction import edited_passes as repeated
 from safesteer.direction import extract as find
 from safesteer.distill.lora import with_lora
@@ -140,7 +140,7 @@ def test_the_batches_are_those_of_the_stages():
     assert {"cpu": stages.SCORED_ROWS["cpu"]} == repeated._ROWS
     assert stages.SCORED_ROWS["cuda"] == repeated._ROWS_ELSEWHERE
     assert stages.OBSERVED == find._OBSERVED_PROMPTS
-    assert behaviour.observe.__kwdefaults__["max_new_tokens"] == stages.OBSERVED_TOKENS
+    assert behavior.observe.__kwdefaults__["max_new_tokens"] == stages.OBSERVED_TOKENS
 
 
 def test_lengths_of_prompts_and_what_they_share():

@@ -1,1 +1,1 @@
-"""The refusal direction: means, candidates and their scores, the choice by behaviour."""
+"""The refusal direction: mean activations, candidates, their scores, the choice by behavior."""

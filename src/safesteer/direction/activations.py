@@ -1,7 +1,7 @@
-"""Means of the residual stream, streamed over batches in float64.
+"""Mean activations of the residual stream, streamed over batches in float64.
 
 The residual stream at layer l is the input of block l. Padding is on the left and positions are
-counted from the end, so padding never shifts them. Knows nothing of what the means are for.
+counted from the end, so padding never shifts them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safesteer.models.load import ChatModel
 from safesteer.models.oom import in_batches
 from safesteer.models.steering import edit_block_input
 
-Keep = Callable[[torch.Tensor], torch.Tensor]  # [B, D] -> [B], bool
+Keep = Callable[[torch.Tensor], torch.Tensor]  # final hidden states [B, D] -> bool [B]
 
 
 def prompt_means(
@@ -29,8 +29,12 @@ def prompt_means(
     *,
     batch_size: int = 32,
     progress: Progress | None = None,
-) -> torch.Tensor:  # [P, L, D], float64
-    """Mean residual stream at each of the last `positions` tokens of the rendered prompts."""
+) -> torch.Tensor:
+    """Mean residual stream at each of the last `positions` tokens of the rendered prompts.
+
+    Returns:
+        [P, L, D] in float64, for P positions and L layers; the last position is the last token.
+    """
     means, _ = means_of_kept(
         model, prompts, positions, None, batch_size=batch_size, progress=progress
     )
@@ -45,11 +49,20 @@ def means_of_kept(
     *,
     batch_size: int = 32,
     progress: Progress | None = None,
-) -> tuple[torch.Tensor, int]:  # [P, L, D], float64
-    """`prompt_means` of the prompts that `keep` keeps, and their number, from one pass over all.
+) -> tuple[torch.Tensor, int]:
+    """`prompt_means` over the prompts that `keep` selects, in one pass over all.
 
-    `keep` says it of a batch's hidden states at the last position; None keeps all. Of no prompts
-    the means are nan.
+    Args:
+        model: the model.
+        prompts: conversations that end with a request.
+        positions: P, how many tokens from the end.
+        keep: selects prompts of a batch by their final hidden states at the last token; None
+            keeps all.
+        batch_size: prompts in a batch.
+        progress: called with the prompts done and all prompts.
+
+    Returns:
+        The means [P, L, D] in float64 (nan if no prompt was kept), and the number of prompts kept.
     """
     sequences = [model.chat.ids(messages) for messages in prompts]
     sums, kept = _sums(model, sequences, positions, batch_size, progress, keep)
@@ -63,10 +76,13 @@ def answer_means(
     *,
     batch_size: int = 32,
     progress: Progress | None = None,
-) -> torch.Tensor:  # [L, D], float64
-    """Mean residual stream over the tokens of each opening, given as the answer's beginning.
+) -> torch.Tensor:
+    """Mean residual stream over the tokens of answer openings, each put after every prompt.
 
-    Every opening counts the same, whatever its length, so that a long one does not drown the rest.
+    Every opening has the same weight, whatever its length.
+
+    Returns:
+        [L, D] in float64.
     """
     rendered = [model.chat.ids(messages) for messages in prompts]
     total: torch.Tensor | None = None
@@ -89,7 +105,8 @@ def _sums(
     batch_size: int,
     progress: Progress | None,
     keep: Keep | None = None,
-) -> tuple[torch.Tensor, int]:  # [tail, L, D], float64, over so many sequences
+) -> tuple[torch.Tensor, int]:
+    """Sums [tail, L, D] in float64 at the last `tail` tokens of the kept sequences, their number."""
     blocks = find_blocks(model.model)
     width = model.model.get_output_embeddings().weight.shape[1]
     sums = torch.zeros(tail, len(blocks), width, dtype=torch.float64, device=model.model.device)
@@ -98,11 +115,11 @@ def _sums(
     kept = 0
 
     def collect(layer: int):  # type: ignore[no-untyped-def]
-        def keep(hidden: torch.Tensor) -> torch.Tensor:
+        def look(hidden: torch.Tensor) -> torch.Tensor:
             last[layer] = hidden[:, -tail:].clone()  # a view would hold all of every block's input
             return hidden
 
-        return keep
+        return look
 
     order = sorted(sequences, key=len)
     with ExitStack() as hooks:

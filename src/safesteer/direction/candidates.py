@@ -1,7 +1,7 @@
 """Candidate directions and the scores of the published selection (Arditi et al. 2024).
 
-One candidate per layer, and per post-instruction position where the source has positions. Every
-score that is computed is kept with its candidate, and so is the reason for which it is rejected.
+One candidate per layer, and per post-instruction position if the source has positions. Each
+candidate keeps the scores that were computed for it and the reason for its rejection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.steering import ablate, steer
 
-# Candidates whose passes share batches; more of them would leave too few prompts to each batch.
+# Candidates that share batches; with more of them each batch would hold too few prompts.
 _TOGETHER = 8
 
 
@@ -31,17 +31,19 @@ class Candidate:
     """A direction with its scores.
 
     Attributes:
-        direction: vector, layer, position and strength.
-        ablation: refusal score of harmful prompts with the direction projected out (lower: better).
+        direction: vector, layer, position and coefficient.
+        ablation: refusal score of harmful prompts with the direction projected out; lower is
+            better.
         addition: with the direction added, the refusal score of harmless prompts
-            (harmful-harmless; must be high) or the margin of a refusing over a complying opening
-            on harmful ones (refuse-comply; orders the layers).
-        kl: KL(base || ablated) of the next token on harmless prompts (must be low).
+            (harmful-harmless; must be high), or how much likelier a refusing opening is than a
+            complying one on harmful prompts (refuse-comply; orders the layers).
+        kl: KL(base || ablated) of the next token on harmless prompts, in nats; must be low.
         flip_rate: share of harmful validation prompts that the steered model refuses.
         harmless_refusals: share of harmless validation prompts that it refuses.
-        perplexity_ratio: perplexity of its answers under the model / of the model's own answers.
-        loops: share of its answers that repeat themselves.
-        rejected: why it cannot be chosen; empty for those that can.
+        perplexity_ratio: perplexity of the steered model's answers over that of the model's own,
+            both under the unsteered model.
+        loops: share of its answers that end in a loop.
+        rejected: why it cannot be chosen; empty if it can.
     """
 
     direction: Direction
@@ -55,35 +57,43 @@ class Candidate:
     rejected: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The candidate without its vector, as it stands in direction.json."""
-        d = self.direction
+        """The candidate without its vector, as direction.json lists it."""
         scores = {key: value for key, value in vars(self).items() if key != "direction"}
-        return {
-            "method": d.method,
-            "layer": d.layer,
-            "position": d.position,
-            "coefficient": d.coefficient,
-            "norm": d.vector.norm().item(),
-            **scores,
-        }
+        return {**self.direction.to_json(), **scores}
 
 
 def refusal_scores(
     log_probs: torch.Tensor,  # [B, V]
     refusal_tokens: Sequence[int],
-) -> torch.Tensor:  # [B]
-    """log P(R) - log(1 - P(R)): how likely the answer begins as a refusal (PAPER section 2)."""
+) -> torch.Tensor:
+    """Log odds [B] that the answer starts with a refusal token: log P(R) - log(1 - P(R)).
+
+    Source: Arditi et al. 2024 (arXiv 2406.11717), refusal metric.
+    """
     p = log_probs[:, list(refusal_tokens)].double().exp().sum(-1).clamp(1e-12, 1 - 1e-12)
     return torch.log(p) - torch.log1p(-p)
 
 
-def lasting_fault(candidate: Candidate, layers: int, settings: DirectionSettings) -> str:
-    """Why a candidate cannot be chosen at any strength; empty if nothing speaks against it."""
+def unfit_at_any_strength(candidate: Candidate, layers: int, settings: DirectionSettings) -> str:
+    """Why a candidate cannot be chosen whatever its coefficient; empty if it can.
+
+    Args:
+        candidate: its layer and KL count.
+        layers: number of layers of the model.
+        settings: the thresholds.
+    """
     dropped, most = settings.advanced.drop_last_layers, settings.advanced.max_kl
     if candidate.direction.layer >= int(layers * (1 - dropped)):
         return f"among the last {dropped:.0%} of layers"
     if candidate.kl is not None and candidate.kl > most:
         return f"ablating it changes harmless answers (KL {candidate.kl:.3f} > {most:g})"
+    return ""
+
+
+def empty_contrast(vector: torch.Tensor) -> str:
+    """Why a difference of means gives no direction; empty if it does."""
+    if not torch.isfinite(vector).all() or vector.norm() == 0:
+        return "the two means do not differ"
     return ""
 
 
@@ -100,10 +110,11 @@ def score_candidates(
 ) -> None:
     """Fill in addition, KL and ablation scores, and reject by the published thresholds.
 
-    A candidate has to pass every threshold, so the first one that it fails is the last score that
-    is made for it: the others stay None. The winner is that of the full table. The order of the
-    tests is that of their cost: the layer costs nothing, addition the blocks from its layer on, KL
-    all blocks; the ablation score rejects nobody.
+    The first threshold that a candidate fails is its last score, the others stay None; the winner
+    is that of the full table. The tests run in the order of their cost: the layer costs nothing,
+    addition the blocks from its layer on, KL all blocks; the ablation score rejects no candidate.
+
+    Source: Arditi et al. 2024 (arXiv 2406.11717), direction selection.
     """
     head = OutputHead.of(model.model)
 
@@ -113,28 +124,26 @@ def score_candidates(
     def refusal(hidden: torch.Tensor) -> float:
         return refusal_scores(log_probs(hidden), refusal_tokens).mean().item()
 
-    def tell() -> None:
+    def report() -> None:
         if progress is not None:
             done = sum(bool(c.rejected) or c.ablation is not None for c in candidates)
             progress(done, len(candidates))
 
     for c in candidates:
-        vector = c.direction.vector
-        if not torch.isfinite(vector).all() or vector.norm() == 0:
-            c.rejected = "the two means do not differ"
-        else:
-            c.rejected = lasting_fault(c, model.layers, settings)
-    open_ = [c for c in candidates if not c.rejected]
-    tell()
-    if not open_:
+        c.rejected = empty_contrast(c.direction.vector) or unfit_at_any_strength(
+            c, model.layers, settings
+        )
+    remaining = [c for c in candidates if not c.rejected]
+    report()
+    if not remaining:
         return
 
     prompts = RepeatedPrompts(model, harmless)
-    for layers in prompts.groups([c.direction.layer for c in open_]):
+    for layers in prompts.groups([c.direction.layer for c in remaining]):
         base = log_probs(prompts.keep(layers))
         for layer in layers:
             adds = partial(steer, model.model, layer)
-            for some in _together([c for c in open_ if c.direction.layer == layer]):
+            for some in _together([c for c in remaining if c.direction.layer == layer]):
                 steps = torch.stack([c.direction.coefficient * c.direction.vector for c in some])
                 for c, hidden in zip(some, prompts.last_hidden(steps, adds, layer), strict=True):
                     c.addition = refusal(hidden)
@@ -143,25 +152,25 @@ def score_candidates(
                             f"adding it does not induce refusal ({c.addition:.2f} <"
                             f" {settings.advanced.min_addition_score:g})"
                         )
-                tell()
+                report()
 
     removes = partial(ablate, model.model)
-    for some in _together([c for c in open_ if not c.rejected]):
+    for some in _together([c for c in remaining if not c.rejected]):
         vectors = torch.stack([c.direction.vector for c in some])
         for c, hidden in zip(some, prompts.last_hidden(vectors, removes), strict=True):
             c.kl = (base.exp() * (base - log_probs(hidden))).sum(-1).mean().item()
-            c.rejected = lasting_fault(c, model.layers, settings)
-        tell()
+            c.rejected = unfit_at_any_strength(c, model.layers, settings)
+        report()
 
     prompts = RepeatedPrompts(model, harmful)
-    for some in _together([c for c in open_ if not c.rejected]):
+    for some in _together([c for c in remaining if not c.rejected]):
         vectors = torch.stack([c.direction.vector for c in some])
         for c, hidden in zip(some, prompts.last_hidden(vectors, removes), strict=True):
             c.ablation = refusal(hidden)
-        tell()
+        report()
 
 
 def _together(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
-    """Parts of the candidates, few enough to share a batch."""
+    """Groups of candidates that share a batch."""
     for start in range(0, len(candidates), _TOGETHER):
         yield candidates[start : start + _TOGETHER]

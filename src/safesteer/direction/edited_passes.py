@@ -1,8 +1,8 @@
-"""Prompts that are read again and again by edited copies of a model, as scoring candidates needs.
+"""Batched forward passes of one prompt set under many activation edits, to score candidates.
 
-What is the same every time is done once: rendering, sorting by length, and, where the edit is at
-one layer, everything below that layer. Several copies share a batch, each row with a vector of its
-own: prompts of one length then fill it, and hardly any padding is computed.
+Rendering and sorting by length are done once, and so are the blocks below a layer that is edited.
+Several edited copies share a batch, each row with its own vector: prompts of one length fill it,
+with hardly any padding.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 
 # Rows of a batch, prompts times copies. More rows read the weights less often, but padding grows
-# with the prompts in a batch. 48 is a choice between the two, no measured best; for GPUs, which
-# short prompts do not fill, it is an estimate.
+# with the prompts in a batch. Both numbers are estimates.
 _ROWS = {"cpu": 48}
 _ROWS_ELSEWHERE = 256
-# What entered the blocks is held for as many layers at once as fit here.
+# Bytes for block inputs; they are kept for as many layers at once as fit.
 _KEPT_BYTES = 1 << 30
 
-Edit = Callable[[torch.Tensor], AbstractContextManager[None]]  # of [B, D]: a vector for each row
+Edit = Callable[[torch.Tensor], AbstractContextManager[None]]  # of [B, D], a vector for each row
 
 
 class RepeatedPrompts:
-    """The last hidden state of every prompt, for as many edits of the model as are asked for."""
+    """The last hidden state of every prompt, under any number of edits of the model.
+
+    Args:
+        model: the model to edit.
+        prompts: conversations that end with a request.
+    """
 
     def __init__(self, model: ChatModel, prompts: Sequence[Sequence[Message]]) -> None:
         self.model = model.model
@@ -49,7 +53,7 @@ class RepeatedPrompts:
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _shared(self, rendered: list[list[int]]) -> int:
-        """How many tokens all prompts begin with; 0 where running them once is not possible."""
+        """Length of the prompts' common prefix; 0 if it cannot be run once for all."""
         longest, shortest = max(map(len, rendered)), min(map(len, rendered))
         alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rendered, strict=False))
         shared = min(sum(1 for _ in alike), shortest - 1)
@@ -57,7 +61,7 @@ class RepeatedPrompts:
         return shared if worthwhile and empty_cache(self.model, longest) is not None else 0
 
     def groups(self, layers: Collection[int]) -> list[list[int]]:
-        """The layers in order, in groups of as many as `keep` may hold at once."""
+        """The layers in order, in groups that `keep` may hold at once."""
         width = self.model.get_output_embeddings().weight.shape[1]
         tokens = self._begin.numel() + self._ids.numel()
         count = max(1, _KEPT_BYTES // (tokens * width * self.model.dtype.itemsize))
@@ -65,10 +69,13 @@ class RepeatedPrompts:
         return [ordered[start : start + count] for start in range(0, len(ordered), count)]
 
     @torch.no_grad()
-    def keep(self, layers: Collection[int]) -> torch.Tensor:  # [N, D]
-        """Read the prompts unedited, and keep what enters `layers` in place of what was kept.
+    def keep(self, layers: Collection[int]) -> torch.Tensor:
+        """Read the prompts unedited and keep the inputs of `layers`, in place of those kept before.
 
-        Layers at which the model cannot begin are left out; edits there run all blocks.
+        A layer at which a pass cannot start is skipped; edits there run all blocks.
+
+        Returns:
+            [N, D], the last hidden state of every prompt.
         """
         self._kept = {}
         nothing, no_edit = torch.zeros(1, 1), lambda vectors: nullcontext()
@@ -85,16 +92,17 @@ class RepeatedPrompts:
         return hidden
 
     @torch.no_grad()
-    def last_hidden(
-        self,
-        vectors: torch.Tensor,  # [C, D], one for each edited copy of the model
-        edit: Edit,
-        layer: int = 0,
-    ) -> torch.Tensor:  # [C, N, D], prompts in the order in which they were given
-        """The hidden state that predicts the first token of the answer, under each edit.
+    def last_hidden(self, vectors: torch.Tensor, edit: Edit, layer: int = 0) -> torch.Tensor:
+        """Hidden states that predict the first token of the answer, under each edit.
 
-        `edit` makes a context from a vector for each row of a batch. It must leave the blocks below
-        `layer` as they are; if `keep` has what enters that layer, they are not run.
+        Args:
+            vectors: [C, D], one for each edited copy of the model.
+            edit: makes a context from a vector for each row of a batch; it must not change the
+                blocks below `layer`.
+            layer: the blocks below it are skipped if `keep` holds its input.
+
+        Returns:
+            [C, N, D], prompts in the order in which they were given.
         """
         return self._read(vectors, edit, layer, slice(0, len(self._lengths)))[:, self._back]
 
@@ -147,7 +155,7 @@ class RepeatedPrompts:
 
 
 def _repeated(cache: DynamicCache, times: int) -> DynamicCache:
-    """A copy with every row `times` times; the cache itself stays as it is, for the next batch."""
+    """A copy of the cache with every row `times` times."""
     rows = copy.copy(cache)
     rows.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in rows.layers:

@@ -1,10 +1,11 @@
-"""A refusal direction, and how a model is steered along it."""
+"""A refusal direction, and steering along it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +15,20 @@ from safesteer.models.steering import steer
 
 @dataclass(frozen=True)
 class Direction:
-    """A refusal direction and how it is applied.
+    """A refusal direction and where to add it.
+
+        with direction.steer(model):  # any transformers model or PEFT model in memory
+            model.generate(...)
 
     Attributes:
-        vector: [D], float32, not normalised (paper, section 3.1).
-        layer: block whose input it is added to.
-        coefficient: its factor.
-        method: where it came from, harmful-harmless or refuse-comply.
-        position: index from the end of the prompt that it was taken at; None: a mean over tokens.
+        vector: [D], float32, not normalized.
+        layer: index of the block whose input it is added to.
+        coefficient: factor on the vector.
+        method: its source, harmful-harmless or refuse-comply.
+        position: prompt position of its mean activations, counted from the end (-1 is the last
+            token); None if they are means over the tokens of answers.
+
+    Source: SafeSteer (arXiv 2606.02530), section 3.1.
     """
 
     vector: torch.Tensor
@@ -30,18 +37,29 @@ class Direction:
     method: str = ""
     position: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """The direction without its vector, as direction.json records it."""
+        return {
+            "method": self.method,
+            "layer": self.layer,
+            "position": self.position,
+            "coefficient": self.coefficient,
+            "norm": self.vector.norm().item(),
+        }
+
     @contextmanager
     def steer(self, model: nn.Module, rows: torch.Tensor | None = None) -> Iterator[None]:
-        """Add the direction to `model`, any transformers model, while the context is open.
+        """Add the direction to the residual stream of `model` while the context is open.
 
         h <- h + coefficient * vector at the input of block `layer`, at all positions.
 
         Args:
             model: the model; its weights do not change.
-            rows: bool [B]; only these sequences of a batch are steered. None steers all.
+            rows: bool [B], the sequences of each batch to steer; None steers all.
 
         Raises:
             IndexError: the model has no such layer.
+            InputError: the model has no transformer blocks that can be found.
 
         Source: SafeSteer (arXiv 2606.02530), section 3.1.
         """

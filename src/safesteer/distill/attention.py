@@ -1,4 +1,4 @@
-"""Which kernels of attention a backward pass may use."""
+"""Attention kernels that are safe or fast in a backward pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 @contextmanager
 def sound_attention() -> Iterator[None]:
-    """Compute without those kernels of attention whose backward can be wrong.
+    """Disable cuDNN's attention kernels while the context is open.
 
-    On CUDA these are cuDNN's, whose gradients can be NaN where there is a mask, in 16 bits on
-    Hopper cards (https://github.com/pytorch/pytorch/issues/196678): torch has others.
+    Their gradients can be NaN under a mask, in 16 bits on Hopper GPUs
+    (https://github.com/pytorch/pytorch/issues/196678); torch has other kernels.
     """
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -26,10 +26,10 @@ def sound_attention() -> Iterator[None]:
 
 @contextmanager
 def training_attention(model: Any) -> Iterator[None]:
-    """Train with `sound_attention`, and on the CPU with plain attention.
+    """Use `sound_attention`, and eager attention on the CPU, while the context is open.
 
-    The backward of torch's fused one is slower there. Measured on the built-in model at 32 x 61
-    tokens: 6.5 s fused, 4.2 s plain, forward and backward (research/log/2026-11-22-cpu-speed.md).
+    On the CPU the backward pass of torch's fused kernel takes half as long again
+    (research/log/2026-11-22-cpu-speed.md).
     """
     fused = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
     if fused:

@@ -1,23 +1,20 @@
-"""Adapters that learn least in what harmless text is made of.
+"""K-FAC preconditioning of LoRA updates on harmless text.
 
-A LoRA adapter reads the input x of its layer as A x, A [r, d], and adds B A x to its output, B
-[e, r]. With C the second moments of x over anchor prompts and the model's own answers to them,
-steps are taken in A' where A = A' W and
+A LoRA adapter adds B A x to the output of its layer, with x [d] the layer's input, A [r, d] and
+B [e, r]. The optimizer takes its steps in A' and B', where A = A' W, B = V B' and
 
-    W = s (C / mean + floor * I)^(-1/2)    mean: of the eigenvalues of C; s: W has the norm of I
+    W = s (C / mean + damping * I)^(-1/2)    [d, d]
 
-so that a step moves least what is read along the directions that harmless text is full of, and
-most along those that it leaves empty. Null-space methods cut the former off (Adam-NSCL, arXiv
-2103.07113; for steering, AlphaSteer, arXiv 2506.07022); here they are weighed.
+C holds the second moments of x over anchor prompts and the base's greedy answers, mean is the mean
+of its eigenvalues, and s gives W the norm of I. V [e, e] is made likewise of the gradient of log p
+at the layer's output, p being the probability of a token drawn from the model at each position of
+an answer. So a step changes least what harmless answers depend on most, and the larger the damping,
+the closer it is to a plain step. The model holds, saves and merges A and B themselves.
 
-Likewise B = V B', with V made of the second moments of the gradient of log p at the layer's output,
-p being the probability of a token drawn from the model at each position of those answers: steps
-move least what harmless answers depend on most. Together they are K-FAC's approximation of the
-Fisher information of harmless text (Martens and Grosse 2015, arXiv 1503.05671): in its metric half
-the squared length of a small change of the weights is the divergence from the base that it makes.
-
-A and B themselves are what the model holds, saves and merges: W and V show only in how A starts
-and how both move.
+Source: C and its counterpart are K-FAC's approximation of the Fisher information (Martens and
+Grosse 2015, arXiv 1503.05671); in its metric, half the squared length of a small change of the
+weights is the KL divergence it causes on harmless text. Null-space methods project the same
+directions out instead of weighing them (Adam-NSCL, arXiv 2103.07113; AlphaSteer, arXiv 2506.07022).
 """
 
 from __future__ import annotations
@@ -43,90 +40,111 @@ PROMPTS = 128
 ANSWER_TOKENS = 24
 
 
-def measure_whitening(
+def measure_kfac(
     model: ChatModel,
     student: Any,
     anchors: Sequence[Sequence[Message]],
-    floor: float,
+    damping: float,
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    """W [d, d] of every linear factor A and V [e, e] of every B of a fresh student, by their names.
+    """Compute the preconditioner of a fresh student on anchor prompts.
 
-    `student` is a PEFT model around `model`; the matrices are float32. Factors whose layers the
-    prompts never reach are left out. The prompts are a sample of at most PROMPTS different ones,
-    drawn by `seed`, and so are the tokens that gradients are taken of.
+    Args:
+        model: the model that answers the prompts.
+        student: a PEFT model around `model`, not trained yet.
+        anchors: chat messages of harmless prompts; at most PROMPTS different ones are used.
+        damping: added to the eigenvalues, as a multiple of their mean.
+        seed: draws the prompts, and the tokens whose gradients are taken.
 
-    Raises SafeSteerError where moments are not finite.
+    Returns:
+        W [d, d] for every linear factor A and V [e, e] for every B, float32, by the factor's name
+        in `student`. Factors of layers that the prompts never reach have none.
+
+    Raises:
+        SafeSteerError: the second moments are not finite.
     """
     different = list({json.dumps(messages): messages for messages in anchors}.values())
     chosen = random.Random(seed).sample(different, min(PROMPTS, len(different)))
     with sound_attention():
         moments = _second_moments(model, student, chosen, seed)
-    found = {}
-    while moments:  # each is as large as what it becomes
+    preconditioner = {}
+    while moments:  # each is as large as the matrix that replaces it
         name, moment = moments.popitem()
         if not moment.isfinite().all():
             raise SafeSteerError(
-                f"the second moments behind {name} are not finite: the model's activations or its"
-                " gradients on harmless answers are not; what may do: model.dtype=float32, or"
+                f"the K-FAC statistics of {name} are not finite: the activations or gradients on"
+                " harmless answers overflow. Try: model.dtype=float32, or"
                 " train.lora.kfac_damping=null"
             )
         if moment.trace() > 0:
-            found[name] = inverse_root(moment, floor)
-    return found
+            preconditioner[name] = inverse_root(moment, damping)
+    return preconditioner
 
 
-def inverse_root(moment: torch.Tensor, floor: float) -> torch.Tensor:
-    """W of second moments [d, d], which may be of any scale; of their type, on their device."""
+def inverse_root(moment: torch.Tensor, damping: float) -> torch.Tensor:
+    """Compute W = s (C / mean + damping * I)^(-1/2).
+
+    Args:
+        moment: C [d, d], second moments at any scale.
+        damping: added to the eigenvalues of C, as a multiple of their mean.
+
+    Returns:
+        W [d, d] with the Frobenius norm of the identity, in the type of `moment`.
+    """
     values, vectors = torch.linalg.eigh(moment.double())
-    scale = (values.clamp(min=0) / values.mean() + floor).rsqrt()
+    scale = (values.clamp(min=0) / values.mean() + damping).rsqrt()
     scale = scale / scale.square().mean().sqrt()
     return ((vectors * scale) @ vectors.T).to(moment)
 
 
 @torch.no_grad()
-def start_whitened(student: Any, whitening: Mapping[str, torch.Tensor]) -> None:
-    """Put every factor of a fresh student where A' and B' are what A and B were."""
+def start_preconditioned(student: Any, preconditioner: Mapping[str, torch.Tensor]) -> None:
+    """Set A = A' W and B = V B', with the fresh A and B of `student` as A' and B'."""
     factors = dict(student.named_parameters())
-    for name, weight in whitening.items():
-        factors[name].copy_(_whitened(name, factors[name], weight))
+    for name, matrix in preconditioner.items():
+        factors[name].copy_(_apply(matrix, name, factors[name]))
 
 
-def step_whitened(
+def step_preconditioned(
     optimizer: torch.optim.Optimizer,
     factors: Mapping[str, torch.Tensor],
-    whitening: Mapping[str, torch.Tensor],
+    preconditioner: Mapping[str, torch.Tensor],
 ) -> None:
-    """Let `optimizer` move each of the `factors` that `whitening` names as it would move A' or B'.
+    """Make `optimizer` step in A' and B' instead of A and B.
 
     By the chain rule the gradient of A' is that of A times W, and a step of A' moves A by itself
-    times W, so that A' need not be kept; likewise V times that of B. The optimizer must not decay
-    the factors. What clips gradients before the step sees those of A and B.
+    times W, so A' is never stored; likewise V for B. Gradients are clipped before, as those of A
+    and B.
+
+    Args:
+        optimizer: an optimizer over `factors`, without weight decay.
+        factors: A and B of all adapters, by name.
+        preconditioner: W or V by the name of their factor; other factors take plain steps.
     """
     starts: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def enter(*_: Any) -> None:
-        for name, weight in whitening.items():
+    def before(*_: Any) -> None:
+        for name, matrix in preconditioner.items():
             factor = factors[name]
             if factor.grad is not None:
                 starts[name] = factor.detach().clone()
-                factor.grad = _whitened(name, factor.grad, weight)
+                factor.grad = _apply(matrix, name, factor.grad)
 
     @torch.no_grad()
-    def leave(*_: Any) -> None:
+    def after(*_: Any) -> None:
         for name, start in starts.items():
-            step = _whitened(name, factors[name] - start, whitening[name])
+            step = _apply(preconditioner[name], name, factors[name] - start)
             factors[name].copy_(start + step)
         starts.clear()
 
-    optimizer.register_step_pre_hook(enter)
-    optimizer.register_step_post_hook(leave)
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
 
 
-def _whitened(name: str, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _apply(matrix: torch.Tensor, name: str, factor: torch.Tensor) -> torch.Tensor:
     """A [r, d] times W [d, d], or V [e, e] times B [e, r]."""
-    return weight @ factor if ".lora_B." in name else factor @ weight
+    return matrix @ factor if ".lora_B." in name else factor @ matrix
 
 
 def _second_moments(
@@ -134,7 +152,7 @@ def _second_moments(
 ) -> dict[str, torch.Tensor]:
     """Sums of x x^T [d, d] by the names of A, and of g g^T [e, e] by those of B.
 
-    Over the tokens of prompts and the base's greedy answers. x is the input of an adapted layer, g
+    They run over the tokens of prompts and greedy answers: x is the input of an adapted layer, g
     the gradient at its output of the sum of log p over the positions of the answer.
     """
     prompts = [model.chat.ids(messages) for messages in anchors]
@@ -142,20 +160,20 @@ def _second_moments(
         model.model, model.chat.tokenizer, prompts, Decoding(ANSWER_TOKENS), batch_size=64
     )
     sums: dict[str, torch.Tensor] = {}
-    outputs: list[tuple[str, torch.Tensor]] = []  # of the prompt that is being read
+    outputs: list[tuple[str, torch.Tensor]] = []  # of the current prompt
 
     def add(name: str, rows: torch.Tensor) -> None:
         rows = rows.detach().reshape(-1, rows.shape[-1]).float()
         sums[name] = sums.get(name, 0) + rows.T @ rows
 
-    def sees(layer: str, adapter: str) -> Callable[..., None]:
-        def see(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def recorder(layer: str, adapter: str) -> Callable[..., None]:
+        def record(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             add(f"{layer}.lora_A.{adapter}.weight", inputs[0])
             outputs.append((f"{layer}.lora_B.{adapter}.weight", output))
 
-        return see
+        return record
 
-    head, drawn = OutputHead.of(student), torch.Generator().manual_seed(seed)
+    head, sampler = OutputHead.of(student), torch.Generator().manual_seed(seed)
     with ExitStack() as hooks, torch.enable_grad():
         for layer, module in student.named_modules():
             if not isinstance(module, LoraLayer):
@@ -163,7 +181,7 @@ def _second_moments(
             for adapter, factor in module.lora_A.items():
                 if isinstance(factor, torch.nn.Linear):
                     hook = module.register_forward_hook(  # type: ignore[attr-defined]
-                        sees(layer, adapter)
+                        recorder(layer, adapter)
                     )
                     hooks.callback(hook.remove)
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -171,10 +189,11 @@ def _second_moments(
                 student, [prompt], [answer], model.tokenizer.pad_token_id, run_last=True
             )
             log_p = torch.log_softmax(head.logits(states), dim=-1)
-            token = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=drawn)
-            loss = log_p.gather(-1, token.to(log_p.device)).sum()
-            reached = [y for _, y in outputs]
-            gradients = torch.autograd.grad(loss, reached, allow_unused=True)
+            token = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=sampler)
+            log_likelihood = log_p.gather(-1, token.to(log_p.device)).sum()
+            gradients = torch.autograd.grad(
+                log_likelihood, [output for _, output in outputs], allow_unused=True
+            )
             for (name, _), gradient in zip(outputs, gradients, strict=True):
                 if gradient is not None:
                     add(name, gradient)

@@ -1,4 +1,4 @@
-"""The student's adapters: which modules of which blocks get one, and how strong they end."""
+"""The student's LoRA adapters: where they lie, and how far they are extrapolated."""
 
 from __future__ import annotations
 
@@ -19,55 +19,77 @@ from safesteer.models.lora_dtype import compute_in_model_dtype
 
 
 def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | None = None) -> Any:
-    """A PEFT model around `model`, with fresh adapters as the settings say.
+    """Put fresh adapters into a model.
 
-    `steered` is the layer at which the teacher is steered, if it is.
+    Args:
+        model: a causal language model, changed in place as PEFT does.
+        settings: where the adapters lie and how large they are.
+        seed: draws their weights.
+        steered: the layer at which the teacher is steered, if it is.
 
-    Raises InputError for layers and modules that do not go together.
+    Returns:
+        The PEFT model around `model`.
+
+    Raises:
+        InputError: layers and modules do not go together, or an adapter would lie on the output
+            head.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     torch.manual_seed(seed)
     lora = settings.lora
     layers = len(find_blocks(model))
     first = _first_layer(lora, layers, steered)
     targets = lora.target_modules
-    if first and targets == "all-linear":  # which PEFT does not take together with layers
+    if first and targets == "all-linear":  # PEFT does not accept it together with layers
         targets = _linear_names(model)
     if first and isinstance(targets, str):
         raise InputError(
             f"train.lora.first_layer = {lora.first_layer} needs all-linear or a list as"
-            f" train.lora.target_modules, such as [q_proj, v_proj], not '{lora.target_modules}'"
+            f" train.lora.target_modules, not '{lora.target_modules}'. Try: [q_proj, v_proj]"
         )
     # State-space blocks hand this weight to a fused kernel, past any adapter around it.
-    left_out = [
+    excluded = [
         re.escape(f"{name}.out_proj")
         for name, module in model.named_modules()
         if hasattr(module, "conv1d") and hasattr(module, "out_proj")
     ]
-    if has_other_towers(model):  # what sees stays as it is
-        left_out.append(rf"(?!{re.escape(text_tower_name(model))}\.).*")
+    if has_other_towers(model):  # only the text tower is trained
+        excluded.append(rf"(?!{re.escape(text_tower_name(model))}\.).*")
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules=targets,
-        exclude_modules="|".join(left_out) or None,
+        exclude_modules="|".join(excluded) or None,
         layers_to_transform=list(range(first, layers)) if first else None,
         task_type="CAUSAL_LM",
     )
     student: Any = get_peft_model(model, config)
-    # At every checkpoint PEFT would ask the hub whether the base's embeddings are those it has.
+    if isinstance(student.get_output_embeddings(), BaseTunerLayer):
+        student.unload()
+        # The loss multiplies hidden states by the base's output matrix.
+        raise InputError(
+            f"train.lora.target_modules = {lora.target_modules} puts an adapter on the output head,"
+            " which the loss would never train. Try: the linear layers of the blocks (all-linear)"
+        )
+    # At every checkpoint PEFT would ask the hub whether the base's embeddings have changed.
     student.save_pretrained = partial(student.save_pretrained, save_embedding_layers=False)
     return compute_in_model_dtype(student)
 
 
 @torch.no_grad()
 def extrapolate(student: Any, by: float) -> None:
-    """Go further along the change that training made: weights are base + (1 + `by`) x change.
+    """Scale the trained change: weights become base + (1 + `by`) x change.
 
-    Model extrapolation (Zheng et al. 2024, arXiv 2404.16792). The output matrices are scaled and
-    not ``lora_alpha``, which some readers of an adapter take for a whole number. Every process
-    calls this.
+    The output matrices are scaled and not ``lora_alpha``, which some readers of an adapter take for
+    a whole number. Every process calls this.
+
+    Args:
+        student: a trained PEFT model, changed in place.
+        by: the extrapolation, 0 for none.
+
+    Source: model extrapolation (ExPO; Zheng et al. 2024, arXiv 2404.16792).
     """
     for name, parameter in student.named_parameters():
         if not re.search(r"\.lora_(embedding_)?B\b", name):
@@ -83,20 +105,21 @@ def extrapolate(student: Any, by: float) -> None:
 
 
 def _first_layer(lora: LoraSettings, layers: int, steered: int | None) -> int:
-    """The first block that gets an adapter, of so many."""
+    """The first of `layers` blocks that gets an adapter."""
     if lora.first_layer == "steered":
         if steered is None:
             raise InputError(STEERED_LAYER.message)
         return steered
     if lora.first_layer >= layers:
         raise InputError(
-            f"train.lora.first_layer = {lora.first_layer}: the model has layers 0..{layers - 1}"
+            f"train.lora.first_layer = {lora.first_layer}, and the model has layers 0 to"
+            f" {layers - 1}. Try: one of these"
         )
     return lora.first_layer
 
 
 def _linear_names(model: Any) -> list[str]:
-    """The names that linear layers have inside the blocks, such as q_proj."""
+    """The names of linear layers inside the blocks, such as q_proj."""
     names = {
         name.rpartition(".")[2]
         for block in find_blocks(model)

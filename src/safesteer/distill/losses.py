@@ -1,7 +1,8 @@
-"""Divergences between student and teacher on the safety tokens, one function each.
+"""Divergences between student and teacher on the safety tokens, and the loss they make.
 
-Inputs are log-probabilities of the full softmax; how they are made (streamed, chunked, from which
-matrix) is `safesteer.models.lm_head`'s business. K safety tokens, N positions.
+All functions take log-probabilities of the softmax over the whole vocabulary; how these are
+computed without a [positions, vocabulary] tensor is in `safesteer.models.lm_head`. N positions, K
+safety tokens, V tokens in all, p_s and p_t the probabilities of student and teacher.
 """
 
 from __future__ import annotations
@@ -12,45 +13,63 @@ import torch
 
 from safesteer.models.lm_head import OutputHead
 
-# Positions of a chunk for a loss over the whole vocabulary. With fewer the output matrix is read
+# Positions of one chunk of a loss over the whole vocabulary. With fewer the output matrix is read
 # too often for what is computed with it; more only take memory: this many rows of 151,936 logits
 # have 156 MB in float32, and about six such tensors are alive at once.
-_FULL_POSITIONS = 256
+_CHUNK_POSITIONS = 256
 
 
 def paper(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    """sum_S p_s log(p_s / p_t), the published loss (paper, equation 5).
+    """Compute sum_S p_s log(p_s / p_t), the published loss.
 
-    Not a divergence: probabilities are those of the full softmax, so it can be negative, and its
-    gradient in p_s vanishes at p_s = p_t / e instead of p_s = p_t.
+    It is no divergence: p_s and p_t do not sum to 1 over S, so it can be negative, and its gradient
+    in p_s vanishes at p_s = p_t / e instead of p_s = p_t.
+
+    Args:
+        log_s: the student's log-probabilities of S, [N, K].
+        log_t: the teacher's, [N, K].
+
+    Returns:
+        The loss at every position, [N]. The other divergences take and return the same.
+
+    Source: SafeSteer (arXiv 2606.02530), equation 5.
     """
     return (log_s.exp() * (log_s - log_t)).sum(-1)
 
 
 def generalized(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    """sum_S [p_s log(p_s / p_t) - p_s + p_t]: zero exactly where p_s = p_t on S, never negative."""
+    """Compute sum_S [p_s log(p_s / p_t) - p_s + p_t], the generalized KL divergence.
+
+    It is never negative, and zero exactly where p_s = p_t on S.
+    """
     p_s = log_s.exp()
     return (p_s * (log_s - log_t) - p_s + log_t.exp()).sum(-1)
 
 
 def tail(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    """Reverse KL over S and one more outcome, "any other token", with mass 1 - sum_S p."""
+    """Compute the reverse KL over S and "any other token", an outcome of mass 1 - sum_S p."""
     rest_s, rest_t = _rest(log_s), _rest(log_t)
     return paper(log_s, log_t) + rest_s.exp() * (rest_s - rest_t)
 
 
 def renormalized(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    """Reverse KL between the two distributions renormalised over S (the paper's ablation)."""
+    """Compute the reverse KL between p_s / sum_S p_s and p_t / sum_S p_t.
+
+    Source: SafeSteer (arXiv 2606.02530), an ablation.
+    """
     return paper(torch.log_softmax(log_s, dim=-1), torch.log_softmax(log_t, dim=-1))
 
 
 def forward(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    """sum_S [p_t log(p_t / p_s) - p_t + p_s]: the generalised KL with the roles exchanged."""
+    """Compute sum_S [p_t log(p_t / p_s) - p_t + p_s], `generalized` with the roles exchanged."""
     return generalized(log_t, log_s)
 
 
 def tail_forward(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    """`tail` + `forward`, which pulls where p_s is near 0, as reverse KL does not."""
+    """Compute `tail` + `forward`.
+
+    The second term has a gradient where p_s is near 0, which reverse KL lacks.
+    """
     return tail(log_s, log_t) + forward(log_s, log_t)
 
 
@@ -69,11 +88,18 @@ def _rest(log_p: torch.Tensor) -> torch.Tensor:
     return torch.log((1 - log_p.exp().sum(-1)).clamp_min(1e-7))
 
 
-def completion_mean(
-    per_position: torch.Tensor,  # [N], one value per completion position, rows one after another
-    lengths: torch.Tensor,  # [B], positions of each completion; they sum to N
-) -> torch.Tensor:  # scalar
-    """(1/B) sum_b (1/T_b) sum_t L_bt, the paper's reduction: every completion counts the same."""
+def completion_mean(per_position: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Compute (1/B) sum_b (1/T_b) sum_t L_bt, in which every completion counts the same.
+
+    Args:
+        per_position: L [N], the completions one after another.
+        lengths: T [B], the positions of each completion; they sum to N.
+
+    Returns:
+        The mean, a scalar.
+
+    Source: SafeSteer (arXiv 2606.02530), section 3.3.
+    """
     weight = torch.repeat_interleave(1.0 / lengths.clamp_min(1).float(), lengths)
     return (per_position * weight.to(per_position.device)).sum() / lengths.numel()
 
@@ -81,22 +107,33 @@ def completion_mean(
 def distillation_loss(
     divergence: str,
     head: OutputHead,
-    student_hidden: torch.Tensor,  # [N, D], with gradient
-    teacher_hidden: torch.Tensor,  # [N, D], without
-    tokens: torch.Tensor,  # [K], the safety tokens
+    student_hidden: torch.Tensor,
+    teacher_hidden: torch.Tensor,
+    tokens: torch.Tensor,
     teacher_head: OutputHead | None = None,
     *,
     loss_tokens: str = "safety",
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # per position [N]; metrics, each [N]
-    """The named divergence at every position, and the masses and entropy that are logged.
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Compute a divergence at every position, with the figures that are logged.
 
-    `teacher_head` differs from `head` when the head itself is trained, or in temperature.
-    `loss_tokens` is "safety", or "all" for the divergence over the whole vocabulary: forward KL
-    for `forward`, the sum of reverse and forward KL for `tail_forward`, reverse KL for the others.
+    Args:
+        divergence: a name in `DIVERGENCES`.
+        head: the student's output head.
+        student_hidden: its last hidden states [N, D], with gradient.
+        teacher_hidden: the teacher's [N, D], without.
+        tokens: ids of the safety tokens, [K].
+        teacher_head: the teacher's output head, where it is another one or has another temperature.
+        loss_tokens: "safety", or "all" for the divergence over the whole vocabulary, which is
+            forward KL for `forward`, the sum of both KLs for `tail_forward`, and reverse KL
+            otherwise.
+
+    Returns:
+        The loss [N], and {"mass_student", "mass_teacher", "entropy"}, [N] each and without
+        gradient: the probability of S under student and teacher, and the student's entropy in nats.
     """
     if loss_tokens == "all":
         teacher_head = teacher_head or head
-        return _full(divergence, head, student_hidden, teacher_hidden, tokens, teacher_head)
+        return _all_tokens(divergence, head, student_hidden, teacher_hidden, tokens, teacher_head)
     log_s, entropy = head.log_probs(student_hidden, tokens)
     log_t = (teacher_head or head).fixed_log_probs(teacher_hidden, tokens)
     metrics = {
@@ -107,7 +144,7 @@ def distillation_loss(
     return DIVERGENCES[divergence](log_s, log_t), metrics
 
 
-def _full(
+def _all_tokens(
     divergence: str,
     head: OutputHead,
     student_hidden: torch.Tensor,
@@ -115,7 +152,7 @@ def _full(
     tokens: torch.Tensor,
     teacher_head: OutputHead,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """KL over the vocabulary, chunk by chunk; each chunk is computed again in the backward pass."""
+    """KL over the vocabulary, chunk by chunk; the backward pass computes each chunk again."""
     from torch.utils.checkpoint import checkpoint
 
     def chunk(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -138,8 +175,8 @@ def _full(
     parts = [
         checkpoint(chunk, student, teacher, use_reentrant=False)
         for student, teacher in zip(
-            student_hidden.split(_FULL_POSITIONS),
-            teacher_hidden.split(_FULL_POSITIONS),
+            student_hidden.split(_CHUNK_POSITIONS),
+            teacher_hidden.split(_CHUNK_POSITIONS),
             strict=True,
         )
     ]

@@ -1,7 +1,7 @@
-"""Which prompts each update answers, fixed before training starts.
+"""The plan of a training: the prompts of every step, fixed before training starts.
 
 The plan is a list of rows in the order in which the trainer reads them, so that a resumed run
-continues with exactly the prompts that an uninterrupted one would have seen.
+continues with the prompts of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,82 +23,100 @@ def plan_rows(
     anchors: Sequence[Sequence[Message]],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Rows {"prompt": messages, "anchor": bool, "begun": text}, one per completion of the updates.
+    """Deal the prompts to steps, one row per completion.
 
-    Each step holds `prompts_per_step` different prompts, `anchor_share` of them harmless, each
+    Each step holds `prompts_per_step` different prompts, `anchor_share` of them anchors, each
     repeated `num_generations` times. Prompts are dealt in shuffled order, every one once before
-    any comes again. Of `prefill_share` of either kind, counted over all updates, the answer is
-    begun with compliant words.
+    any comes again. `prefill_share` of either kind, counted over all steps, gets a prefill.
 
-    Raises InputError when there are no harmful prompts, or no anchors although a share is set.
+    Args:
+        settings: the section `train`.
+        harmful: chat messages of the prompts that the teacher teaches on.
+        anchors: chat messages of harmless prompts.
+        seed: shuffles the prompts and draws the prefills.
+
+    Returns:
+        Rows {"prompt": chat messages, "anchor": bool, "prefill": str}.
+
+    Raises:
+        InputError: there are no harmful prompts, or no anchors although a share is set.
     """
-    anchors_per_update = settings.anchors_per_step
-    harmful_per_update = settings.prompts_per_step - anchors_per_update
+    anchors_per_step = settings.anchors_per_step
+    harmful_per_step = settings.prompts_per_step - anchors_per_step
     if not harmful:
-        raise InputError("no harmful training prompts are left to train on")
-    if anchors_per_update and not anchors:
-        raise InputError("train.anchor_share is set but there are no harmless prompts for anchors")
+        raise InputError(
+            "no harmful training prompts are left to train on. Try: more prompts, or a larger"
+            " train.advanced.max_prompt_length"
+        )
+    if anchors_per_step and not anchors:
+        raise InputError(
+            f"train.anchor_share = {settings.anchor_share}, and there are no harmless prompts for"
+            " anchors. Try: train.anchor_share=0, or harmless prompts"
+        )
     pool = list(harmful)[: settings.num_prompts]
-    updates = settings.max_steps or math.ceil(len(pool) / harmful_per_update)
+    steps = settings.max_steps or math.ceil(len(pool) / harmful_per_step)
     generator = random.Random(seed)
-    draw_harmful = _deal(pool, harmful_per_update, generator)
-    draw_anchors = _deal(list(anchors), anchors_per_update, generator)
-    begin = random.Random(seed + 1)  # apart, so that the prompts are the same with and without
+    deal_harmful = _deal(pool, harmful_per_step, generator)
+    deal_anchors = _deal(list(anchors), anchors_per_step, generator)
+    prefiller = random.Random(seed + 1)  # its own, so that prefills do not change the prompts
     rows: list[dict[str, Any]] = []
-    for update in range(updates):
+    for step in range(steps):
         prompts = [
-            (messages, anchor, words)
-            for hand, anchor in ((next(draw_harmful), False), (next(draw_anchors), True))
-            for messages, words in zip(
-                hand, _beginnings(settings, len(hand), update, begin), strict=True
+            (messages, anchor, prefill)
+            for hand, anchor in ((next(deal_harmful), False), (next(deal_anchors), True))
+            for messages, prefill in zip(
+                hand, _prefills(settings, len(hand), step, prefiller), strict=True
             )
         ]
         rows += [
-            {"prompt": [dict(message) for message in messages], "anchor": anchor, "begun": words}
+            {"prompt": [dict(message) for message in messages], "anchor": anchor, "prefill": words}
             for messages, anchor, words in prompts
             for _ in range(settings.num_generations)
         ]
     return rows
 
 
-def _beginnings(
-    settings: TrainSettings, count: int, update: int, generator: random.Random
+def _prefills(
+    settings: TrainSettings, count: int, step: int, generator: random.Random
 ) -> list[str]:
-    """How the answers to the prompts of a hand are begun: with nothing, but for a share of them.
+    """The prefills of `count` prompts of a step, most of them empty.
 
-    A share of less than one prompt of an update is one of some updates.
+    A share of less than one prompt per step is one prompt in some of the steps.
     """
     before, after = (
-        int(round(settings.prefill_share * count * hands, 9)) for hands in (update, update + 1)
+        int(round(settings.prefill_share * count * hands, 9)) for hands in (step, step + 1)
     )
-    begun = after - before
-    words = []
-    for _ in range(begun):
-        prefill = generator.choice(settings.advanced.prefills)
-        ends = [word.end() for word in re.finditer(r"\S+", prefill)]
-        words.append(prefill[: generator.choice(ends[1:] or ends)])  # two words at least
-    return words + [""] * (count - begun)
+    prefilled = after - before
+    prefills = []
+    for _ in range(prefilled):
+        words = generator.choice(settings.advanced.prefills)
+        ends = [word.end() for word in re.finditer(r"\S+", words)]
+        prefills.append(words[: generator.choice(ends[1:] or ends)])  # two words at least
+    return prefills + [""] * (count - prefilled)
 
 
 def completions_per_process(settings: TrainSettings, processes: int) -> int:
-    """How many completions of an update each of so many processes makes.
+    """Return how many completions of a step each of `processes` processes makes.
 
-    Raises InputError when they are not the same number.
+    Raises InputError if they cannot be shared evenly.
     """
-    per_update = settings.completions_per_step
-    if per_update % processes:
+    per_step = settings.completions_per_step
+    if per_step % processes:
         raise InputError(
-            f"train.prompts_per_step x train.num_generations = {per_update} completions cannot be"
+            f"train.prompts_per_step x train.num_generations = {per_step} completions cannot be"
             f" shared evenly by {processes} processes. Try: another value of one of the three"
         )
-    return per_update // processes
+    return per_step // processes
 
 
 def for_processes(rows: list[Any], window: int, processes: int) -> list[Any]:
-    """`rows` in the order in which processes read them, each a slice of every `window` rows.
+    """Order `rows` so that every process reads an even share of each step.
 
-    Each process gets every n-th row, so that its part of an update holds harmful prompts and
-    anchors as the update does, and an update over all processes holds what the plan says.
+    Args:
+        rows: the plan, in the order of its steps.
+        window: rows that are read at once, over all processes.
+        processes: how many there are. Each gets a slice of every window, made of its every n-th
+            row, so that its share of a step holds harmful prompts and anchors as the step does.
     """
     return [
         row
@@ -118,7 +136,7 @@ def _deal(items: list[Any], count: int, generator: random.Random) -> Iterator[li
         while len(deck) < count:
             order = list(range(len(items)))
             generator.shuffle(order)
-            # What is left of the last round goes first, and comes late in the new one.
+            # What is left of the last round is dealt first, and comes late in the new one.
             left = set(deck)
             deck += [index for index in order if index not in left]
             deck += [index for index in order if index in left]

@@ -1,6 +1,6 @@
-"""The answers within rollouts: where they lie, and how many of them refuse.
+"""The answers within rollouts: the mask of their tokens, and the share of them that refuse.
 
-Of a model that thinks first, what it writes is thoughts and an answer. Knows nothing of losses.
+A model that thinks first writes thoughts and then an answer.
 """
 
 from __future__ import annotations
@@ -12,49 +12,61 @@ import torch
 from safesteer.judges.refusal_patterns import judge_refusal
 from safesteer.models.chat import ChatRenderer
 
-Batch = Mapping[str, torch.Tensor]  # completion_ids and completion_mask [B, C], anchor, begun [B]
+# completion_ids, completion_mask [B, C], anchor, prefilled [B]
+Batch = Mapping[str, torch.Tensor]
 
 
-def answer_mask(
-    chat: ChatRenderer, batch: Batch, opening: int | None
-) -> torch.Tensor:  # [B, C], bool
-    """The positions that the loss looks at: those of the answers, not of the thoughts.
+def answer_mask(chat: ChatRenderer, batch: Batch, length: int | None) -> torch.Tensor:
+    """Mark the tokens that the loss is computed on: those of answers, not of thoughts.
 
-    Of answers behind thoughts it looks at the first `opening` tokens, if that is set.
+    Args:
+        chat: separates thoughts from answers.
+        batch: completion_ids and completion_mask [B, C].
+        length: keep only so many tokens of each answer after thoughts; None keeps all.
+
+    Returns:
+        bool [B, C].
     """
     mask = batch["completion_mask"].bool()
     if not chat.thinks:
         return mask
     mask = mask.clone()
     for ids, row in zip(batch["completion_ids"], mask, strict=True):
-        length = int(row.sum())
-        start = chat.answer_start(ids[:length].tolist())
-        start = length if start is None else start
+        written = int(row.sum())
+        start = chat.answer_start(ids[:written].tolist())
+        start = written if start is None else start
         row[:start] = False
-        if opening is not None:
-            row[start + opening :] = False
+        if length is not None:
+            row[start + length :] = False
     return mask
 
 
 def answer_rates(chat: ChatRenderer, batch: Batch) -> dict[str, float]:
-    """Mean length of the rollouts, and shares of them that refuse, apart for anchors.
+    """Measure rollouts: their mean length, and how many answers refuse.
 
-    For a model that thinks first also the share that came to no answer. Shares of nothing are left
-    out, and answers that were begun for the model are not in them: the judge reads whole ones.
+    Args:
+        chat: separates thoughts from answers.
+        batch: completion_ids and completion_mask [B, C], anchor and prefilled [B].
+
+    Returns:
+        completion_length in tokens, refusal_rate of harmful prompts and anchor_refusal_rate, and
+        for a model that thinks first unfinished, the share of rollouts without an answer. Prefilled
+        answers count in no refusal rate, since the judge reads whole answers, and a rate without
+        any answer is missing.
     """
     verdicts: dict[bool, list[float]] = {False: [], True: []}
     unfinished = []
-    for ids, mask, anchor, begun in zip(
+    for ids, mask, anchor, prefilled in zip(
         batch["completion_ids"],
         batch["completion_mask"].bool(),
         batch["anchor"].tolist(),
-        batch["begun"].tolist(),
+        batch["prefilled"].tolist(),
         strict=True,
     ):
-        said = chat.response(ids[mask].tolist())
-        unfinished.append(not said.finished)
-        if said.finished and not begun:
-            verdicts[anchor].append(judge_refusal(said.answer).refused)
+        response = chat.response(ids[mask].tolist())
+        unfinished.append(not response.finished)
+        if response.finished and not prefilled:
+            verdicts[anchor].append(judge_refusal(response.answer).refused)
     rates = {"completion_length": batch["completion_mask"].sum(-1).float().mean().item()}
     if chat.thinks:
         rates["unfinished"] = sum(unfinished) / len(unfinished)

@@ -1,4 +1,4 @@
-"""The trained weights as a folder: written under another name first, then renamed."""
+"""Save the trained weights as a folder, in one step that a kill cannot cut in half."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from safesteer.models.load import copy_processor_files, save_model
 
 
 def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings) -> None:
-    """Save a PEFT model's adapter, which names its base, or a model with all of its weights.
+    """Save a PEFT model's adapter, or all weights of a model without one.
 
-    What is at `target` must be gone; a killed process leaves nothing there. Every process calls
-    this, and the main one writes.
+    The folder is written under another name and then renamed. Every process calls this; the main
+    one writes.
+
+    Args:
+        student: the trained model.
+        tokenizer: saved beside it.
+        target: the folder, which must not exist.
+        base: the settings of the base; the adapter names it.
     """
     weights = _gathered(student) if is_sharded(student) else None
     if not distributed.is_main():
@@ -42,7 +48,7 @@ def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings
 
 
 def _gathered(student: Any) -> dict[str, torch.Tensor]:
-    """The adapter, or all weights, of a student spread over processes; whole on the main one."""
+    """The adapter, or all weights, of a student split over processes; for the main one."""
     weights = {}
     for name, parameter in student.named_parameters():
         if hasattr(student, "peft_config") and not parameter.requires_grad:

@@ -1,8 +1,9 @@
-"""What student and teacher make of the student's answers: the hidden states that predict them.
+"""Forward passes of student and teacher over rollouts.
 
-The teacher reads a window of answers at once, in passes of its own. Where it reads the very tokens
-that the student reads, the blocks below its steered layer and below the first trainable weight do
-the same for both, and run once. Knows nothing of losses.
+They return the hidden states that predict each token of the completions. The teacher reads the
+rollouts of a window at once, in passes of its own size. Where it reads the very tokens that the
+student reads, the blocks below its steered layer and below the first trainable weight compute the
+same for both, and run once.
 """
 
 from __future__ import annotations
@@ -22,36 +23,46 @@ from safesteer.models.layer_cache import entering, first_layers
 from safesteer.models.layers import find_blocks, is_sharded
 from safesteer.teacher import Teacher
 
-# Enough for a pass of the teacher to fill a device, and little memory, as nothing is kept for a
-# gradient.
-TEACHER_TOKENS = 4096
+# Enough to fill a device with one pass of the teacher, which takes little memory, since it keeps
+# nothing for a gradient.
+TEACHER_BATCH_TOKENS = 4096
 
-# "prompt_ids", "prompt_mask" [B, P], "completion_ids", "completion_mask" [B, C], "anchor" [B]
+# prompt_ids, prompt_mask [B, P], completion_ids, completion_mask [B, C], anchor, prefilled [B]
 Batch = dict[str, Any]
 
 
-class Reader:
-    """Reads prompts and completions as the student or as the teacher.
+class ForwardPasses:
+    """Forward passes of the student and of its teacher.
 
     Args:
-        chat: renders what is read to try a model.
+        chat: renders the prompts that a model is tried with.
         teacher: how the base weights become the teacher.
-        accelerator: its autocast, device and processes.
-        tokens: about how many tokens a pass of the teacher alone reads.
+        accelerator: its autocast, device and processes are used.
+        batch_tokens: about how many tokens a pass of the teacher alone reads.
     """
 
     def __init__(
-        self, chat: ChatRenderer, teacher: Teacher, accelerator: Accelerator, tokens: int
+        self, chat: ChatRenderer, teacher: Teacher, accelerator: Accelerator, batch_tokens: int
     ) -> None:
         self.chat = chat
         self.teacher = teacher
         self.accelerator = accelerator
-        self.tokens = tokens
+        self.batch_tokens = batch_tokens
 
     def read(
         self, model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, batch: Batch
-    ) -> torch.Tensor:  # [B, C, D]
-        """The hidden states that predict each token of the completions, after prompts [B, P]."""
+    ) -> torch.Tensor:
+        """Run a model over prompts and completions.
+
+        Args:
+            model: a causal language model, as it is.
+            ids: token ids of the prompts [B, P], padded on the left.
+            mask: their attention mask [B, P].
+            batch: completion_ids and completion_mask [B, C].
+
+        Returns:
+            The last hidden states that predict each token of the completions, [B, C, D].
+        """
         length = batch["completion_ids"].shape[1]
         ids = torch.cat([ids, batch["completion_ids"]], dim=1)
         mask = torch.cat([mask, batch["completion_mask"]], dim=1)
@@ -62,43 +73,52 @@ class Reader:
     @torch.no_grad()
     def teach(
         self, base: nn.Module, ids: torch.Tensor, mask: torch.Tensor, batch: Batch
-    ) -> torch.Tensor:  # [B, C, D]
-        """What the teacher makes of the completions, and the plain base on anchor rows.
+    ) -> torch.Tensor:
+        """Run the teacher over the completions, and the plain base over those of anchors.
 
-        `base` becomes the teacher, its adapter off; `ids`, `mask` [B, T] are the prompts as the
-        teacher reads them.
+        Args:
+            base: becomes the teacher, its adapter off.
+            ids: token ids of the prompts as the teacher reads them [B, T], padded on the left.
+            mask: their attention mask [B, T].
+            batch: the rollouts.
+
+        Returns:
+            Hidden states as those of `read`, [B, C, D].
         """
         lengths = mask.sum(-1)
         hidden = torch.empty(0)
-        # Apart, because the teacher reads other examples where answers were begun: what all rows of
-        # a pass begin with runs once.
-        kinds = 2 * batch["anchor"].long() + batch["begun"].long()
         with _evaluating(base):
-            for kind in range(4):
-                rows = (kinds == kind).nonzero().flatten()
+            for anchor, rows in _groups(batch):
                 passes = list(self._passes(rows, lengths, batch["completion_ids"].shape[1]))
-                with base_weights(base) if kind >= 2 else self.teacher.active(base):
+                with base_weights(base) if anchor else self.teacher.active(base):
                     for part, counts in self._in_step(base, passes):
                         width = int(lengths[part].max())
                         completions = {
                             key: batch[key][part] for key in ("completion_ids", "completion_mask")
                         }
-                        found = self.read(
+                        states = self.read(
                             base, ids[part][:, -width:], mask[part][:, -width:], completions
                         )
                         if not len(hidden):
-                            hidden = found.new_empty((len(ids), *found.shape[1:]))
+                            hidden = states.new_empty((len(ids), *states.shape[1:]))
                         if counts:
-                            hidden[part] = found
+                            hidden[part] = states
         return hidden
 
     @torch.no_grad()
     def teach_from(
         self, student: nn.Module, layer: int, batch: Batch
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """`teach` on the student's own prompts, [B, C, D], and what entered `layer` in each pass.
+        """Run the teacher over the student's own prompts, and keep what the student can reuse.
 
-        The student can go on from there with `safesteer.models.layer_cache`.
+        Args:
+            student: becomes the teacher, its adapter off.
+            layer: the number of blocks that both share, from `shared_blocks`.
+            batch: the rollouts.
+
+        Returns:
+            Hidden states as those of `teach`, and what entered block `layer` in each pass, for
+            `safesteer.models.layer_cache.from_layer`.
         """
         with (
             _evaluating(student),
@@ -109,10 +129,10 @@ class Reader:
         return hidden, entered[layer]
 
     def shared_blocks(self, student: nn.Module) -> int:
-        """How many of the lowest blocks do the same for teacher and student; 0: they share none.
+        """Return how many of the lowest blocks compute the same for teacher and student.
 
         These are the blocks below both the steered layer and the first trainable weight, if the
-        teacher reads what the student reads. Whether the architecture allows it is tried.
+        teacher reads what the student reads. A small pass tests whether the architecture allows it.
         """
         if self.teacher.direction is None or self.teacher.context or is_sharded(student):
             return 0
@@ -135,10 +155,10 @@ class Reader:
     def _passes(
         self, rows: torch.Tensor, lengths: torch.Tensor, new: int
     ) -> Iterator[torch.Tensor]:
-        """`rows` sorted by length and cut into passes of about `tokens` tokens."""
+        """`rows` sorted by length and cut into passes of about `batch_tokens` tokens."""
         rows = rows[lengths[rows].argsort(descending=True)]
         while len(rows):
-            count = max(1, self.tokens // (int(lengths[rows[0]]) + new))
+            count = max(1, self.batch_tokens // (int(lengths[rows[0]]) + new))
             yield rows[:count]
             rows = rows[count:]
 
@@ -147,7 +167,7 @@ class Reader:
     ) -> Iterator[tuple[torch.Tensor, bool]]:
         """The passes and that they count; then as many more as any other process makes.
 
-        Weights spread over processes are gathered pass by pass, for all of them.
+        Weights split over processes are gathered pass by pass, for all of them.
         """
         most = len(passes)
         if is_sharded(model):
@@ -158,6 +178,18 @@ class Reader:
                 yield passes[number], True
             else:
                 yield torch.zeros(1, dtype=torch.long, device=self.accelerator.device), False
+
+
+def _groups(batch: Batch) -> Iterator[tuple[bool, torch.Tensor]]:
+    """Whether they are anchors, and the rows, of each group that is read apart.
+
+    Prefilled rows are apart because the teacher's examples are prefilled with them: all rows of a
+    pass then begin with the same text, which runs once.
+    """
+    for anchor in (False, True):
+        for prefilled in (False, True):
+            rows = (batch["anchor"] == anchor) & (batch["prefilled"] == prefilled)
+            yield anchor, rows.nonzero().flatten()
 
 
 @contextmanager

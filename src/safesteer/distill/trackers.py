@@ -1,6 +1,6 @@
-"""Trackers that a run reports to: whether they are installed, looked at before a run begins.
+"""Check that the requested trackers are installed, before a run starts.
 
-What is sent is the figures of every update and the settings of the training, no text.
+A tracker receives the figures of every step and the settings of the training, and no text.
 """
 
 from __future__ import annotations
@@ -15,4 +15,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise InputError for a tracker whose package is not installed."""
     for name in names:
         if find_spec(name) is None:
-            raise InputError(f"--report-to {name}: not installed here; `pip install {name}`")
+            raise InputError(
+                f"--report-to {name}: this package is not installed. Try: pip install {name}, or"
+                " another tracker"
+            )

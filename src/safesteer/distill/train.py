@@ -7,18 +7,13 @@ that a kill cut short. Resuming continues from the last whole one with the same 
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import math
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import DistillationConfig
 
@@ -26,25 +21,24 @@ from safesteer import distributed
 from safesteer.config.rules import KFAC_AND_ANCHORS, PREFILLS_AND_THOUGHTS
 from safesteer.config.settings import TrainSettings
 from safesteer.distill.attention import training_attention
-from safesteer.distill.kfac import measure_whitening, start_whitened
+from safesteer.distill.checkpoints import prepare_resume
+from safesteer.distill.kfac import measure_kfac, start_preconditioned
 from safesteer.distill.lora import extrapolate, with_lora
+from safesteer.distill.metrics import MetricsFile, OnStep
 from safesteer.distill.plan import completions_per_process, for_processes, plan_rows
-from safesteer.distill.teacher_pass import TEACHER_TOKENS
+from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.distill.vllm import check_rollouts, release, vllm_arguments
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.files import read_json, write_json, write_text
 from safesteer.models.chat import Message
 from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import attempt
 from safesteer.teacher import Teacher
 
-_MARKER = "complete.json"
 # AdamW's and the schedule's values in every recipe, the published ones included.
 WEIGHT_DECAY, WARMUP_RATIO, MAX_GRAD_NORM = 0.0, 0.1, 1.0
 ROLLOUT_TEMPERATURE = 1.0  # the loss is on-policy only at 1
-Update = Callable[[dict[str, float], int], None]  # (metrics of the update, updates in all)
 
 
 def train(
@@ -59,7 +53,7 @@ def train(
     seed: int = 0,
     frozen: Any = None,
     report_to: Sequence[str] = (),
-    on_update: Update | None = None,
+    on_update: OnStep | None = None,
 ) -> Any:
     """Distil `teacher` into `model` and return the student (a PEFT model, or the model itself).
 
@@ -105,15 +99,14 @@ def train(
     damping = settings.lora.kfac_damping if settings.method == "lora" else None
     if damping is not None:
         _check_kfac(short_anchors, layout)
-    whitening: dict[str, torch.Tensor] = {}
+    preconditioner: dict[str, torch.Tensor] = {}
     own = completions_per_process(settings, distributed.count())
     micro = _dividing(own, settings.per_device_train_batch_size or own)
-    teacher_tokens = TEACHER_TOKENS
+    teacher_tokens = TEACHER_BATCH_TOKENS
 
     def once() -> Any:
-        checkpoint = distributed.on_main(lambda: _go_on_from(folder, layout, window))
+        checkpoint = distributed.on_main(lambda: prepare_resume(folder, layout, window))
         torch.manual_seed(seed)
-        metrics = MetricsFile(folder, on_update)
         trainer = SafeSteerTrainer(
             model=student,
             args=_arguments(settings, folder, updates, micro, seed, report_to, student),
@@ -131,8 +124,7 @@ def train(
             if settings.short_rollout_length is not None
             else None,
             updates_per_rollout=window,
-            whitening=whitening,
-            callbacks=[metrics],
+            preconditioner=preconditioner,
         )
         if layout == "fsdp" and not trainer.accelerator.is_fsdp2:
             raise InputError(
@@ -143,7 +135,7 @@ def train(
         # Progress and the table of updates are the caller's: these two print to the screen.
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        metrics.trainer = trainer
+        trainer.add_callback(MetricsFile(trainer, folder, on_update))
         try:
             with training_attention(model.model):
                 trainer.train(resume_from_checkpoint=checkpoint)
@@ -162,10 +154,10 @@ def train(
             student = with_lora(student, settings, seed, steered)
             if damping is not None:
                 # Measured once: what a smaller micro-batch goes on with has to be the same.
-                whitening = whitening or measure_whitening(
+                preconditioner = preconditioner or measure_kfac(
                     model, student, short_anchors, damping, seed
                 )
-                start_whitened(student, whitening)  # and a checkpoint, if there is one, goes on
+                start_preconditioned(student, preconditioner)  # before a checkpoint is loaded
         # Other processes would wait for the passes that this one makes again.
         if (once() if distributed.count() > 1 else attempt(once)) is not None:
             if settings.method == "lora":
@@ -205,55 +197,6 @@ def _dividing(completions: int, micro: int) -> int:
     Equal ones, so that every completion weighs the same.
     """
     return next(n for n in range(min(micro, completions), 0, -1) if completions % n == 0)
-
-
-def _go_on_from(folder: Path, layout: str, window: int) -> str | None:
-    """The checkpoint that training goes on from, with the metrics up to it; None: the beginning.
-
-    It lies between two windows, whose rollouts are not saved; the last update may end within one.
-
-    Raises InputError for one whose weights are not laid out as those of this start.
-    """
-    checkpoint = last_checkpoint(folder, window)
-    if checkpoint is not None:
-        earlier = read_json(checkpoint / _MARKER).get("layout", "whole")
-        if layout != earlier:
-            raise InputError(
-                f"{checkpoint} holds weights laid out as '{earlier}', and this start lays them out"
-                f" as '{layout}'; start as before, or delete {folder} to train anew"
-            )
-    _keep_metrics(folder, _step(checkpoint) if checkpoint else 0)
-    return None if checkpoint is None else str(checkpoint)
-
-
-def last_checkpoint(folder: Path, every: int = 1) -> Path | None:
-    """The last whole checkpoint after a multiple of `every` updates; cut ones are deleted."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / _MARKER).is_file():
-            whole.append(path)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    return max((path for path in whole if _step(path) % every == 0), key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _keep_metrics(folder: Path, updates: int) -> None:
-    """Drop the lines of updates after the checkpoint: they are about to be made again."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= updates:
-                kept.append(line)
-        except (ValueError, KeyError):  # the line that a kill cut short
-            break
-    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _arguments(
@@ -305,68 +248,3 @@ def _arguments(
     # One process uses one device, or those of a device map, however many there are.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-class MetricsFile(TrainerCallback):
-    """Writes a line of metrics.jsonl per update and marks whole checkpoints."""
-
-    trainer: SafeSteerTrainer
-
-    def __init__(self, folder: Path, on_update: Update | None = None) -> None:
-        self.folder = folder
-        self.on_update = on_update
-        self._update_start = 0.0
-
-    def on_step_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        self._update_start = time.perf_counter()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
-        if not logs or "loss" not in logs:
-            return
-        # The loss alone does not tell: the trainer leaves out what is not finite.
-        norm = logs.get("grad_norm")
-        if norm is not None and not math.isfinite(norm):
-            raise SafeSteerError(
-                f"training stopped at update {state.global_step}: its gradients are not finite, and"
-                " would have broken the model; what may do: a lower train.learning_rate"
-            )
-        if not state.is_world_process_zero:
-            return
-        seconds = dict(self.trainer.seconds)
-        self.trainer.seconds.clear()
-        total = time.perf_counter() - self._update_start  # the rollout is a part of the step
-        step = seconds.get("step", 0.0)
-        parts = {name: seconds.get(name, 0.0) for name in ("rollout", "teacher")}
-        parts["student"] = max(0.0, step - parts["teacher"] - parts["rollout"])
-        parts["optimizer"] = max(0.0, time.perf_counter() - self._update_start - step)
-        tokens = logs.get("completion_length", 0.0) * (
-            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        )
-        line = {
-            "step": state.global_step,
-            "loss": logs["loss"],
-            "grad_norm": logs.get("grad_norm"),
-            "lr": logs.get("learning_rate"),
-            "mass_student": logs.get("mass_student"),
-            "mass_teacher": logs.get("mass_teacher"),
-            "entropy": logs.get("entropy"),
-            "completion_length": logs.get("completion_length"),
-            "refusal_rate": logs.get("refusal_rate"),
-            "anchor_refusal_rate": logs.get("anchor_refusal_rate"),
-            **({"unfinished": logs["unfinished"]} if "unfinished" in logs else {}),
-            "tokens_per_second": tokens / total if total > 0 else None,
-            "seconds": {name: round(value, 3) for name, value in parts.items()},
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.on_update is not None:
-            self.on_update(line, state.max_steps)
-
-    def on_save(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        self.trainer.accelerator.wait_for_everyone()  # each process writes its random states
-        if state.is_world_process_zero:
-            write_json(
-                self.folder / f"checkpoint-{state.global_step}" / _MARKER,
-                {"step": state.global_step, "layout": distributed.layout()},
-            )

@@ -25,10 +25,10 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from safesteer.distill import vllm as rollouts
-from safesteer.distill.kfac import step_whitened
+from safesteer.distill.kfac import step_preconditioned
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.distill.rollout_metrics import answer_mask, answer_rates
-from safesteer.distill.teacher_pass import TEACHER_TOKENS, Reader
+from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS, ForwardPasses
 from safesteer.errors import SafeSteerError
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.generate import Decoding, end_of_turn_ids, generate
@@ -44,9 +44,9 @@ class SafeSteerTrainer(DistillationTrainer):
     Args:
         model: the student, a causal language model or a PEFT model around one.
         args: a `trl.DistillationConfig`; batch size x accumulation steps = completions per update.
-        train_dataset: rows {"prompt": chat messages, "anchor": bool, "begun": text}; on anchor rows
-            the teacher is the unsteered model, and answers go on from what they are begun with.
-            Columns may be missing: no anchors, nothing begun.
+        train_dataset: rows {"prompt": chat messages, "anchor": bool, "prefill": str}; on anchor
+            rows the teacher is the unsteered model, and answers continue their prefill.
+            Columns may be missing: no anchors, no prefills.
         chat: renders the prompts; the same renderer as in the stages before.
         teacher: how the base weights become the teacher.
         safety_tokens: ids of S, [K].
@@ -65,7 +65,7 @@ class SafeSteerTrainer(DistillationTrainer):
         updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
             as it is before the first of them, and the teacher reads them at once; 1 is strictly
             on-policy. Resuming has to begin with a window.
-        whitening: W or V of factors of adapters by their names in `model`, see `distill.whitening`.
+        preconditioner: W or V of factors of adapters by their names in `model`, see `kfac`.
     """
 
     _tag_names = ["trl", "safesteer"]  # noqa: RUF012 - a list in the class that it overrides
@@ -88,10 +88,10 @@ class SafeSteerTrainer(DistillationTrainer):
         anchor_weight: float = 1.0,
         base_model: nn.Module | None = None,
         rollout_batch: int = 64,
-        teacher_tokens: int = TEACHER_TOKENS,
+        teacher_tokens: int = TEACHER_BATCH_TOKENS,
         opening: tuple[int, float] | None = None,
         updates_per_rollout: int = 1,
-        whitening: Mapping[str, torch.Tensor] | None = None,
+        preconditioner: Mapping[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         self.chat = chat
@@ -104,9 +104,9 @@ class SafeSteerTrainer(DistillationTrainer):
         self.rollout_batch = BatchSize(rollout_batch)
         self.opening = opening
         self.updates_per_rollout = updates_per_rollout
-        self.whitening = whitening or {}
+        self.preconditioner = preconditioner or {}
         self._parts: list[dict[str, Any]] = []  # micro-batches of the window under way
-        self._begun: list[str] = []  # beginnings of the answers that are being written
+        self._prefills: list[str] = []  # beginnings of the answers that are being written
         if updates_per_rollout > 1 and isinstance(train_dataset, IterableDataset):
             raise ValueError("updates_per_rollout above 1 needs a dataset with a length")
         if args.max_completion_length is None:
@@ -137,20 +137,20 @@ class SafeSteerTrainer(DistillationTrainer):
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(self.accelerator.device)
         self.safety_tokens = torch.tensor(safety_tokens, device=self.accelerator.device)
-        self.reader = Reader(chat, teacher, self.accelerator, teacher_tokens)
+        self.passes = ForwardPasses(chat, teacher, self.accelerator, teacher_tokens)
         # Checkpointing runs blocks again, with other passes than those that were shared.
         alone = base_model is not None or args.gradient_checkpointing
         student = self.accelerator.unwrap_model(self.model)
-        self.shared_blocks = 0 if alone else self.reader.shared_blocks(student)
+        self.shared_blocks = 0 if alone else self.passes.shared_blocks(student)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         made = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if self.whitening and not made:
+        if self.preconditioner and not made:
             factors = dict(self.accelerator.unwrap_model(self.model).named_parameters())
             # One process's, lest the last digits of another's drive the copies apart.
-            whitening = {name: broadcast(weight) for name, weight in self.whitening.items()}
-            step_whitened(optimizer, factors, whitening)
+            preconditioner = {name: broadcast(each) for name, each in self.preconditioner.items()}
+            step_preconditioned(optimizer, factors, preconditioner)
         return optimizer
 
     # Windows of updates --------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class SafeSteerTrainer(DistillationTrainer):
     # Rollouts ------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
-        begun = zip(prompts, self._begun, strict=True)
+        begun = zip(prompts, self._prefills, strict=True)
         return [self.chat.ids(messages, words) for messages, words in begun], None, {}
 
     def _rollout_length(self) -> int:
@@ -254,12 +254,12 @@ class SafeSteerTrainer(DistillationTrainer):
         )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._begun = [row.get("begun") or "" for row in inputs]
+        self._prefills = [row.get("prefill") or "" for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         device = output["completion_ids"].device
         anchors = [bool(row.get("anchor", False)) for row in inputs]
         output["anchor"] = torch.tensor(anchors, device=device)
-        output["begun"] = torch.tensor([bool(words) for words in self._begun], device=device)
+        output["prefilled"] = torch.tensor([bool(words) for words in self._prefills], device=device)
         opening = self.opening[0] if self.opening is not None and self._in_opening else None
         output["answer_mask"] = answer_mask(self.chat, output, opening)
         if self.shared_blocks:
@@ -269,7 +269,7 @@ class SafeSteerTrainer(DistillationTrainer):
             self.chat.ids(
                 row["prompt"] if anchor else self.teacher.messages(row["prompt"], words), words
             )
-            for row, anchor, words in zip(inputs, anchors, self._begun, strict=True)
+            for row, anchor, words in zip(inputs, anchors, self._prefills, strict=True)
         ]
         ids, mask = pad_left(contexts, self.chat.tokenizer.pad_token_id, device)
         student = self.accelerator.unwrap_model(self.model)
@@ -277,7 +277,7 @@ class SafeSteerTrainer(DistillationTrainer):
         with self._timed("teacher"):
             # Through the wrapper, as TRL does for the loss: it holds a sharded model's weights.
             output["teacher_hidden"] = self._forward_redirection(
-                self.model_wrapped, student, self.reader.teach, base, ids, mask, output
+                self.model_wrapped, student, self.passes.teach, base, ids, mask, output
             )
         return output
 
@@ -289,14 +289,14 @@ class SafeSteerTrainer(DistillationTrainer):
         begin: AbstractContextManager[None] = nullcontext()
         if self.shared_blocks:
             with self._timed("teacher"):
-                teacher_hidden, entered = self.reader.teach_from(
+                teacher_hidden, entered = self.passes.teach_from(
                     unwrapped_student, self.shared_blocks, inputs
                 )
             begin = from_layer(unwrapped_student, self.shared_blocks, entered)
         else:
             teacher_hidden = inputs["teacher_hidden"]
         with begin:
-            hidden = self.reader.read(
+            hidden = self.passes.read(
                 unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
             )
         anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]

@@ -1,9 +1,8 @@
-"""Rollouts by vLLM: what has to be there, and the student's weights without harm to the base.
+"""Rollouts with vLLM: requirement checks, and weight sync that leaves the base weights untouched.
 
-Starting vLLM, asking it and the way that weights take to it are TRL's (`trl.generation`). Ours are
-the checks, made before the stages that cost time, and what is sent: TRL merges the adapter into the
-base's weights and subtracts it again afterwards, which rounding does not undo. The base is our
-teacher, so here its weights are never written.
+TRL starts vLLM, queries it and transfers weights (`trl.generation`). It merges the adapter into the
+base's weights before a transfer and subtracts it afterwards, which rounding does not undo. The base
+is our teacher, so we merge into copies instead.
 """
 
 from __future__ import annotations
@@ -29,35 +28,40 @@ from safesteer.models.files import locate
 from safesteer.models.layers import text_config
 
 _ASKED = "train.rollouts = 'vllm'"
-_LEAVE = "leave it out"
+_PLAIN = "train.rollouts=transformers"
 _START = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL"
     """ --weight-transfer-config '{"backend": "nccl"}'"""
 )
-_PATIENCE = 10.0  # seconds in which a server that is up answers
-# What a launcher sets for each process, and TRL for a colocated vLLM.
+_TIMEOUT = 10.0  # seconds in which a running server answers
+# Variables that a launcher sets for each process, and TRL for a colocated vLLM.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-# What has to be there --------------------------------------------------------------------------
+# Requirements ----------------------------------------------------------------------------------
 
 
 def check_rollouts(settings: TrainSettings, device: torch.device) -> None:
-    """Raise InputError where vLLM, if the settings ask for it, cannot write the rollouts.
+    """Check that vLLM can generate the rollouts, if the settings ask for it.
 
-    `device` is where the model is or will be. A server has to be up, to take weights and to have
-    room for our prompts.
+    Args:
+        settings: the section `train`.
+        device: where the model is or will be.
+
+    Raises:
+        InputError: vLLM is missing or cannot be used here, or the server is down, takes no weights
+            or has no room for our prompts.
     """
     if settings.rollouts != "vllm":
         return
     if find_spec("vllm") is None:
         raise InputError(
-            f"{_ASKED}: not installed here; `pip install 'safesteer[vllm]'`, or {_LEAVE}"
+            f"{_ASKED}: vLLM is not installed. Try: pip install 'safesteer[vllm]', or {_PLAIN}"
         )
     if distributed.layout() != "whole":
         raise InputError(
             f"{_ASKED}: every process needs all weights to send them, and {distributed.layout()}"
-            f" spreads them; start copies of the model (accelerate/ddp-2-gpus), or {_LEAVE}"
+            f" splits them. Try: copies of the model (accelerate/ddp-2-gpus), or {_PLAIN}"
         )
     _check_device(device)
     vllm = settings.advanced.vllm
@@ -66,30 +70,30 @@ def check_rollouts(settings: TrainSettings, device: torch.device) -> None:
 
 
 def check_model(settings: ModelSettings) -> None:
-    """Raise InputError for a model whose weights cannot go to vLLM."""
+    """Raise InputError for a model whose weights cannot be sent to vLLM."""
     if ":" in settings.device and distributed.count() == 1:
         raise InputError(
-            f"{_ASKED} and model.device = '{settings.device}': TRL takes the first device; leave"
-            " model.device at auto and choose with CUDA_VISIBLE_DEVICES"
+            f"{_ASKED} and model.device = '{settings.device}': TRL uses the first device. Try:"
+            " model.device=auto, with CUDA_VISIBLE_DEVICES to choose the device"
         )
     kind, path = locate(settings)
     if kind == "gguf":
         raise InputError(
-            f"{_ASKED}: vLLM cannot take new weights for {settings.id}, a GGUF file; give the model"
-            f" as a hub id or a folder of safetensors, or {_LEAVE}"
+            f"{_ASKED}: vLLM cannot take new weights for {settings.id}, a GGUF file. Try: the model"
+            f" as a hub id or a folder of safetensors, or {_PLAIN}"
         )
     config = path / "config.json"
     if config.is_file() and "quantization_config" in json.loads(config.read_text("utf-8")):
         raise InputError(
-            f"{_ASKED}: the weights of {settings.id} are quantised, and an adapter cannot be merged"
-            f" into them without loss; give the unquantised model, or {_LEAVE}"
+            f"{_ASKED}: the weights of {settings.id} are quantized, and an adapter cannot be merged"
+            f" into them without loss. Try: the model without quantization, or {_PLAIN}"
         )
 
 
 def _check_device(device: torch.device) -> None:
     if device.type != "cuda":
         raise InputError(
-            f"{_ASKED}: needs a CUDA device, and the model is on '{device.type}'; {_LEAVE}"
+            f"{_ASKED}: needs a CUDA device, and the model is on '{device.type}'. Try: {_PLAIN}"
         )
 
 
@@ -98,7 +102,7 @@ def _check_server(url: str, longest: int) -> None:
     _ask(url, "/health", where)
     info = _ask(url, "/server_info?config_format=json", where)
     if not info.get("vllm_config", {}).get("weight_transfer_config"):
-        raise InputError(f"{where}: this server takes no weights; start it with `{_START}`")
+        raise InputError(f"{where}: this server takes no weights. Try: start it with `{_START}`")
     models = _ask(url, "/v1/models", where).get("data") or [{}]
     room = models[0].get("max_model_len")
     if room is not None and room < longest:
@@ -111,20 +115,23 @@ def _check_server(url: str, longest: int) -> None:
 
 def _ask(url: str, path: str, where: str) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(url + path, timeout=_PATIENCE) as reply:
+        with urllib.request.urlopen(url + path, timeout=_TIMEOUT) as reply:
             text = reply.read()
         found = json.loads(text) if text.strip() else {}
     except urllib.error.HTTPError as error:
         if error.code == 404 and path.startswith("/server_info"):
             raise InputError(
-                f"{where}: this server does not let its weights be set; start it with `{_START}`"
+                f"{where}: this server does not let its weights be set. Try: start it with"
+                f" `{_START}`"
             ) from None
-        raise InputError(f"{where}: {path} answers {error.code}; is this a vLLM server?") from None
+        raise InputError(
+            f"{where}: {path} answers {error.code}. Try: the address of a vLLM server"
+        ) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise InputError(
-            f"{where}: no vLLM server answers there ({reason}); start one with `{_START}` and wait"
-            " until it is up"
+            f"{where}: no vLLM server answers there ({reason}). Try: start one with `{_START}` and"
+            " wait until it is up"
         ) from None
     return found if isinstance(found, dict) else {}
 
@@ -133,11 +140,11 @@ def _longest(settings: TrainSettings) -> int:
     return settings.advanced.max_prompt_length + settings.max_completion_length
 
 
-# What TRL is told ------------------------------------------------------------------------------
+# TRL's arguments and engine --------------------------------------------------------------------
 
 
 def vllm_arguments(settings: TrainSettings, student: Any) -> dict[str, Any]:
-    """The arguments of `trl.DistillationConfig` that concern vLLM."""
+    """Return the arguments of `trl.DistillationConfig` that concern vLLM."""
     if settings.rollouts != "vllm":
         return {}
     # A model's own length would reserve memory for a context that no rollout has.
@@ -155,9 +162,9 @@ def vllm_arguments(settings: TrainSettings, student: Any) -> dict[str, Any]:
 
 @contextmanager
 def starting(args: DistillationConfig) -> Iterator[None]:
-    """While TRL starts vLLM: nothing is sent to its makers, and the environment stays as it is.
+    """Keep vLLM from reporting usage and TRL from changing the environment while vLLM starts.
 
-    What TRL sets there would make later stages, and a second training, look launched.
+    The variables that TRL sets would make later stages, and a second training, look launched.
     """
     if not args.use_vllm:
         yield
@@ -175,18 +182,23 @@ def starting(args: DistillationConfig) -> Iterator[None]:
 
 
 def adapt(generation: Any, ends: list[int]) -> None:
-    """Let TRL's `VLLMGeneration` end answers at `ends`, and send weights that it merged apart."""
+    """Make TRL's `VLLMGeneration` stop at the tokens `ends` and send `merged_weights`.
+
+    Raises InputError for weights that are split over processes or quantized.
+    """
     distributed = generation._dist
     if distributed.is_fsdp or distributed.zero_stage:
-        raise InputError(f"{_ASKED}: FSDP and DeepSpeed spread the weights; {_LEAVE}")
+        raise InputError(f"{_ASKED}: FSDP and DeepSpeed split the weights. Try: {_PLAIN}")
     if not all(parameter.is_floating_point() for parameter in generation.model.parameters()):
-        raise InputError(f"{_ASKED}: an adapter cannot be merged into quantised weights; {_LEAVE}")
+        raise InputError(
+            f"{_ASKED}: an adapter cannot be merged into quantized weights. Try: {_PLAIN}"
+        )
     generation.generation_kwargs = {**generation.generation_kwargs, "stop_token_ids": ends}
     generation._iter_named_params = partial(merged_weights, generation.model)
 
 
 def release(generation: Any) -> None:
-    """Leave the server, or end a colocated vLLM: stages after the training need its memory."""
+    """Disconnect from the server, or shut a colocated vLLM down to free its memory."""
     if generation.mode == "server":
         if distributed.is_main():
             generation.vllm_client.close_communicator()
@@ -197,7 +209,7 @@ def release(generation: Any) -> None:
     llm.llm_engine.engine_core.shutdown()
     del llm
     parallel_state.destroy_model_parallel()
-    if distributed.count() == 1:  # of several, the group is the training's own
+    if distributed.count() == 1:  # with several, the group belongs to the training
         parallel_state.destroy_distributed_environment()
     gc.collect()
     if torch.cuda.is_available():
@@ -209,13 +221,12 @@ def release(generation: Any) -> None:
 
 @torch.no_grad()
 def merged_weights(student: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight under its name in the base model, with the adapter merged in.
+    """Yield every weight under its name in the base model, with the adapter merged into a copy.
 
-    One layer at a time and into a copy, by PEFT's own `merge`, so that the base's weights stay the
-    same bits. Without an adapter: the weights as they are.
+    PEFT's own `merge` runs on one layer at a time, and the base's weights stay the same bits.
     """
     if torch.cuda.is_available():
-        # TRL may read from here on a stream that does not wait for the optimiser's.
+        # TRL may read on a stream that does not wait for the optimizer's.
         torch.cuda.synchronize()
     prefix = getattr(student, "prefix", None) if hasattr(student, "peft_config") else None
     for name, parameter in student.named_parameters():
@@ -233,11 +244,11 @@ def merged_weights(student: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _merged(layer: Any, name: str) -> torch.Tensor:
-    """A parameter of an adapted layer with the adapter merged; the layer stays as it is."""
+    """A parameter of an adapted layer with the adapter merged; the layer itself is unchanged."""
     own = layer.get_base_layer()
     before = {key: parameter.data for key, parameter in own.named_parameters()}
     try:
-        layer.merge(safe_merge=True)  # into a copy, which takes the weight's place
+        layer.merge(safe_merge=True)  # into a copy, which replaces the weight until `finally`
         return own.get_parameter(name).data
     finally:
         for key, data in before.items():

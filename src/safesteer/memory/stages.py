@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from safesteer.config.settings import Settings
-from safesteer.distill.teacher_pass import TEACHER_TOKENS
+from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS
 from safesteer.memory.blocks import FLOAT32, Pass
 from safesteer.memory.shape import Shape, first_layer
 from safesteer.models.batch_size import CUDA_ROWS, rows_on_cpu, rows_on_gpu, token_bytes
@@ -251,7 +251,7 @@ class _Stages:
         rollout = self.answers(
             min(ANSWERS_AT_ONCE, window), prompt, lengths.shared, completion, drawn=True
         )
-        at_once = min(window, max(1, TEACHER_TOKENS // (taught + completion)))
+        at_once = min(window, max(1, TEACHER_BATCH_TOKENS // (taught + completion)))
         reading = self.reading(at_once, taught + completion, lengths.taught_shared)
         teaching = states + Peak({"one pass": reading.alive})
         return self._trained() + _largest(

@@ -1,0 +1,1 @@
+"""Comparison of methods: one base, one set of prompts, one budget of steps and completions."""

@@ -1,0 +1,9 @@
+"""Run one measurement of speed: `python -m bench.speed COMMAND`."""
+
+from bench.command_line import run_package
+
+if __name__ == "__main__":
+    run_package(
+        "bench.speed",
+        ("direction", "loss", "update", "products", "compiled", "scaling", "processes"),
+    )

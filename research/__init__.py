@@ -1,0 +1,1 @@
+"""Scripts of single studies, whose results are in the log beside them."""
