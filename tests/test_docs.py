@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from test_house import LAYERS
 
 from safesteer.cli.main import app
 from safesteer.config.load import _all_keys, recipe_names
 from safesteer.config.rules import RULES
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "safesteer"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 KEYS = set(_all_keys())
@@ -63,15 +65,6 @@ def test_every_setting_exists(page):
     for name in re.findall(r"`([a-z]+\.[a-z_.]+)(?:[=:][^`]*)?`", page.read_text("utf-8")):
         if name.partition(".")[0] in SECTIONS and not name.endswith((".py", ".json", ".jsonl")):
             assert any(key == name or key.startswith(f"{name}.") for key in KEYS), name
-
-
-def test_the_rules_between_settings_are_those_of_the_code():
-    rows = [
-        f"| {', '.join(f'`{key}`' for key in rule.keys)} | {rule.reason} |"
-        f" {rule.message.rpartition('Try: ')[2]} |"
-        for rule in RULES
-    ]
-    assert "\n".join(rows) + "\n" in (ROOT / "docs" / "settings.md").read_text("utf-8")
 
 
 def test_the_messages_of_the_troubleshooting_page_are_the_programs():
@@ -135,6 +128,39 @@ def test_the_code_of_the_results_page_prints_its_table():
     ):
         assert f"seed {seed}: 7 -> {number} of 228" in printed
         assert re.search(rf"\+{points} points \(95 ?% {ends},", printed), printed
+
+
+def source_tree() -> str:
+    """The source as a tree: every folder and module with the first sentence of its docstring."""
+    order = [name for names in LAYERS for name in names]  # loose modules and folders alike
+
+    def place(path: Path) -> tuple[int, tuple[str, ...], str]:
+        top = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        return order.index(top) if top in order else -1, path.parent.parts, path.name
+
+    lines = ["src/safesteer/"]
+    for path in sorted(SOURCE.rglob("*.py"), key=place):
+        folder = path.parent.relative_to(SOURCE)
+        text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        says = " ".join(re.split(r"\n\n|(?<=[.;]) ", text)[0].split()).rstrip(".;")
+        if path.name == "__init__.py":
+            name, indent = f"{folder.name}/", "  " * len(folder.parts)
+        else:
+            name, indent = path.name, "  " * (len(folder.parts) + 1)
+        if name != "/":
+            lines.append(f"{indent}{name}".ljust(26) + f" {says}")
+    return "\n".join(lines)
+
+
+def test_the_tree_of_the_architecture_is_the_source():
+    """SAFESTEER_WRITE_DOCS=1 writes it."""
+    page = ROOT / "docs" / "architecture.md"
+    before, _, rest = page.read_text("utf-8").partition("<!-- tree -->\n```\n")
+    tree, _, after = rest.partition("\n```\n")
+    if os.environ.get("SAFESTEER_WRITE_DOCS"):
+        page.write_text(f"{before}<!-- tree -->\n```\n{source_tree()}\n```\n{after}", "utf-8")
+    else:
+        assert tree == source_tree()
 
 
 def test_the_table_of_rules_is_the_programs():
