@@ -103,8 +103,8 @@ def test_the_candidate_that_refuses_most_is_chosen():
     weak = made(1, flip_rate=0.6, harmless_refusals=0.0)
     strong = made(2, flip_rate=0.92, harmless_refusals=0.5)
     gentle = made(3, flip_rate=0.88, harmless_refusals=0.2)
-    assert find.choose([weak, strong, gentle], settings()) is gentle
-    assert find.choose([weak, strong], settings()) is strong
+    assert find.choose([weak, strong, gentle]) is gentle
+    assert find.choose([weak, strong]) is strong
 
 
 def test_the_rejected_are_chosen_only_if_nobody_else_is_left():
@@ -112,9 +112,9 @@ def test_the_rejected_are_chosen_only_if_nobody_else_is_left():
     good = made(1, flip_rate=0.5, harmless_refusals=0.0)
     bad = made(2, flip_rate=1.0, harmless_refusals=0.0, rejected="loops")
     unseen = made(3)
-    assert find.choose([unseen, bad, good], settings()) is good
-    assert find.choose([unseen, bad], settings()) is bad
-    assert find.choose([unseen], settings()) is None
+    assert find.choose([unseen, bad, good]) is good
+    assert find.choose([unseen, bad]) is bad
+    assert find.choose([unseen]) is None
 
 
 @pytest.mark.parametrize(

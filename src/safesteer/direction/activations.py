@@ -106,7 +106,7 @@ def _sums(
     progress: Progress | None,
     keep: Keep | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """Sums [tail, L, D] in float64 at the last `tail` tokens of the kept sequences, and a count."""
+    """Sums [tail, L, D] at the last `tail` tokens of the kept sequences, and their number."""
     blocks = find_blocks(model.model)
     width = model.model.get_output_embeddings().weight.shape[1]
     sums = torch.zeros(tail, len(blocks), width, dtype=torch.float64, device=model.model.device)

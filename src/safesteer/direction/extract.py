@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -197,12 +198,9 @@ class _Search:
                 model, prompts, positions, keep, progress=self._progress("mean activations")
             )
 
-        of_harmful, refused = means(
-            harmful, lambda last: _first_token_scores(model, last, tokens) > 0
-        )
-        of_harmless, answered = means(
-            harmless, lambda last: _first_token_scores(model, last, tokens) < 0
-        )
+        refusal = partial(_first_token_scores, model, tokens=tokens)
+        of_harmful, refused = means(harmful, lambda last: refusal(last) > 0)
+        of_harmless, answered = means(harmless, lambda last: refusal(last) < 0)
         if refused < _MIN_PROMPTS or answered < _MIN_PROMPTS:
             return [], (
                 f"the model tends to refuse {refused} of {len(harmful)} harmful prompts and to"
