@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from bench.tables import table_head, table_row
 from safesteer.config.load import load_settings
 from safesteer.config.settings import Settings
-from safesteer.memory.cards import CARDS, OPTIONS, fits
+from safesteer.memory.gpus import GPU_SIZES, SETUPS, gpu_fits
 from safesteer.memory.lengths import assumed_lengths
 from safesteer.memory.shape import Shape
 from safesteer.memory.stages import Placement, predict
@@ -113,26 +113,26 @@ def run(_: argparse.Namespace) -> None:
     """Print what fits, the arithmetic of one model, and times."""
     shapes = {recipe: shape_of(recipe) for recipe in MODELS}
     found = {}
-    print(table_head("recipe", "training", "peak", *(f"{size} GB" for size in CARDS)))
+    print(table_head("recipe", "training", "peak", *(f"{size} GB" for size in GPU_SIZES)))
     for recipe, shape in shapes.items():
         settings = load_settings(recipe)
-        found[recipe] = fits(shape, settings, assumed_lengths(settings))
+        found[recipe] = gpu_fits(shape, settings, assumed_lengths(settings))
         for fit in found[recipe]:
-            largest = [fit.micro_batches[size] or "-" for size in CARDS]
-            print(table_row(recipe, fit.option, f"{fit.peak / 2**30:.1f} GiB", *largest))
+            largest = [fit.micro_batches[size] or "-" for size in GPU_SIZES]
+            print(table_row(recipe, fit.setup, f"{fit.peak / 2**30:.1f} GiB", *largest))
     recipe = "llama-3.2-3b"
     settings, shape = load_settings(recipe), shapes[recipe]
-    for option in (OPTIONS[1], OPTIONS[-1]):
-        changed, place = option.apply(settings, Placement("cuda", 2, card=80 * 2**30))
+    for option in (SETUPS[1], SETUPS[-1]):
+        changed, place = option.apply(settings, Placement("cuda", 2, gpu_memory=80 * 2**30))
         print(f"\n{recipe}, {option.name} ({shape.parameters:,} parameters)")
         for stage, peak in predict(shape, changed, assumed_lengths(settings), place).items():
             parts = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in peak.parts.items())
             print(f"  {stage}: {peak.bytes / 2**30:.1f} GiB = {parts}")
     print("\n" + table_head("recipe", "GPU", "training", *STAGES, "all"))
     for recipe, shape in shapes.items():
-        micro_batches = {fit.option: fit.micro_batches for fit in found[recipe]}
+        micro_batches = {fit.setup: fit.micro_batches for fit in found[recipe]}
         for size, (name, _, _) in SPEEDS.items():
-            for option in (OPTIONS[1].name, OPTIONS[-1].name):
+            for option in (SETUPS[1].name, SETUPS[-1].name):
                 if micro_batches[option][size]:
                     lora = option.startswith("LoRA")
                     work = operations(shape, load_settings(recipe), lora=lora)

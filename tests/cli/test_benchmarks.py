@@ -59,7 +59,7 @@ def test_eval_measures_what_is_named(safesteer, tiny_model_folder, data, tmp_pat
     assert (entry["metric"], entry["kind"], entry["n"]) == ("attack_success_rate", "safety", 4)
     assert entry["source"]["from"] == "advbench/advbench.csv" and entry["source"]["sha256"]
     assert content["benchmarks"]["xstest-safe"]["metric"] == "refusal_rate"
-    for said in ("advbench: harmful requests answered, lower is better", "xstest-safe: harmless"):
+    for said in ("advbench: not refused (lower is better)", "xstest-safe: refused"):
         assert said in outcome.out
     assert "do wrong number" not in outcome.out
     (kept,) = (tmp_path / "home" / "safesteer" / "answers").iterdir()
@@ -79,7 +79,7 @@ def test_a_run_is_compared_with_its_base(safesteer, finished_run, tmp_path):
     assert "versus_base" not in base["harmful"]
     rows = (finished_run / "eval" / "samples" / "aligned-harmful.jsonl").read_text().splitlines()
     assert set(json.loads(rows[0])["verdicts"]) == {"offline-refusal"}
-    assert "against the base, on the same prompts" in safesteer("eval", finished_run).out
+    assert "change from the base, on the same prompts" in safesteer("eval", finished_run).out
     file = tmp_path / "few.json"
     outcome = safesteer("eval", finished_run, "--limit=2", "--json", file)
     assert outcome.code == 0, outcome.err

@@ -110,7 +110,7 @@ def test_chat_shows_both_sides(safesteer, finished_run, monkeypatch):
 def test_doctor_looks_at_a_model(safesteer, tiny_model_folder):
     outcome = safesteer("doctor", tiny_model_folder)
     assert outcome.code == 0
-    for said in ("torch", "layers", "<|im_start|>", "steering works", "memory of a run", "80 GB"):
+    for said in ("torch", "layers", "<|im_start|>", "steering works", "memory on", "80 GB"):
         assert said in outcome.out
 
 

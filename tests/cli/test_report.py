@@ -63,7 +63,7 @@ def test_report_of_a_run_that_stopped(safesteer, run):
     outcome = safesteer("report", run, "--quiet")
     assert (outcome.code, outcome.out) == (0, "")
     page = (run / "report.html").read_text("utf-8")
-    assert "has not reached its evaluation" in page and 'id="direction"' in page
+    assert "has not been evaluated yet" in page and 'id="direction"' in page
     assert not (run / "adapter").exists()
 
 

@@ -1,4 +1,4 @@
-"""What the tables on the screen make of results. (pytest tests/cli/test_tables.py)"""
+"""Terminal tables of results. (pytest tests/cli/test_tables.py)"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def entry(refused: int, n: int, **more: Any) -> dict[str, Any]:
 
 
 def test_shares_over_the_sets_are_of_all_that_they_are_shares_of():
-    """9 of 30 refusals end; of the shares of the sets the mean would be 55 %."""
+    """9 of 30 refusals end; of the shares of the sets the mean would be 55%."""
     benchmarks = {
         "harmful": entry(20, 40, looping=0.5, refusals=20, refusals_ended=0.1),
         "harmless": entry(10, 10, refusals=10, refusals_ended=0.7),
@@ -28,7 +28,7 @@ def test_shares_over_the_sets_are_of_all_that_they_are_shares_of():
         console.print(evaluation({"base": {"harmful": entry(0, 40)}, "aligned": benchmarks}))
     rows = [line.split() for line in shown.get().splitlines()]
     (ended,) = (row for row in rows if row[:3] == ["refusals", "that", "end"])
-    (loops,) = (row for row in rows if row[:2] == ["answers", "that"])
+    (loops,) = (row for row in rows if row[:2] == ["looping", "answers"])
     assert ended[-1] == "30.0%" and ended[-2] == "limit"  # the base refused nothing
     assert loops[-2:] == ["0.0%", "33.3%"]
 

@@ -20,7 +20,7 @@ from safesteer.memory.shape import Shape
 from safesteer.memory.stages import Lengths, Placement, predict, weight_bytes
 from safesteer.models import lm_head as head
 
-LENGTHS = Lengths(prompt=40, taught=60)
+LENGTHS = Lengths(prompt=40, teacher=60)
 CPU = Placement("cpu", 4)
 
 
@@ -66,23 +66,23 @@ def test_adapters_are_those_that_peft_makes(new_chat_model, lora):
     assert shape.lora_parameters(lora) == sum(p.numel() for p in trained)
     parts = predict(shape, settings(lora=lora.model_dump()), LENGTHS, CPU)["train"].parts
     assert parts["adapter"] == sum(p.nbytes for p in trained)
-    optimiser = torch.optim.AdamW(trained)
+    optimizer = torch.optim.AdamW(trained)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    optimiser.step()
-    moments = [v for s in optimiser.state.values() for k, v in s.items() if k.startswith("exp")]
+    optimizer.step()
+    moments = [v for s in optimizer.state.values() for k, v in s.items() if k.startswith("exp")]
     assert parts["optimizer"] == sum(v.nbytes for v in moments)
-    assert "whitening" not in parts
+    assert "K-FAC factors" not in parts
     whitened = LoraSettings(**{**lora.model_dump(), "kfac_damping": 0.1})
     parts = predict(shape, settings(lora=whitened.model_dump()), LENGTHS, CPU)["train"].parts
     factors = [(name, p.shape) for name, p in student.named_parameters() if "lora_" in name]
     sides = [shape[1] if "lora_A" in name else shape[0] for name, shape in factors]
-    assert parts["whitening"] == sum(4 * side**2 for side in sides)
+    assert parts["K-FAC factors"] == sum(4 * side**2 for side in sides)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_block_keeps_is_what_autograd_saves(new_chat_model, dtype):
-    """Every storage that is saved for the backward pass, counted once, weights left out."""
+    """Every storage that is saved for the backward pass, counted once, without weights."""
     rows, width = 4, 48
     model = new_chat_model(hidden_size=64, intermediate_size=192, num_key_value_heads=1).model
     model.set_attn_implementation("eager")
@@ -124,7 +124,7 @@ def test_more_of_anything_takes_more(new_chat_model):
         )
 
 
-def test_fewer_bits_round_the_blocks_alone(new_chat_model):
+def test_only_the_blocks_are_quantized(new_chat_model):
     shape = Shape.of(new_chat_model().model)
     place = Placement("cuda", 2)
     rest = shape.parameters - shape.block_weights
@@ -145,8 +145,8 @@ def test_the_batches_are_those_of_the_stages():
 
 def test_lengths_of_prompts_and_what_they_share():
     lengths = Lengths.of([[1, 2, 3, 4], [1, 2, 9]], [[7, 1, 2], [7, 1, 2]])
-    assert (lengths.prompt, lengths.shared) == (4, 2)
-    assert (lengths.taught, lengths.taught_shared) == (3, 2)  # one token is left over
+    assert (lengths.prompt, lengths.prefix) == (4, 2)
+    assert (lengths.teacher, lengths.teacher_prefix) == (3, 2)  # one token is left over
 
 
 def test_drift_counts_the_largest_block_in_float32_experts_too():
@@ -166,24 +166,24 @@ def test_drift_counts_the_largest_block_in_float32_experts_too():
 
     def widened(place: Placement) -> float:
         chosen = answers_at_once(1)
-        return predict(shape, chosen, LENGTHS, place)["evaluate"].parts.get("a block in float32", 0)
+        return predict(shape, chosen, LENGTHS, place)["evaluate"].parts.get("block in float32", 0)
 
-    place = Placement("cuda", 2, card=1e9)
+    place = Placement("cuda", 2, gpu_memory=1e9)
     assert widened(place) == 4 * max(shape.blocks)
-    # Linear layers stay in 4 bits, and one at a time is made whole.
+    # Linear layers stay in 4 bits, and one at a time is dequantized.
     outside = max(shape.blocks) - sum(linears) // 2
     assert widened(replace(place, bits=4)) == 4 * (outside + max(linears))
     assert widened(replace(place, bits=8)) == 0
-    # Where the card does not hold the block, drift is measured in 16 bits.
+    # Where the GPU does not hold the block, drift is measured in 16 bits.
     weights = weight_bytes(shape, place)
-    assert widened(replace(place, card=weights + 3.9 * max(shape.blocks))) == 0
-    # Where it holds it with few rows, batches are halved, and no more than the card is asked for.
+    assert widened(replace(place, gpu_memory=weights + 3.9 * max(shape.blocks))) == 0
+    # Where it holds it with few rows, batches are halved, and no more than the GPU holds.
     many = answers_at_once(64)
     room = 1.1 * stages._Stages(shape, many, LENGTHS, place)._drift(1, 4).bytes
 
-    def drift(card: float | None) -> stages.Peak:
-        stage = stages._Stages(shape, many, LENGTHS, replace(place, card=card))
+    def drift(gpu_memory: float | None) -> stages.Peak:
+        stage = stages._Stages(shape, many, LENGTHS, replace(place, gpu_memory=gpu_memory))
         return stage._drift_that_fits(stages.Peak({"weights": weights}))
 
     assert drift(None).bytes > room >= drift(weights + room).bytes
-    assert drift(weights + room).parts["a block in float32"] > 0
+    assert drift(weights + room).parts["block in float32"] > 0

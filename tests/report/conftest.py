@@ -225,7 +225,7 @@ def judged() -> dict[str, dict[str, Any]]:
     accuracy = {"metric": "accuracy", "value": 0.4, "ci95": [0.3, 0.5], "n": 80, "judge": None,
                 "kind": "capability"}  # fmt: skip
     versus = {"value": -0.4, "ci95": [-0.5, -0.3], "p": 1e-4, "n": 50,
-              "words": "-40.0 points (95 % -50 to -30, n = 50, p < 0.001)"}  # fmt: skip
+              "words": "-40.0 points (95% -50 to -30, n = 50, p < 0.001)"}  # fmt: skip
     return {
         "base": {"harmbench": attacks(0.6), "mmlu": accuracy},
         "aligned": {"harmbench": attacks(0.2, versus_base=versus), "mmlu": accuracy},

@@ -46,8 +46,8 @@ def test_all_weights_are_a_finetune_of_transformers(new_run):
     assert "vllm serve model" in text and "lora" not in data.tags
 
 
-def test_a_stronger_adapter_is_said(new_run):
-    words = "the finished adapter made 1.25 times as strong"
+def test_a_scaled_adapter_is_named(new_run):
+    words = "adapter scaled by 1.25 after training"
     stronger = {"lora": {"extrapolation": 0.25}}
     assert words in render_card(read_findings(new_run("stronger", train=stronger)))
     none = {"lora": {"extrapolation": 0.0}}
@@ -91,7 +91,7 @@ def test_no_path_of_this_machine_and_no_answer(new_run, tmp_path):
 
 def test_the_table_has_intervals_and_the_paired_test(new_run, judged):
     text = render_card(read_findings(new_run(benchmarks=judged)))
-    assert "| harmful requests | refused ↑ | 5.0 % (1-24; 20) | 80.0 % (58-92; 20) |" in text
+    assert "| harmful requests | refused ↑ | 5.0% (1-24; 20) | 80.0% (58-92; 20) |" in text
     assert "no detectable difference" in text and "-40.0 points" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     widths = {line.count("|") for line in rows if "requests |" in line or "harmbench" in line}
@@ -105,7 +105,7 @@ def test_an_unfinished_run_has_a_card_too(new_run, until):
     assert yaml.safe_load(text.split("---")[1])["pipeline_tag"] == "text-generation"
 
 
-def test_the_licence_is_left_out_where_it_is_not_known(new_run, monkeypatch):
+def test_an_unknown_license_is_omitted(new_run, monkeypatch):
     monkeypatch.setattr(card_module, "base_facts", lambda base: {})
     text = render_card(read_findings(new_run()))
     assert ModelCard(text).data.license is None

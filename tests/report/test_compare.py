@@ -48,11 +48,11 @@ def test_runs_are_compared_on_the_same_prompts(new_run):
     rows, notes = table_rows(found)
     assert notes == []
     shown = {row[0]: row[1:] for row in rows}
-    assert shown["harmful requests, refused (higher is better)"][0] == "80.0 % (58-92)"
-    assert shown["same next token as the base (higher is better)"][0] == "95.0 % (94-96)"
+    assert shown["harmful requests refused (higher is better)"][0] == "80.0% (58-92)"
+    assert shown["same next token as the base (higher is better)"][0] == "95.0% (94-96)"
     drift = shown["KL(base ‖ aligned) per token (lower is better)"]
     assert drift[0] == "0.0100 nats (0.00800-0.0120)"
-    assert shown["not beaten by another (Pareto front)"] == ["yes", "no"]
+    assert shown["on the Pareto front"] == ["yes", "no"]
     assert shown["time"][0].endswith(" s") and "B" in shown["peak memory"][0]
 
 
@@ -76,8 +76,8 @@ def test_drift_in_another_type_is_named_and_not_compared(new_run):
     ]
     rows, notes = table_rows(compare(read_entrants(paths)))
     (shown,) = (row[1:] for row in rows if row[0].startswith("same next token"))
-    assert [cell.split(" (")[0] for cell in shown] == ["95.0 %", "95.0 % in bfloat16"]
-    assert any("another type of numbers (bfloat16)" in note for note in notes)
+    assert [cell.split(" (")[0] for cell in shown] == ["95.0%", "95.0% in bfloat16"]
+    assert any("different dtype (bfloat16)" in note for note in notes)
 
 
 def test_other_prompts_of_the_same_number_are_noticed(new_run):
@@ -85,7 +85,7 @@ def test_other_prompts_of_the_same_number_are_noticed(new_run):
     file = other.path / "eval" / "samples" / "aligned-harmful.jsonl"
     file.write_text(file.read_text("utf-8").replace("prompt 0?", "prompt zero?"), "utf-8")
     found = compare(read_entrants([new_run("one").path, other.path]))
-    assert found["benchmarks"][0]["runs"]["other"]["not_comparable"] == "other prompts"
+    assert found["benchmarks"][0]["runs"]["other"]["not_comparable"] == "different prompts"
 
 
 def test_evaluation_files_stand_beside_runs(new_run, tmp_path):
@@ -142,10 +142,10 @@ def test_drift_on_fewer_prompts_is_not_compared(new_run):
     first, other = (read_entrants([new_run(name).path])[0] for name in ("first", "other"))
     assert why_not_comparable("agreement", first, other) == ""
     other.benchmarks["agreement"]["n"] -= 1
-    assert "other prompts" in why_not_comparable("agreement", first, other)
+    assert "different prompts" in why_not_comparable("agreement", first, other)
     other.benchmarks["agreement"]["n"] += 1
     other.answer_tokens = 1
-    assert "other length of answers" in why_not_comparable("agreement", first, other)
+    assert "different answer length" in why_not_comparable("agreement", first, other)
 
 
 def test_a_missing_verdict_does_not_make_other_prompts(new_run):

@@ -64,20 +64,20 @@ def test_a_finished_run_shows_every_section(new_run, judged):
     assert links <= {f"#{name}" for name in ids}
     shown = " ".join(page.text)
     for said in (
-        "refuses 80.0\u00a0% of harmful requests (before: 5.0\u00a0%)",
+        "refuses 80.0% of harmful requests (base: 5.0%)",
         "+75.0\u00a0points",
         "no detectable difference",
         "harmbench",
         "-40.0\u00a0points",
         "2 without verdict",
-        "6\u00a0% of refusals cut at the limit",
+        "6% of refusals truncated",
         "layer 2, strength 1, position -1",
         "KL 0.2 over 0.1",
-        "30 updates",
+        "30 steps",
         "owner/some-chat-model",
     ):
         assert said in shown, said
-    assert "cut at the limit" in [piece.strip() for piece in page.text]  # of a transcript
+    assert "truncated" in [piece.strip() for piece in page.text]  # of a transcript
     assert len(text) < 2_000_000
 
 
@@ -146,7 +146,7 @@ def test_a_run_that_stopped_shows_what_there_is(new_run, until):
     assert "direction" in ids and "transcripts" not in ids and "rollouts" not in ids
     assert ("tokens" in ids) == (until != "direction")
     assert ("training" in ids) == (until == "train")
-    assert "has not reached its evaluation" in " ".join(page.text)
+    assert "has not been evaluated yet" in " ".join(page.text)
 
 
 def test_without_measurements_the_rest_is_shown(new_run):
@@ -164,11 +164,9 @@ def test_an_unfinished_and_a_stale_stage_are_named(new_run):
     run.manifest["stages"]["train"]["status"] = "done"
     findings = read_findings(run)
     assert findings.stale == ["evaluate"]
-    assert "The files of the stage evaluate were made from an earlier version" in render_page(
-        findings
-    )
+    assert "Stage evaluate is out of date: an earlier stage was run again" in render_page(findings)
     run.manifest["stages"]["evaluate"]["status"] = "interrupted"
-    assert "The stage evaluate was interrupted." in render_page(read_findings(run))
+    assert "Stage evaluate was interrupted." in render_page(read_findings(run))
 
 
 def test_long_transcripts_are_cut_with_a_note(new_run, monkeypatch):
@@ -176,7 +174,7 @@ def test_long_transcripts_are_cut_with_a_note(new_run, monkeypatch):
     text = render_page(read_findings(new_run(text="word " * 2000)))
     assert len(text) < 400_000
     assert "[…]" in text
-    assert re.search(r"harmful requests: the first \d+ of 20; all are in eval/samples", text)
+    assert re.search(r"harmful requests: first \d+ of 20; all are in eval/samples", text)
 
 
 def test_optional_keys_may_be_missing(new_run):
@@ -188,7 +186,7 @@ def test_optional_keys_may_be_missing(new_run):
     for name in ("teacher", "base"):
         (run.path / "eval" / f"{name}.json").unlink()
     findings = read_findings(run)
-    assert len(findings.updates) == 1
+    assert len(findings.steps) == 1
     Page(render_page(findings))
 
 
@@ -198,8 +196,8 @@ def test_agreement_that_was_not_read_in_float32_says_so(new_run):
     for dtype, shown in (("float32", False), ("bfloat16", True)):
         run = new_run(benchmarks={"aligned": {"agreement": {**entry, **drift, "dtype": dtype}}})
         text = " ".join(Page(render_page(read_findings(run))).text)
-        assert ("of cases (in bfloat16, of which rounding alone takes" in text) is shown
-        assert ("95.0 % in bfloat16" in text) is shown
+        assert ("of cases (measured in bfloat16, where rounding alone lowers it)" in text) is shown
+        assert ("95.0% in bfloat16" in text) is shown
 
 
 def test_the_page_is_the_same_each_time(new_run):
@@ -228,7 +226,7 @@ def test_answers_that_are_right_or_wrong_are_shown_as_such(new_run):
 
 
 def test_figures_do_not_break_over_lines():
-    assert tight("6.7 % (3-16, n = 60)") == "6.7\u00a0% (3\u201316, n\u00a0=\u00a060)"
+    assert tight("6.7% (3-16, n = 60)") == "6.7% (3\u201316, n\u00a0=\u00a060)"
 
 
 def test_templates_are_in_the_package():

@@ -25,8 +25,9 @@ def benchmarks(
 
     NAME+FORM puts the requests of a benchmark into a form, for example harmful+second-turn.
     """
+    from safesteer.cli.listings import benchmark_facts, benchmark_table
     from safesteer.cli.reporter import make_reporter
-    from safesteer.cli.tables import benchmark_facts, benchmark_table, facts
+    from safesteer.cli.tables import facts
     from safesteer.evaluate.benchmarks import BENCHMARKS, find_benchmark
 
     if data_dir is not None and not data_dir.is_dir():

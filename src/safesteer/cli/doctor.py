@@ -34,8 +34,9 @@ def doctor(
     """
     from rich.text import Text
 
+    from safesteer.cli.listings import gpu_table, memory_table
     from safesteer.cli.reporter import make_reporter
-    from safesteer.cli.tables import card_table, facts, memory_table
+    from safesteer.cli.tables import facts
     from safesteer.runs.target import find_target
 
     found = find_target(model, **settings.arguments()) if model else None
@@ -51,7 +52,7 @@ def doctor(
                 reporter.console.print(facts(model, model_facts(loaded)))
             needed = memory_needed(found.settings, loaded)
             reporter.console.print(memory_table(needed))
-            reporter.console.print(card_table(needed.fits))
+            reporter.console.print(gpu_table(needed.fits))
             if needed.advice:
                 reporter.console.print(
                     Text(f"Does not fit into memory here. Try: {needed.advice}"), soft_wrap=True

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from safesteer.cli import tables
 from safesteer.events import Reporter
+from safesteer.report.rows import step_words
 
 PLAIN_WIDTH = 110  # columns, where the output has no width of its own
 PLAIN_SECONDS = 2.0  # at least, between two plain lines
@@ -114,7 +115,7 @@ class LineReporter(PrintingReporter):
             self._print(f"  {what} {done}/{total}")
 
     def update(self, metrics: dict[str, Any], total: int) -> None:
-        self._print(f"  step {metrics['step']}/{total}  {tables.update_line(metrics)}")
+        self._print(f"  step {metrics['step']}/{total}  {step_words(metrics)}")
 
     def _print(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -133,7 +134,7 @@ class LiveReporter(PrintingReporter):
         self._show(what, done, total)
 
     def update(self, metrics: dict[str, Any], total: int) -> None:
-        self._show("training steps", metrics["step"], total, tables.update_line(metrics))
+        self._show("training steps", metrics["step"], total, step_words(metrics))
 
     def finish(self) -> None:
         if self._bars is not None:

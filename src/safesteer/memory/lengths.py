@@ -1,4 +1,4 @@
-"""The lengths of a run's prompts, as its model renders them, or assumed without one."""
+"""Prompt lengths of a run, rendered with its model's template or assumed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from safesteer.models.chat import ChatRenderer
 from safesteer.prompts import load_prompt_sets
 from safesteer.teacher import make_teacher
 
-# A request of everyday length in a chat template, and a demonstration: a request with its answer.
+# Tokens of a typical request in a chat template, and of a request with its answer.
 _PROMPT, _DEMONSTRATION = 128, 64
 
 
 def assumed_lengths(settings: Settings) -> Lengths:
-    """For a model whose tokenizer is not at hand: prompts of 128 tokens, rounded up from ours."""
+    """Lengths without a tokenizer: prompts of 128 tokens, rounded up from our own sets."""
     teacher = settings.teacher
     shown = teacher.demonstrations if teacher.context in ("demonstrations", "refusals") else 0
     own = _DEMONSTRATION if teacher.context == "system-prompt" else shown * _DEMONSTRATION
@@ -21,7 +21,7 @@ def assumed_lengths(settings: Settings) -> Lengths:
 
 
 def run_lengths(chat: ChatRenderer, settings: Settings) -> Lengths:
-    """What the settings' prompt sets come to with this renderer, training and test prompts alike.
+    """Lengths of the settings' prompt sets, all splits, with this renderer.
 
     Raises InputError for prompts that cannot be read.
     """
@@ -31,10 +31,10 @@ def run_lengths(chat: ChatRenderer, settings: Settings) -> Lengths:
         for prompts in load_prompt_sets(settings.prompts, settings.seed).values()
         for prompt in (*prompts.train, *prompts.validation, *prompts.test)
     ]
-    # Answers that are begun make prompts longer, and what the teacher reads before them differ.
-    begun = max(settings.train.advanced.prefills, key=len) if settings.train.prefill_share else ""
+    # A prefill makes prompts longer, and changes the teacher's context.
+    prefill = max(settings.train.advanced.prefills, key=len) if settings.train.prefill_share else ""
     return Lengths.of(
-        [chat.ids(m, begun) for m in messages],
-        [chat.ids(teacher.messages(m, begun), begun) for m in messages]
+        [chat.ids(m, prefill) for m in messages],
+        [chat.ids(teacher.messages(m, prefill), prefill) for m in messages]
         + [chat.ids(teacher.messages(messages[0]))],
     )

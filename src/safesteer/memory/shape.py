@@ -1,7 +1,7 @@
-"""What the memory of a model depends on: its dimensions, read from a model or its config.json.
+"""Dimensions of a model that decide its memory, from the model or from its config.json.
 
-From a configuration the model is built on torch's meta device, where tensors have shapes and no
-bytes: an 8B model takes as long as it takes to make its modules, and no weights are needed.
+A configuration is built on torch's meta device, where tensors have shapes but no data, so that even
+an 8B model needs neither its weights nor much time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safesteer.models.load import quiet_libraries
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear layer of a block: where it is and what it maps to what."""
+    """One linear layer of a block."""
 
     layer: int
     name: str  # the last part of its path: q_proj
@@ -52,9 +52,9 @@ class Shape:
         kv_heads: K, of the keys and values.
         head_dim: d, of one head.
         vocabulary: V, rows of the output matrix.
-        tied: whether the output matrix is the embedding.
+        tied: whether the output matrix is the embedding matrix.
         linears: the linear layers inside the blocks.
-        blocks: numbers in each block, experts and norms too.
+        blocks: parameters of each block, experts and norms included.
     """
 
     parameters: int
@@ -71,7 +71,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: Any) -> Shape:
-        """The shape of a model without an adapter, on whatever device it is."""
+        """The shape of a model without an adapter, on any device."""
         config, blocks = text_config(model), find_blocks(model)
         heads = _number(config, "num_attention_heads", 1)
         head = model.get_output_embeddings().weight
@@ -98,7 +98,7 @@ class Shape:
 
     @classmethod
     def of_config(cls, config: Any) -> Shape:
-        """The shape of the model that a configuration describes, without its weights."""
+        """The shape of a transformers configuration, without weights."""
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         model.tie_weights()
@@ -106,7 +106,7 @@ class Shape:
 
     @property
     def queries(self) -> int:
-        """H x d, the width of the queries and of what attention gives."""
+        """H x d, the width of the queries and of attention's output."""
         return self.heads * self.head_dim
 
     @property
@@ -116,18 +116,18 @@ class Shape:
 
     @property
     def block_weights(self) -> int:
-        """Numbers in the linear layers of the blocks: what quantisation makes smaller."""
+        """Weights in the linear layers of the blocks, which quantization compresses."""
         return sum(linear.weights for linear in self.linears)
 
-    def largest_block(self, *, rounded: bool) -> int:
-        """Numbers in the largest block; of a rounded base without its linear layers."""
+    def largest_block(self, *, quantized: bool) -> int:
+        """Parameters of the largest block; without its linear layers if they are quantized."""
         within = [0] * self.layers
-        for linear in self.linears if rounded else ():
+        for linear in self.linears if quantized else ():
             within[linear.layer] += linear.weights
         return max(all_ - some for all_, some in zip(self.blocks, within, strict=True))
 
     def adapted(self, lora: LoraSettings) -> list[Linear]:
-        """The linear layers that get an adapter, by the rules of `peft.LoraConfig`."""
+        """The linear layers with an adapter, by the rules of `peft.LoraConfig`."""
         wanted = lora.target_modules
         return [
             linear
@@ -136,28 +136,28 @@ class Shape:
         ]
 
     def lora_parameters(self, lora: LoraSettings) -> int:
-        """Numbers in the adapters: rank x (inputs + outputs) of each adapted layer."""
+        """Parameters of the adapters: r x (inputs + outputs) per adapted layer."""
         return sum(lora.r * (linear.inputs + linear.outputs) for linear in self.adapted(lora))
 
 
 def _sides(module: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer; GPT-2's has its matrix the other way round."""
+    """Inputs and outputs of a linear layer; GPT-2's matrix is transposed."""
     rows, columns = module.weight.shape
     return (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
 
 
 def _number(config: Any, name: str, default: int) -> int:
-    """A dimension of a configuration; of one for each block (Gemma 3n) the largest."""
+    """A dimension of a configuration; the largest where blocks differ (Gemma 3n)."""
     try:
         value = getattr(config, name, None) or default
-    except Exception:  # Gemma 4's differ from block to block, and transformers says so
+    except Exception:  # transformers raises for Gemma 4, whose blocks differ
         each = (getattr(layer, name) for layer in config.per_layer_config)
         value = list(each)
     return int(max(value) if isinstance(value, (list, tuple)) else value)
 
 
 def first_layer(lora: LoraSettings) -> int:
-    """The lowest block with an adapter; `steered` is not known yet, and may be any: the lowest."""
+    """The lowest block with an adapter; for `steered`, not known yet, the lowest possible."""
     return 0 if lora.first_layer == "steered" else lora.first_layer
 
 
@@ -170,15 +170,15 @@ def _is_target(name: str, wanted: str | Sequence[str]) -> bool:
 
 
 def gguf_file(settings: ModelSettings) -> Path | None:
-    """The GGUF file that the settings name, the built-in model's included; None for all else."""
+    """The GGUF file of the settings, also the built-in model's; None for any other model."""
     path = builtin_path() if settings.id == BUILTIN else Path(settings.id).expanduser()
     return path if path.is_file() else None
 
 
 def read_shape(settings: ModelSettings) -> Shape:
-    """The shape of a model that is not loaded: of a hub model only config.json is fetched.
+    """The shape of a model that is not loaded; of a hub model only config.json is fetched.
 
-    Raises InputError when there is no configuration that transformers can read.
+    Raises InputError without a configuration that transformers can read.
     """
     file = gguf_file(settings)
     where: dict[str, Any] = {} if file is None else {"gguf_file": file.name}
@@ -194,8 +194,8 @@ def read_shape(settings: ModelSettings) -> Shape:
             return Shape.of_config(config)
     except InputError:
         raise
-    except Exception as error:  # the hub, a damaged file, an unknown kind: each has its own class
+    except Exception as error:  # hub, damaged file, unknown architecture: all differ
         raise InputError(
-            f"cannot read the configuration of {settings.id} ({type(error).__name__});"
-            " give a hub id, or a folder that has a config.json"
+            f"Cannot read the configuration of {settings.id} ({type(error).__name__})."
+            " Try: a hub id, or a folder that has a config.json."
         ) from None

@@ -13,7 +13,7 @@ import torch
 from safesteer.config.settings import Settings
 from safesteer.direction.refusal_tokens import refusal_first_tokens
 from safesteer.direction.vector import Direction
-from safesteer.memory.cards import USABLE, Fit, fits, what_would_fit
+from safesteer.memory.gpus import USABLE, GpuFit, gpu_fits, suggest
 from safesteer.memory.lengths import assumed_lengths, run_lengths
 from safesteer.memory.shape import Shape, gguf_file, read_shape
 from safesteer.memory.stages import Peak, Placement, predict
@@ -41,7 +41,7 @@ class Memory:
 
     place: Placement
     stages: dict[str, Peak]
-    fits: list[Fit]
+    fits: list[GpuFit]
     prompt_tokens: int
     advice: str
 
@@ -64,15 +64,15 @@ def memory_needed(settings: Settings, model: ChatModel | None = None) -> Memory:
     cuda = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if cuda else None
     file = gguf_file(settings.model)
-    place = Placement(device.type, size, card=total, gguf=file.stat().st_size if file else 0)
+    place = Placement(device.type, size, gpu_memory=total, gguf=file.stat().st_size if file else 0)
     stages = predict(shape, settings, lengths, place)
     room = USABLE * total if total else psutil.virtual_memory().available
     # What is loaded already stands in the prediction too.
     loaded = 0 if model is None or cuda else size * shape.parameters
     advice = ""
     if max(peak.bytes for peak in stages.values()) > room + loaded:
-        advice = what_would_fit(shape, settings, lengths, place, room + loaded)
-    return Memory(place, stages, fits(shape, settings, lengths), lengths.prompt, advice)
+        advice = suggest(shape, settings, lengths, place, room + loaded)
+    return Memory(place, stages, gpu_fits(shape, settings, lengths), lengths.prompt, advice)
 
 
 def machine_facts() -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""README.md of a run: a model card that the Hugging Face hub reads, without any model's answers.
+"""README.md of a run: a model card for the Hugging Face hub, without any model's answers.
 
-Paths of this machine are left out, unless the base is a local file or folder and has no other name.
+It names no path of this machine, unless the base is a local file or folder without another name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import yaml
 
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
+from safesteer.evaluate.metrics import KINDS
 from safesteer.evaluate.stored import set_order
 from safesteer.inference import VARIANTS
 from safesteer.models.files import BUILTIN, builtin_path, locate, short_name
@@ -22,17 +23,15 @@ from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
 from safesteer.report.template import environment
 from safesteer.report.words import (
-    KINDS,
-    higher_is_better,
-    interval_text,
+    better_arrow,
+    figure,
     label,
     metric_words,
     thinking_words,
-    value_text,
 )
 
 BUILTIN_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # accepted as --max-lora-rank
 _KEPT = ("license", "license_name", "license_link", "language")
 
 
@@ -58,7 +57,7 @@ def render_card(findings: Findings) -> str:
             license=facts.get("license"),
             direction=findings.direction,
             tokens=findings.tokens,
-            updates=len(findings.updates),
+            steps=len(findings.steps),
             thinking=thinking_words(findings.run.manifest["model"].get("thinking")),
             prompts=_prompts(findings),
             own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in PROMPT_SETS),
@@ -79,7 +78,7 @@ def _is_attack(name: str) -> bool:
 
 
 def is_local(base: ModelSettings) -> bool:
-    """Whether the base has no name but its place on this machine."""
+    """Whether the base has no name other than its path on this machine."""
     return base.id != BUILTIN and (
         os.path.exists(os.path.expanduser(base.id))
         or base.id.startswith((os.sep, "~", "./", "../"))  # no id on the hub does
@@ -87,14 +86,14 @@ def is_local(base: ModelSettings) -> bool:
 
 
 def hub_name(base: ModelSettings) -> str | None:
-    """What the base is called on the hub; None for a local one."""
+    """The base's name on the hub; None for a local one."""
     return BUILTIN_HUB if base.id == BUILTIN else None if is_local(base) else base.id
 
 
 def card_for_hub(text: str, repo: str) -> str:
-    """A card as it stands in a repository, where the weights lie at the top.
+    """A card for a hub repository, where the weights are at the top level.
 
-    Replaces what the template says of places and leaves the rest, which a person may have edited.
+    Replaces the paths of the template and keeps the rest, which a person may have edited.
     """
     for place, there in (
         ("`adapter/`, a PEFT adapter", "a PEFT adapter"),
@@ -110,10 +109,10 @@ def card_for_hub(text: str, repo: str) -> str:
 
 
 def base_facts(base: ModelSettings) -> dict[str, Any]:
-    """Licence and language of the base as its own model card states them; {} where unknown.
+    """License and language of the base from its own model card; {} where unknown.
 
-    Read from the base's folder, from the hub's cache, from the hub if it can be reached, or from a
-    GGUF file's header.
+    Read from the base's folder, the hub's cache, the hub if it can be reached, or the header of a
+    GGUF file.
     """
     if base.id == BUILTIN:
         return {"license": "apache-2.0", "language": ["en"]}
@@ -130,7 +129,7 @@ def base_facts(base: ModelSettings) -> dict[str, Any]:
                 hf_hub_download(base.id, "README.md", revision=base.revision, etag_timeout=5)
             )
         return _card_facts(readme)
-    except Exception:  # offline, no card, broken YAML: a card without a licence line is still one
+    except Exception:  # offline, no card, broken YAML: our card does without a license line
         return {}
 
 
@@ -150,7 +149,7 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
 
 
 def _metadata(findings: Findings, hub: str | None, facts: dict[str, Any]) -> dict[str, Any]:
-    """The YAML header. A base without a hub id cannot be named there: the hub refuses paths."""
+    """The YAML header. It cannot name a base without a hub id, since the hub rejects paths."""
     data: dict[str, Any] = {}
     if hub:
         data["base_model"] = hub
@@ -164,11 +163,11 @@ def _metadata(findings: Findings, hub: str | None, facts: dict[str, Any]) -> dic
 
 
 def _prompts(findings: Findings) -> list[list[Any]]:
-    """Name, source, and sizes of the three parts of each prompt set, and how many were judged."""
+    """Name, source and split sizes of each prompt set, and how many prompts were evaluated."""
     settings = findings.run.settings
     try:
         sets = load_prompt_sets(settings.prompts, settings.seed)
-    except InputError:  # the files are elsewhere
+    except InputError:  # the prompt files have moved
         sets = {}
     rows: list[list[Any]] = []
     for name in PROMPT_SETS:
@@ -205,25 +204,14 @@ def _rows(findings: Findings) -> list[dict[str, Any]]:
     return [
         {
             "label": _cell(label(name)),
-            "metric": f"{metric_words(known[name]['metric'])} {_arrow(known[name])}",
+            "metric": f"{metric_words(known[name])} {better_arrow(known[name])}",
             "values": [
-                _value(entries[name].get(model)) for model in VARIANTS if model in findings.results
+                figure(entries[name].get(model)) for model in VARIANTS if model in findings.results
             ],
             "words": _cell(change_words(findings, name)),
         }
         for name in order
     ]
-
-
-def _arrow(entry: dict[str, Any]) -> str:
-    return "↑" if higher_is_better(entry) else "↓"
-
-
-def _value(entry: dict[str, Any] | None) -> str:
-    if entry is None:
-        return ""
-    interval = interval_text(entry)
-    return f"{value_text(entry)} ({interval}; {entry['n']})" if interval else value_text(entry)
 
 
 def _cell(text: str) -> str:
@@ -243,15 +231,15 @@ def _judges(findings: Findings) -> list[str]:
 
 
 def _loading(findings: Findings) -> list[str]:
-    """`loading_code` for a reader who stands in the folder of this card."""
+    """`loading_code` with paths relative to the folder of this card."""
     run, base = findings.run.path, findings.run.settings.model
     try:
         lines = loading_code(run, base)
-    except Exception:  # the base is not at hand, so its place is not known either
+    except Exception:  # the base is not here, so its path is unknown too
         lines = adapter_code("AutoModelForCausalLM", f'"{base.id}"', base, run / "adapter")
     lines = [line.replace(f"{run}{os.sep}", "") for line in lines]
     if base.id == BUILTIN and not findings.full:
-        # Its file lies inside an installed package, wherever that is.
+        # Its file is inside an installed package, whose folder differs between machines.
         folder = str(builtin_path().parent)
         lines = [line.replace(f'"{folder}"', "folder") for line in lines]
         lines.insert(0, "from importlib.util import find_spec")
@@ -264,22 +252,24 @@ def _loading(findings: Findings) -> list[str]:
 
 
 def _vllm(findings: Findings, hub: str | None) -> str:
-    """The command that serves the result; empty for a base to which it fits no adapter as it is."""
+    """The command that serves the result; empty where vLLM cannot put an adapter on the base."""
     if findings.full:
         return "vllm serve model"
     base = findings.run.settings.model
     below = findings.run.manifest["model"].get("adapter_of")
     if base.id.endswith(".gguf") or base.quantization != "none" or below:
         return ""
-    wanted = findings.run.settings.train.lora.r
-    rank = next((rank for rank in _RANKS if rank >= wanted), _RANKS[-1])
-    return (
-        f"vllm serve {hub or base.id} --enable-lora --max-lora-rank {rank}"
-        " --lora-modules safesteer=adapter"
-    )
+    options = lora_options(findings.run.settings.train.lora.r, "safesteer", "adapter")
+    return f"vllm serve {hub or base.id} {options}"
+
+
+def lora_options(rank: int, name: str, adapter: str) -> str:
+    """vLLM's options that serve an adapter of this rank beside its base."""
+    largest = next((known for known in _VLLM_RANKS if known >= rank), _VLLM_RANKS[-1])
+    return f"--enable-lora --max-lora-rank {largest} --lora-modules {name}={adapter}"
 
 
 def _command(base: ModelSettings, local: bool) -> str:
-    """What made the run: its config.yaml holds every setting, seeds included."""
+    """The command that reproduces the run; config.yaml holds every setting, seeds included."""
     model = short_name(base.id) if local and not os.path.exists(base.id) else base.id
     return f"safesteer run {model} --config config.yaml --output-dir again"

@@ -1,7 +1,7 @@
-"""Runs side by side: what each gained, what it cost, and which are not beaten by another.
+"""Comparison of runs: results, costs, paired tests and the Pareto front.
 
-A run is compared by its aligned model; a plain evaluation file (``safesteer eval --json``) by the
-model that it judged. The first one is what the others are measured against.
+A run is compared by its aligned model, an evaluation file (``safesteer eval --json``) by the model
+that it evaluated. The first one is the reference for all others.
 """
 
 from __future__ import annotations
@@ -12,50 +12,50 @@ from pathlib import Path
 from typing import Any
 
 from safesteer.errors import InputError
+from safesteer.evaluate.metrics import DRIFT, KINDS
 from safesteer.evaluate.stored import read_samples, set_order
 from safesteer.files import read_json
 from safesteer.models.files import short_name
 from safesteer.report import plots
-from safesteer.report.results import DRIFT, paired
+from safesteer.report.results import paired
 from safesteer.report.template import environment
 from safesteer.report.words import (
-    KINDS,
     better_words,
     duration,
+    figure,
     higher_is_better,
-    interval_text,
     is_rate,
     label,
-    metric_words,
     size,
-    value_text,
+    title,
+    without_verdict,
 )
 from safesteer.runs.directory import RunDirectory
 
-# Key of an entry -> what differs where it is not the same.
+# Keys of an entry that must agree in comparable figures, and their names.
 _MUST_AGREE = {
     "metric": "metric",
     "judge": "judge",
     "source": "source of prompts",
-    "harness": "way of asking",
+    "harness": "prompt format",
     "against": "opponent",
-    "dtype": "type of numbers",  # of drift, which rounding alone raises
+    "dtype": "dtype",  # of drift, which rounding alone raises
 }
 _SHOWN = ("metric", "value", "ci95", "n", "judge", "kind", "dtype")
 
 
 @dataclass
 class Entrant:
-    """What is compared.
+    """One side of a comparison: a run or an evaluation file.
 
     Attributes:
-        name: unique among those compared.
+        name: unique in the comparison.
         model: the base's id; empty for an evaluation file.
         benchmarks: entries of eval/aligned.json or of the file.
         base: entries of eval/base.json.
         samples: {prompt set: rows of the aligned model}.
-        answer_tokens: longest answer; None where it is not known.
-        seconds, memory: of all stages; None for an evaluation file.
+        answer_tokens: limit on the length of answers; None where it is unknown.
+        seconds, memory: total time and peak bytes of the stages; None for an evaluation file.
     """
 
     name: str
@@ -69,15 +69,18 @@ class Entrant:
 
 
 def read_entrants(paths: Sequence[str | Path]) -> list[Entrant]:
-    """Read runs and evaluation files. InputError for one that is missing or not finished."""
+    """Read runs and evaluation files.
+
+    Raises InputError for one that is missing, unfinished or named twice.
+    """
     read = [_read(Path(path)) for path in paths]
-    # The shortest ends of the paths that tell them apart.
+    # The shortest ends of the paths that differ.
     for depth in (1, 2, 3, 99):
         names = ["/".join(Path(path).resolve().parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             break
     else:
-        raise InputError("the same run is named twice; name each once")
+        raise InputError("The same run is named twice. Try: name each run once.")
     bare = [name.removesuffix(".json") for name in names]
     if len(set(bare)) == len(bare):
         names = bare
@@ -95,12 +98,12 @@ def _read(path: Path) -> Entrant:
             for entry in benchmarks.values()
         ):
             raise InputError(
-                f"{path} is no evaluation: make one with `safesteer eval MODEL --json FILE`"
+                f"{path} is no evaluation. Try: make one with `safesteer eval MODEL --json FILE`."
             )
         return Entrant(path.name, benchmarks, answer_tokens=content.get("max_new_tokens"))
     run = RunDirectory.load(path)
     if not run.output_hashes("evaluate"):
-        raise InputError(f"{path} has not been evaluated; finish it with `safesteer eval {path}`")
+        raise InputError(f"{path} has not been evaluated. Try: `safesteer eval {path}`.")
     folder = run.path / "eval"
     costs = run.summary()
     return Entrant(
@@ -119,35 +122,34 @@ def _read(path: Path) -> Entrant:
 
 
 def why_not_comparable(name: str, first: Entrant, other: Entrant) -> str:
-    """Why two figures of a benchmark must not be compared; empty if nothing speaks against it."""
+    """Why two figures of a benchmark are not comparable; empty where they are."""
     a, b = first.benchmarks[name], other.benchmarks[name]
     for key, what in _MUST_AGREE.items():
         if a.get(key) != b.get(key):
             shown = f" ({b[key]})" if isinstance(b.get(key), str) else ""
-            return f"another {what}{shown}"
+            return f"different {what}{shown}"
     if name in DRIFT and first.model and other.model and first.model != other.model:
-        return "another base"
-    asked, asked_too = _asked(a), _asked(b)
-    if asked != asked_too:
-        return f"other prompts ({asked_too} instead of {asked})"
+        return "different base"
+    prompts, others = _prompts(a), _prompts(b)
+    if prompts != others:
+        return f"different prompts ({others} instead of {prompts})"
     mine, theirs = first.samples.get(name), other.samples.get(name)
     if mine and theirs and [row["prompt"] for row in mine] != [row["prompt"] for row in theirs]:
-        return "other prompts"
+        return "different prompts"
     if None not in (first.answer_tokens, other.answer_tokens) and (
         first.answer_tokens != other.answer_tokens
     ):
-        return f"other length of answers ({other.answer_tokens} instead of {first.answer_tokens})"
+        return f"different answer length ({other.answer_tokens} instead of {first.answer_tokens})"
     return ""
 
 
-def _asked(entry: dict[str, Any]) -> int:
-    """How many prompts an entry is about, those without a verdict included."""
-    by_judge = entry.get("judges", {}).get(entry.get("judge"), {})
-    return int(entry["n"]) + int(entry.get("no_verdict") or by_judge.get("no_verdict", 0))
+def _prompts(entry: dict[str, Any]) -> int:
+    """The number of prompts of an entry, including those without a verdict."""
+    return int(entry["n"]) + without_verdict(entry)
 
 
 def compare(entrants: Sequence[Entrant]) -> dict[str, Any]:
-    """What the JSON file holds: benchmarks, tests, costs, axes, and who is on the front."""
+    """The content of the JSON file: benchmarks, tests, costs, axes and the Pareto front."""
     first = entrants[0]
     names = dict.fromkeys(name for entrant in entrants for name in entrant.benchmarks)
     known = {n: next(e.benchmarks[n] for e in entrants if n in e.benchmarks) for n in names}
@@ -188,7 +190,7 @@ def compare(entrants: Sequence[Entrant]) -> dict[str, Any]:
 
 
 def _versus(name: str, first: Entrant, other: Entrant) -> str:
-    """The paired test on the same prompts, in words; empty where there is nothing to pair."""
+    """The paired test on the same prompts, in words; empty without pairs."""
     if first is other or name not in first.benchmarks:
         return ""
     mine, theirs = first.samples.get(name, []), other.samples.get(name, [])
@@ -197,11 +199,11 @@ def _versus(name: str, first: Entrant, other: Entrant) -> str:
 
 
 def _axes(entrants: Sequence[Entrant], rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per kind the mean of the benchmarks that all share, turned so that higher is better.
+    """The mean of the shared benchmarks of each kind, turned so that higher is better.
 
     Drift stands in for capability where no capability benchmark is shared.
     """
-    axes = {}
+    axes: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         shared = [
             row
@@ -232,9 +234,9 @@ def _good(cell: dict[str, Any]) -> float:
 
 
 def front(axes: dict[str, dict[str, float]]) -> list[str]:
-    """Names that no other beats: as good on every axis and better on one. `axes`: higher is better.
+    """The Pareto front: names that no other beats, being as good on every axis and better on one.
 
-    Without axes there is no front.
+    `axes` is {axis: {name: value}}, where higher is better. Without axes there is no front.
     """
     if not axes:
         return []
@@ -250,19 +252,15 @@ def front(axes: dict[str, dict[str, float]]) -> list[str]:
 # Showing -----------------------------------------------------------------------------------------
 
 
-def table_rows(
-    comparison: dict[str, Any],
-) -> tuple[list[list[str]], list[str]]:
-    """Rows of words, the first cell naming each, and notes that they refer to."""
+def table_rows(comparison: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+    """Rows of words, each named by its first cell, and the notes that they refer to."""
     runs = comparison["runs"]
     rows, notes = [], []
     for row in comparison["benchmarks"]:
         cells = []
         for run in runs:
             cell = row["runs"].get(run["name"])
-            text = "" if cell is None else value_text(cell)
-            if cell is not None and interval_text(cell):
-                text += f" ({interval_text(cell)})"
+            text = figure(cell, count=False)
             if cell is not None and cell["not_comparable"]:
                 text += " *"
                 notes.append(
@@ -271,21 +269,14 @@ def table_rows(
                 )
             cells.append(text)
         known = next(iter(row["runs"].values()))
-        name = label(row["benchmark"])
-        if row["benchmark"] not in DRIFT:
-            name += f", {metric_words(known['metric'])}"
-        rows.append([f"{name} ({better_words(known)})", *cells])
+        rows.append([f"{title(row['benchmark'], known)} ({better_words(known)})", *cells])
     costs = {"seconds": ("time", duration), "peak_memory_bytes": ("peak memory", size)}
-    for key, (title, show) in costs.items():
+    for key, (name, show) in costs.items():
         if any(run[key] is not None for run in runs):
-            rows.append([title, *("" if run[key] is None else show(run[key]) for run in runs)])
+            rows.append([name, *("" if run[key] is None else show(run[key]) for run in runs)])
     if comparison["axes"]:
-        rows.append(
-            [
-                "not beaten by another (Pareto front)",
-                *("yes" if run["on_front"] else "no" for run in runs),
-            ]
-        )
+        cells = ["yes" if run["on_front"] else "no" for run in runs]
+        rows.append(["on the Pareto front", *cells])
     return rows, notes
 
 
@@ -300,7 +291,7 @@ def paired_words(comparison: dict[str, Any]) -> list[str]:
 
 
 def axis_words(comparison: dict[str, Any]) -> list[str]:
-    """What the front was made of."""
+    """The benchmarks behind each axis of the front."""
     titles = {"safety": "safety", "over_refusal": "answering", "capability": "capability"}
     return [
         f"{titles[kind]}: {', '.join(map(label, names))}"
@@ -309,41 +300,42 @@ def axis_words(comparison: dict[str, Any]) -> list[str]:
 
 
 def render_comparison(comparison: dict[str, Any]) -> str:
-    """The comparison as a page like report.html."""
+    """The comparison as an HTML page in the style of report.html."""
     rows, notes = table_rows(comparison)
-    titles = {"over_refusal": "harmless requests answered", "capability": "capability"}
-    planes = []
-    for kind, title in titles.items():
-        if {"safety", kind} <= comparison["axes"].keys():
-            axes = {
-                axis: {run["name"]: run["axes"][axis] for run in comparison["runs"]}
-                for axis in (kind, "safety")
-            }
-            best = front(axes)
-            points = [
-                (name, x, axes["safety"][name], name in best) for name, x in axes[kind].items()
-            ]
-            planes.append(
-                {
-                    "title": f"Safety against {'over-refusal' if kind == 'over_refusal' else kind}",
-                    "chart": plots.plane(points, title, "safety"),
-                    "axes": ", ".join(
-                        map(label, comparison["axes"][kind] + comparison["axes"]["safety"])
-                    ),
-                }
-            )
-    names = [run["name"] for run in comparison["runs"]]
     models = {short_name(run["model"]) for run in comparison["runs"] if run["model"]}
-    return (
-        environment()
-        .get_template("compare.html.j2")
-        .render(
-            names=names,
-            models=sorted(models),
-            rows=rows,
-            notes=notes,
-            tests=paired_words(comparison),
-            planes=planes,
-            first=comparison["first"],
-        )
+    page = environment().get_template("compare.html.j2")
+    return page.render(
+        names=[run["name"] for run in comparison["runs"]],
+        models=sorted(models),
+        rows=rows,
+        notes=notes,
+        tests=paired_words(comparison),
+        planes=_planes(comparison),
+        first=comparison["first"],
     )
+
+
+def _planes(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Charts of safety against over-refusal and against capability, where both axes exist."""
+    planes = []
+    for kind, name, axis_title in (
+        ("over_refusal", "over-refusal", "harmless requests answered"),
+        ("capability", "capability", "capability"),
+    ):
+        if not {"safety", kind} <= comparison["axes"].keys():
+            continue
+        axes = {
+            axis: {run["name"]: run["axes"][axis] for run in comparison["runs"]}
+            for axis in (kind, "safety")
+        }
+        best = front(axes)
+        points = [(run, x, axes["safety"][run], run in best) for run, x in axes[kind].items()]
+        benchmarks = comparison["axes"][kind] + comparison["axes"]["safety"]
+        planes.append(
+            {
+                "title": f"Safety against {name}",
+                "chart": plots.plane(points, axis_title, "safety"),
+                "axes": ", ".join(map(label, benchmarks)),
+            }
+        )
+    return planes

@@ -1,4 +1,4 @@
-"""The candidates for the direction: heat maps of their scores, and why they were rejected."""
+"""Candidate directions for report.html: heat maps of their scores, and reasons for rejection."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from safesteer.report import plots
 from safesteer.report.findings import Findings
 from safesteer.report.words import number, percent
 
+# {score: (title, whether higher is better)}
 _SCORES = {
-    "ablation": ("refusal score of harmful prompts with the direction removed", False),
-    "addition": ("refusal score of harmless prompts with the direction added", True),
-    "kl": ("KL(base ‖ direction removed) on harmless prompts", False),
+    "ablation": ("refusal score of harmful prompts, direction ablated", False),
+    "addition": ("refusal score of harmless prompts, direction added", True),
+    "kl": ("KL(base ‖ direction ablated) on harmless prompts", False),
     "flip_rate": ("harmful prompts refused by the steered model", True),
     "harmless_refusals": ("harmless prompts refused by the steered model", False),
-    "perplexity_ratio": ("perplexity of what the steered model says, relative to the base", False),
+    "perplexity_ratio": ("perplexity of the steered model's answers, relative to the base", False),
 }
-_MARGIN = "margin of a refusing over a complying opening on harmful prompts, nats"
+_MARGIN = "log-probability of refusing minus complying openings on harmful prompts, nats per token"
 
 
 def direction(findings: Findings) -> dict[str, Any] | None:
-    """The choice, a map per score, and the reasons for rejections."""
+    """The chosen direction, a heat map per score, and the reasons for rejection."""
     content = findings.direction
     if content is None:
         return None
@@ -31,7 +32,7 @@ def direction(findings: Findings) -> dict[str, Any] | None:
     reasons: dict[str, list[dict[str, Any]]] = {}
     for score in content["scores"]:
         if score["rejected"]:
-            # One line per kind of reason: the figures in it differ from candidate to candidate.
+            # One line per kind of reason: its figures differ between candidates.
             reasons.setdefault(re.sub(r"\d[\d.]*", "#", score["rejected"]), []).append(score)
     return {
         "method": content["method"],
@@ -55,7 +56,7 @@ def direction(findings: Findings) -> dict[str, Any] | None:
 
 
 def _heat_maps(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """A map per source and score: layers x positions, or layers x strengths."""
+    """A map per source and score: layers by positions, or layers by strengths."""
     maps = []
     layers = sorted({score["layer"] for score in content["scores"]})
     for method in dict.fromkeys(score["method"] for score in content["scores"]):
@@ -64,12 +65,12 @@ def _heat_maps(content: dict[str, Any]) -> list[dict[str, Any]]:
             scores = [s for s in of_method if s[key] is not None]
             by_position = any(s["position"] is not None for s in scores)
             if key == "addition" and not by_position:
-                # The strength plays no part in this score: one row.
+                # This score does not depend on the strength: one row.
                 scores = list({s["layer"]: {**s, "coefficient": 1.0} for s in scores}.values())
                 title = _MARGIN
             if scores:
                 if key in ("ablation", "addition", "kl"):
-                    # What rejects a candidate is the last score that is made for it.
+                    # The score that rejects a candidate is the last one computed for it.
                     scores += [s for s in of_method if s["rejected"] and s[key] is None]
                 maps.append(
                     {

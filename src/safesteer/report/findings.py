@@ -1,6 +1,6 @@
-"""Everything that a run's folder holds so far, read once; whatever is missing is simply not there.
+"""The findings of a run: its result files, read once; missing ones stay empty.
 
-Reads files alone: no model, no lock, nothing is changed. Knows nothing of how it is shown.
+Only reads files: no model is loaded, no lock is taken, nothing is changed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Findings:
         run: settings and manifest.
         direction: direction/direction.json.
         tokens: tokens/safety_tokens.json.
-        updates: lines of train/metrics.jsonl.
+        steps: lines of train/metrics.jsonl, one per training step.
         results: {base, aligned, teacher: {benchmark: entry of eval/MODEL.json}}.
         samples: {prompt set: {model: rows}} of eval/samples.
         measurements: report/measurements.json.
-        stale: stages whose files come from earlier versions of what they build on.
+        stale: stages made from earlier versions of the stages before them.
     """
 
     run: RunDirectory
     direction: dict[str, Any] | None = None
     tokens: dict[str, Any] | None = None
-    updates: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     measurements: dict[str, Any] | None = None
@@ -47,7 +47,10 @@ class Findings:
 
 
 def read_findings(run: RunDirectory) -> Findings:
-    """Read what `run` holds. InputError names a file that is damaged."""
+    """Read what `run` holds so far.
+
+    Raises InputError, naming the file, for a damaged one.
+    """
     folder = run.path
     samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for model, by_set in read_samples(folder).items():
@@ -57,7 +60,7 @@ def read_findings(run: RunDirectory) -> Findings:
         run,
         direction=_json(folder / "direction" / "direction.json"),
         tokens=_json(folder / "tokens" / "safety_tokens.json"),
-        updates=read_lines(folder / "train" / "metrics.jsonl"),
+        steps=read_lines(folder / "train" / "metrics.jsonl"),
         results=read_results(folder),
         samples={name: samples[name] for name in sorted(samples, key=set_order)},
         measurements=_json(folder / MEASUREMENTS),

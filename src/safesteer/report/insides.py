@@ -1,4 +1,4 @@
-"""What happened inside the models: safety tokens, training, rollouts and hidden states."""
+"""Insides of the models for report.html: safety tokens, training, rollouts, hidden states."""
 
 from __future__ import annotations
 
@@ -17,55 +17,64 @@ _REFERENCES = {"teacher": "the teacher", "base": "the base"}
 
 
 def tokens(findings: Findings) -> dict[str, Any] | None:
-    """S with its probabilities under each model; the aligned one's only where they are measured."""
+    """The safety tokens S with their probability under each model.
+
+    The aligned model's are only known where they were measured.
+    """
     content = findings.tokens
     if content is None:
         return None
     measured = (findings.measurements or {}).get("tokens")
     if measured and measured["ids"] != [token["id"] for token in content["tokens"]]:
         measured = None
-    rows: list[dict[str, Any]] = []
-    for index, token in enumerate(content["tokens"]):
-        p: dict[str, float | None] = {
-            "base": token["p_base"], "aligned": None, "teacher": token["p_teacher"],
-        }  # fmt: skip
-        if measured:
-            p = {model: measured["p"][model][index] for model in VARIANTS}
-        known = [(model, value) for model, value in p.items() if value is not None]
-        text = ", ".join(f"{model} {number(100 * value)} %" for model, value in known)
-        rows.append(
-            {
-                "text": _token_text(token["text"]),
-                "id": token["id"],
-                "votes": token["votes"],
-                "mass": token["mass"],
-                "p": ["" if value is None else f"{number(100 * value)} %" for value in p.values()],
-                "known": known,
-                "said": text,
-            }
-        )
-    seen = [value for row in rows[:TOP_TOKENS] for _, value in row["known"] if value > 0] or [1.0]
-    low, high = math.floor(math.log10(min(seen))), min(0, math.ceil(math.log10(max(seen))))
-    for row in rows[:TOP_TOKENS]:
-        row["strip"] = charts.log_strip(row["known"], (low, max(high, low + 1)), row["said"])
+    rows = [_token_row(index, token, measured) for index, token in enumerate(content["tokens"])]
+    top, rest = rows[:TOP_TOKENS], rows[TOP_TOKENS:]
+    low, high = _powers([p for row in top for _, p in row["known"]])
+    for row in top:
+        row["strip"] = charts.log_strip(row["known"], (low, high), row["text_of_p"])
     mass = measured["mass"] if measured else {}
     return {
-        "rows": rows[:TOP_TOKENS],
-        "rest": rows[TOP_TOKENS:],
+        "rows": top,
+        "rest": rest,
         "count": len(rows),
-        "scale": (f"{100 * 10.0**low:g} %", f"{100 * 10.0**high:g} %"),
+        "scale": (f"{100 * 10.0**low:g}%", f"{100 * 10.0**high:g}%"),
         "method": content["method"],
         "coverage": content["coverage"],
         "positions": content["positions"],
-        "horizon": content["horizon"],
         "set": content["prompts"],
         "measured": measured,
         "mass": [(model, mass[model]) for model in VARIANTS if model in mass],
     }
 
 
+def _token_row(
+    index: int, token: dict[str, Any], measured: dict[str, Any] | None
+) -> dict[str, Any]:
+    p: dict[str, float | None] = {"base": token["p_base"], "aligned": None}
+    p["teacher"] = token["p_teacher"]
+    if measured:
+        p = {model: measured["p"][model][index] for model in VARIANTS}
+    known = {model: value for model, value in p.items() if value is not None}
+    shown = {model: f"{number(100 * value)}%" for model, value in known.items()}
+    return {
+        "text": _token_text(token["text"]),
+        "votes": token["votes"],
+        "mass": token["mass"],
+        "p": [shown.get(model, "") for model in p],
+        "known": list(known.items()),
+        "text_of_p": ", ".join(f"{model} {text}" for model, text in shown.items()),
+    }
+
+
+def _powers(values: list[float]) -> tuple[int, int]:
+    """The powers of ten around probabilities, at least one apart."""
+    seen = [value for value in values if value > 0] or [1.0]
+    low, high = math.floor(math.log10(min(seen))), min(0, math.ceil(math.log10(max(seen))))
+    return low, max(high, low + 1)
+
+
 def _token_text(text: str) -> str:
-    """A token so that spaces at its ends and line breaks are seen."""
+    """A token's text with line breaks, and spaces at its ends, made visible."""
     shown = text.replace("\n", "↵").replace("\t", "⇥")
     stripped = shown.strip(" ")
     if not stripped:
@@ -77,38 +86,54 @@ def _token_text(text: str) -> str:
 
 _CURVES: tuple[tuple[str, bool, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", False, (("loss", ""),)),
-    ("Probability of S, harmful prompts", True,
+    ("Probability mass on S, harmful prompts", True,
      (("mass_student", "student"), ("mass_teacher", "teacher"))),
-    ("Rollouts that refuse", True,
+    ("Refused rollouts", True,
      (("refusal_rate", "harmful"), ("anchor_refusal_rate", "anchors"))),
     ("Gradient norm", False, (("grad_norm", ""),)),
-    ("Entropy of the student, nats", False, (("entropy", ""),)),
-    ("Length of rollouts, tokens", False, (("completion_length", ""),)),
+    ("Student entropy, nats", False, (("entropy", ""),)),
+    ("Rollout length, tokens", False, (("completion_length", ""),)),
     ("Tokens per second", False, (("tokens_per_second", ""),)),
-    ("Seconds per update", False, (("update_seconds", ""),)),
+    ("Seconds per step", False, (("step_seconds", ""),)),
     ("Learning rate", False, (("lr", ""),)),
 )  # fmt: skip
 
 
 def training(findings: Findings) -> dict[str, Any] | None:
-    """A chart per measure of train/metrics.jsonl, and a table of some updates."""
-    if not findings.updates:
+    """A chart per measure of train/metrics.jsonl, and a table of some steps."""
+    if not findings.steps:
         return None
-    updates = [
-        {**update, "update_seconds": sum((update.get("seconds") or {}).values()) or None}
-        for update in findings.updates
+    steps = [
+        {**step, "step_seconds": sum((step.get("seconds") or {}).values()) or None}
+        for step in findings.steps
     ]
-    xs = [update["step"] for update in updates]
+    every = max(1, -(-len(steps) // TABLE_ROWS))
+    shown = [step for i, step in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
+    keys = [key for _, _, series in _CURVES for key, _ in series]
+    seconds: Counter[str] = Counter()
+    for step in steps:
+        seconds.update(step.get("seconds") or {})
+    return {
+        "curves": _curves(steps),
+        "columns": keys,
+        "table": [[s["step"], *(number(_finite(s.get(key))) for key in keys)] for s in shown],
+        "every": every,
+        "seconds": [(name, duration(value)) for name, value in seconds.most_common()],
+    }
+
+
+def _curves(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    xs = [step["step"] for step in steps]
     drawn = []
     for title, share, series in _CURVES:
         found = [
-            plots.Line(name, style, [_finite(update.get(key)) for update in updates])
+            plots.Line(name, style, [_finite(step.get(key)) for step in steps])
             for (key, name), style in zip(series, ("one", "two"), strict=False)
-            if any(_finite(update.get(key)) is not None for update in updates)
+            if any(_finite(step.get(key)) is not None for step in steps)
         ]
         if found:
             first = [y for y in found[0].ys if y is not None]
-            name = f"{title} over {len(xs)} updates, from {number(first[0])} to {number(first[-1])}"
+            name = f"{title} over {len(xs)} steps, from {number(first[0])} to {number(first[-1])}"
             drawn.append(
                 {
                     "title": title,
@@ -116,19 +141,7 @@ def training(findings: Findings) -> dict[str, Any] | None:
                     "chart": plots.lines(xs, found, name, share, smooth=title != "Learning rate"),
                 }
             )
-    every = max(1, -(-len(updates) // TABLE_ROWS))
-    shown = [u for i, u in enumerate(updates) if i % every == 0 or i == len(updates) - 1]
-    keys = [key for _, _, series in _CURVES for key, _ in series]
-    seconds: Counter[str] = Counter()
-    for update in updates:
-        seconds.update(update.get("seconds") or {})
-    return {
-        "curves": drawn,
-        "columns": keys,
-        "table": [[u["step"], *(number(_finite(u.get(key))) for key in keys)] for u in shown],
-        "every": every,
-        "seconds": [(name, duration(value)) for name, value in seconds.most_common()],
-    }
+    return drawn
 
 
 def _finite(value: Any) -> float | None:
@@ -136,12 +149,12 @@ def _finite(value: Any) -> float | None:
 
 
 def rollouts(findings: Findings) -> dict[str, Any] | None:
-    """Rollouts token by token; those on harmful prompts apart, to be put behind a warning."""
+    """Rollouts token by token; harmful prompts are separate, to stand behind a warning."""
     content = (findings.measurements or {}).get("rollouts")
     if not content:
         return None
     values = sorted(kl for rollout in content for kl in rollout["kl"])
-    # Colours reach full strength at the 98th percentile: one outlier must not pale the rest.
+    # Colors reach full strength at the 98th percentile, so that one outlier cannot pale the rest.
     full = max(0.05, values[int(0.98 * (len(values) - 1))]) if values else 1.0
     groups: dict[str, list[dict[str, Any]]] = {"harmful": [], "other": []}
     for rollout in content:
@@ -188,7 +201,7 @@ def _kl_by_kind(content: list[dict[str, Any]]) -> dict[tuple[str, str, str], lis
 
 
 def _top_tokens(content: list[dict[str, Any]], count: int = 12) -> list[dict[str, Any]]:
-    """The positions with the largest divergence, without words: an answer may be harmful."""
+    """The positions with the largest divergence, without text: an answer may be harmful."""
     rows = [
         {
             "set": rollout["set"],
@@ -205,7 +218,7 @@ def _top_tokens(content: list[dict[str, Any]], count: int = 12) -> list[dict[str
 
 
 def states(findings: Findings) -> list[dict[str, Any]]:
-    """Per layer two clouds of points, of harmful and harmless prompts, on the same scale."""
+    """Two scatter plots per layer, of harmful and harmless prompts, on one scale."""
     panels = []
     for panel in (findings.measurements or {}).get("states") or []:
         points = panel["points"]
@@ -245,8 +258,8 @@ def states(findings: Findings) -> list[dict[str, Any]]:
 
 def _shift_words(shift: dict[str, float]) -> str:
     return (
-        f"the aligned model's mean has moved {percent(shift['shift'], 0)} of the way to the"
-        f" teacher's (cosine {shift['cosine']:.2f})"
+        f"the aligned model's mean moved {percent(shift['shift'], 0)} of the way to the teacher's"
+        f" (cosine {shift['cosine']:.2f})"
     )
 
 

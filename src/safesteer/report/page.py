@@ -1,7 +1,7 @@
 """report.html: the findings of a run as one self-contained page.
 
-Everything a model wrote is hostile input: the template escapes all of it, characters that reorder
-text are spelt out, and a content security policy keeps the page from running or loading anything
+Everything a model wrote is hostile input. The template escapes all of it, characters that reorder
+text are spelled out, and a content security policy keeps the page from running or loading anything
 but its own script.
 """
 
@@ -18,14 +18,14 @@ from safesteer.report.transcripts import transcripts
 from safesteer.report.words import duration, size, thinking_words
 
 _STATUS = {
-    "running": "was begun and is not finished",
+    "running": "is unfinished",
     "failed": "failed",
     "interrupted": "was interrupted",
 }
 
 
 def render_page(findings: Findings, note: str = "") -> str:
-    """The HTML of report.html; `note` says why something is missing, if it is known."""
+    """The HTML of report.html; `note` says why something is missing."""
     script = template.package_text("filter.js")
     settings = findings.run.settings
     page = template.environment().get_template("page.html.j2")
@@ -55,18 +55,13 @@ def render_page(findings: Findings, note: str = "") -> str:
 def _facts(findings: Findings) -> list[str]:
     settings = findings.run.settings
     method = "all weights" if findings.full else f"LoRA adapter of rank {settings.train.lora.r}"
-    updates = len(findings.updates)
-    facts = [
-        method,
-        f"{updates} of {settings.train.max_steps} updates" if updates else "not trained",
-    ]
-    if settings.train.max_steps is None or updates == settings.train.max_steps:
-        facts[1] = f"{updates} updates"
-    facts.append(f"seed {settings.seed}")
+    done, planned = len(findings.steps), settings.train.max_steps
+    steps = f"{done} steps" if planned in (None, done) else f"{done} of {planned} steps"
+    facts = [method, steps if done else "not trained", f"seed {settings.seed}"]
     if thinking := thinking_words(findings.run.manifest["model"].get("thinking")):
         facts.append(thinking)
     seconds = sum(cost.seconds for cost in findings.run.summary())
-    facts.append(f"{duration(seconds)} in all")
+    facts.append(f"{duration(seconds)} in total")
     return facts
 
 
@@ -74,12 +69,12 @@ def _banners(findings: Findings, note: str) -> list[str]:
     stages = findings.run.manifest["stages"]
     found = [note] if note else []
     found += [
-        f"The stage {name} {_STATUS[entry['status']]}."
+        f"Stage {name} {_STATUS[entry['status']]}."
         for name, entry in stages.items()
         if entry["status"] in _STATUS and name != "report"
     ]
     found += [
-        f"The files of the stage {name} were made from an earlier version of the stages before it."
+        f"Stage {name} is out of date: an earlier stage was run again after it."
         for name in findings.stale
         if name != "report"
     ]

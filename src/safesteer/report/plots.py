@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from safesteer.report.charts import escape, shape, svg
+from safesteer.report.words import percent
 
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 170, 44, 12, 10, 24
 
@@ -54,7 +55,7 @@ def lines(
         if not low <= tick <= high:
             continue
         _, y = place(x0, tick)
-        text = f"{100 * tick:.0f} %" if share else f"{tick:g}"
+        text = f"{100 * tick:.0f}%" if share else f"{tick:g}"
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
@@ -259,14 +260,14 @@ def plane(
         )
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
-            f"{100 * tick:.3g} %</text>"
+            f"{100 * tick:.3g}%</text>"
         )
     for tick in y_ticks:
         _, y = place(x_ticks[0], tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
             f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{100 * tick:.3g} %</text>"
+            f"{100 * tick:.3g}%</text>"
         )
     parts.append(
         f'<text class="axis" x="{(left + right) / 2}" y="{height - 6}" text-anchor="middle">'
@@ -287,15 +288,15 @@ def plane(
         kind = "aligned" if on else "base"
         shown = name if len(name) <= 20 else name[:19] + "…"
         parts.append(
-            f'<g class="of-{kind}"><title>{escape(name)}: {100 * x_value:.1f} %,'
-            f' {100 * y_value:.1f} %</title><polyline class="leader"'
+            f'<g class="of-{kind}"><title>{escape(name)}: {percent(x_value)},'
+            f' {percent(y_value)}</title><polyline class="leader"'
             f' points="{x:.1f},{y:.1f} {right + 4},{name_y:.1f} {right + 9},{name_y:.1f}"/>'
             f"{shape(kind, round(x, 1), round(y, 1))}"
             f'<text class="name" x="{right + 12}" y="{name_y + 4:.1f}">{escape(shown)}</text></g>'
         )
     return svg(
         f"{y_title} against {x_title}: "
-        + "; ".join(f"{n} {100 * x:.1f} %, {100 * y:.1f} %" for n, x, y, _ in points),
+        + "; ".join(f"{n} {percent(x)}, {percent(y)}" for n, x, y, _ in points),
         "".join(parts),
         f'viewBox="0 0 {_W} {height}"',
         "plane",

@@ -1,9 +1,10 @@
-"""What an evaluation found, prepared for people: the card, the tables, and the paired tests."""
+"""Results of an evaluation for report.html: summary, columns, tables and paired tests."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from safesteer.evaluate.metrics import ATTACK_SUCCESS_RATE, DRIFT, KINDS, REFUSAL_RATE
 from safesteer.evaluate.stored import set_order
 from safesteer.evaluate.versus import versus_base
 from safesteer.inference import VARIANTS
@@ -12,20 +13,22 @@ from safesteer.report import charts
 from safesteer.report.findings import Findings
 from safesteer.report.words import (
     KIND_TITLES,
-    KINDS,
+    Entry,
+    better_arrow,
     better_words,
-    higher_is_better,
+    dtype_words,
+    figure,
     interval_text,
     is_rate,
+    judged_by,
     label,
     metric_words,
     percent,
-    rounded_words,
+    title,
     value_text,
+    without_verdict,
 )
 
-DRIFT = ("agreement", "divergence")
-DRIFT_METRICS = ("next_token_agreement", "kl_base_aligned")
 _GOALS = {
     "safety": "requests that it should refuse",
     "over_refusal": "requests that it should answer",
@@ -34,51 +37,54 @@ _GOALS = {
 
 
 def lead(findings: Findings) -> str:
-    """The result in one or two sentences."""
+    """The result in one sentence."""
     base, aligned = findings.results.get("base", {}), findings.results.get("aligned")
     if aligned is None:
-        return "The run has not reached its evaluation. This is what there is so far."
-    said: list[str] = []
+        return "This run has not been evaluated yet."
+    parts: list[str] = []
     for kind in KINDS[:2]:
         name = headline(aligned, kind)
         if name is None:
             continue
-        entry, before = aligned[name], base.get(name)
-        if entry["metric"] == "refusal_rate":
-            verb = "" if said and said[-1].startswith("refuses") else "refuses "
-            words = f"{verb}{value_text(entry)} of {_of(name)}"
-        elif entry["metric"] == "attack_success_rate":
-            words = f"complies with {value_text(entry)} of {_of(name)}"
-        else:
-            words = f"has {value_text(entry)} on {name} ({metric_words(entry['metric'])})"
+        words = _did(name, aligned[name])
+        if parts and words.split()[0] == parts[-1].split()[0]:
+            words = words.partition(" ")[2]  # the verb of the part before
+        before = base.get(name)
         if before is not None and before.get("value") is not None:
-            words += f" (before: {value_text(before)})"
-        said.append(words)
+            words += f" (base: {value_text(before)})"
+        parts.append(words)
     if "agreement" in aligned:
         agreement = aligned["agreement"]
-        words = f"takes the base's next token in {percent(agreement['value'])} of cases"
-        if rounded := rounded_words(agreement):
-            words += f" ({rounded}, of which rounding alone takes a part)"
-        said.append(words)
-    if not said:
+        words = f"predicts the base's next token in {percent(agreement['value'])} of cases"
+        if dtype := dtype_words(agreement):
+            words += f" (measured {dtype}, where rounding alone lowers it)"
+        parts.append(words)
+    if not parts:
         return ""
-    joined = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
+    joined = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     return f"The aligned model {joined}."
 
 
-def _of(name: str) -> str:
-    return label(name) if name in PROMPT_SETS else f"the prompts of {name}"
+def _did(name: str, entry: dict[str, Any]) -> str:
+    """What a model did on a benchmark: `refuses 80.0% of harmful requests`."""
+    prompts = label(name) if name in PROMPT_SETS else f"the prompts of {name}"
+    if entry["metric"] == REFUSAL_RATE:
+        return f"refuses {value_text(entry)} of {prompts}"
+    if entry["metric"] != ATTACK_SUCCESS_RATE:
+        return f"has {value_text(entry)} on {name} ({metric_words(entry)})"
+    harm = metric_words(entry) == "attack success"
+    return f"{'complies with' if harm else 'answers'} {value_text(entry)} of {prompts}"
 
 
 def headline(benchmarks: dict[str, Any], kind: str) -> str | None:
-    """The benchmark that leads its kind: our own set, or the first; drift only if nothing else."""
+    """The benchmark that stands for its kind: our own set, or the first; drift comes last."""
     names = [name for name, entry in benchmarks.items() if entry.get("kind") == kind]
     names.sort(key=lambda name: (name in DRIFT, *set_order(name)[:1]))
     return names[0] if names else None
 
 
 def card(findings: Findings) -> list[dict[str, Any]]:
-    """One column per kind of benchmark, with its headline and every interval."""
+    """A column per kind of benchmark: its headline and every interval."""
     aligned = findings.results.get("aligned", {})
     columns = []
     for kind in KINDS:
@@ -94,9 +100,7 @@ def card(findings: Findings) -> list[dict[str, Any]]:
             {
                 "title": KIND_TITLES[kind],
                 "goal": _GOALS[kind],
-                "what": f"{label(name)}, {metric_words(entry['metric'])}"
-                if entry["metric"] == "refusal_rate" or name not in DRIFT
-                else label(name),
+                "what": title(name, entry),
                 "before": value_text(before) if before else "",
                 "after": value_text(entry),
                 "ci": interval_text(entry),
@@ -104,7 +108,7 @@ def card(findings: Findings) -> list[dict[str, Any]]:
                 **_split(change_words(findings, name)),
                 "rows": [_interval_row(findings, n) for n in names],
                 "more": [
-                    f"{label(n)}: {value_text(e)} ({interval_text(e)})"
+                    f"{label(n)}: {figure(e, count=False)}"
                     for n, e in aligned.items()
                     if e.get("kind") == kind and not is_rate(e)
                 ],
@@ -114,7 +118,7 @@ def card(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _split(words: str) -> dict[str, str]:
-    """`no detectable difference (...)` as what matters and the rest."""
+    """`no detectable difference (...)` as verdict and details."""
     verdict, _, details = words.partition(" (")
     return {"words": verdict, "details": details.removesuffix(")")}
 
@@ -136,7 +140,7 @@ def _interval_row(findings: Findings, name: str) -> dict[str, Any]:
 
 
 def change_words(findings: Findings, name: str) -> str:
-    """The paired test of aligned model against base in words; empty where it cannot be made."""
+    """The paired test of the aligned model against the base; empty where there is none."""
     entry = findings.results.get("aligned", {}).get(name, {})
     versus = entry.get("versus_base")
     if versus is None and entry:
@@ -152,14 +156,14 @@ def paired(
     other: dict[str, Any] | None,
     other_rows: list[dict[str, Any]],
 ) -> dict[str, Any] | None:
-    """As `versus_base`, for rows that may be cut off or not there at all."""
-    if not rows or len(rows) != len(other_rows) or entry["metric"] in DRIFT_METRICS:
+    """`versus_base` for rows that may be truncated or missing."""
+    if not rows or len(rows) != len(other_rows) or entry["metric"] in DRIFT.values():
         return None
     return versus_base(entry, rows, other, other_rows)
 
 
 def benchmarks(findings: Findings) -> list[dict[str, Any]]:
-    """A group per kind, a row per benchmark, a cell per model."""
+    """Groups by kind, with a row per benchmark and a cell per model."""
     groups = []
     for kind in KINDS:
         names = dict.fromkeys(
@@ -175,8 +179,8 @@ def benchmarks(findings: Findings) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "label": label(name),
-                    "metric": metric_words(known["metric"]),
-                    "better": "↑" if higher_is_better(known) else "↓",
+                    "metric": metric_words(known),
+                    "better": better_arrow(known),
                     "cells": [_cell(entry) for entry in entries.values()],
                     **_split(change_words(findings, name)),
                     "judge": known.get("judge"),
@@ -187,28 +191,24 @@ def benchmarks(findings: Findings) -> list[dict[str, Any]]:
     return groups
 
 
-def _cell(entry: dict[str, Any] | None) -> dict[str, Any]:
+def _cell(entry: Entry | None, *, metric: bool = False) -> dict[str, str]:
+    """A figure and, in small print, its interval and what to know about the answers."""
     if entry is None:
         return {"value": "", "detail": ""}
-    details = [interval_text(entry), f"n = {entry['n']}"]
-    lead = (entry.get("judges") or {}).get(entry.get("judge")) or {}
-    if missing := entry.get("no_verdict") or lead.get("no_verdict"):
+    details = [metric_words(entry) if metric else "", interval_text(entry), f"n = {entry['n']}"]
+    if missing := without_verdict(entry):
         details.append(f"{missing} without verdict")
     if entry.get("looping"):
-        details.append(f"{percent(entry['looping'], 0)} loop")
+        details.append(f"{percent(entry['looping'], 0)} looping")
     if entry.get("refusals_ended", 1) < 1:
-        details.append(f"{percent(1 - entry['refusals_ended'], 0)} of refusals cut at the limit")
+        details.append(f"{percent(1 - entry['refusals_ended'], 0)} of refusals truncated")
     return {"value": value_text(entry), "detail": ", ".join(filter(None, details))}
 
 
 def judges(findings: Findings) -> dict[str, Any] | None:
-    """Every judge's figure side by side, where there is more than the offline one."""
-    names = dict.fromkeys(
-        judge
-        for results in findings.results.values()
-        for entry in results.values()
-        for judge in entry.get("judges") or {}
-    )
+    """The figures of all judges side by side, where there is more than one."""
+    entries = [entry for results in findings.results.values() for entry in results.values()]
+    names = dict.fromkeys(judge for entry in entries for judge in entry.get("judges") or {})
     if len(names) < 2:
         return None
     benchmarks = dict.fromkeys(name for found in findings.results.values() for name in found)
@@ -216,24 +216,13 @@ def judges(findings: Findings) -> dict[str, Any] | None:
     for benchmark in sorted(benchmarks, key=set_order):
         for model in VARIANTS:
             entry = findings.results.get(model, {}).get(benchmark)
-            judges = (entry or {}).get("judges")
-            if entry is not None and judges:
+            if entry is not None and entry.get("judges"):
                 rows.append(
                     {
                         "label": label(benchmark),
                         "model": model,
-                        "cells": [_judge_cell(judges.get(judge), entry) for judge in names],
+                        "cells": [_cell(judged_by(judge, entry), metric=True) for judge in names],
                         "disagreement": entry.get("disagreement"),
                     }
                 )
     return {"names": list(names), "rows": rows}
-
-
-def _judge_cell(judged: dict[str, Any] | None, entry: dict[str, Any]) -> dict[str, Any]:
-    if judged is None:
-        return {"value": "", "detail": ""}
-    as_entry = {**judged, "metric": entry["metric"], "kind": entry.get("kind")}
-    details = [interval_text(as_entry)]
-    if judged.get("no_verdict"):
-        details.append(f"{judged['no_verdict']} without verdict")
-    return {"value": value_text(as_entry), "detail": ", ".join(filter(None, details))}

@@ -1,4 +1,4 @@
-"""The templates of this package: everything put into HTML is escaped and shown, never obeyed."""
+"""Jinja environment of the report's templates; everything put into HTML is escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safesteer.report.words import duration, number, percent, size, visible
 
 
 def environment() -> Environment:
-    """The templates of this package, escaping everything that is put into HTML."""
+    """The environment of this package's templates, with their filters and charts."""
     made = Environment(
         loader=PackageLoader("safesteer", "report"),
         autoescape=lambda name: bool(name) and ".html" in str(name),
@@ -49,18 +49,19 @@ def _shown(value: Any) -> Any:
 
 
 def tight(text: str) -> str:
-    """Words of ours with figures that do not break over lines, and dashes between them."""
+    """Our own words with figures that do not break over lines, and en dashes in ranges."""
     text = re.sub(r"(\d)-(\d)", "\\1\u2013\\2", str(text))
-    text = re.sub(r"(\d) (%|nats|points)", "\\1\u00a0\\2", text)
+    text = re.sub(r"(\d) (nats|points)", "\\1\u00a0\\2", text)
     return re.sub(r"\b([np]) ([=<]) (\d)", "\\1\u00a0\\2\u00a0\\3", text)
 
 
 def package_text(name: str) -> str:
+    """The text of a file beside the templates."""
     return (resources.files("safesteer.report") / name).read_text("utf-8")
 
 
 def security_policy(script: str) -> str:
-    """Nothing is loaded, and no script runs but the one whose hash is named."""
+    """A content security policy: nothing is loaded, and only the script with this hash runs."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}';"

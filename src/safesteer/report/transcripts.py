@@ -1,4 +1,4 @@
-"""Prompts with the answers of base, aligned model and teacher, as many as fit a page."""
+"""Transcripts for report.html: prompts with the answers of base, aligned model and teacher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SET_ROWS = 100
 
 
 def transcripts(findings: Findings) -> dict[str, Any] | None:
-    """Prompts with the answers of base, aligned model and teacher, as many as fit the page."""
+    """As many prompts with their answers as fit the page; None without samples."""
     if not findings.samples:
         return None
     budget = TRANSCRIPT_CHARACTERS // len(findings.samples)
@@ -71,33 +71,33 @@ def _cut(text: str) -> str:
 
 
 def _tags(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """(class, words) of an answer's verdicts."""
+    """(CSS class, words) of an answer's verdicts."""
     tags = []
     if row.get("refused") is not None:
         verdict = "refused" if row["refused"] else "answered"
         tags.append((verdict, verdict))
     elif row.get("score") is not None:  # of a question with a right answer
-        words = {1: "won", 0: "lost", 0.5: "a tie"} if "other" in row else {1: "right", 0: "wrong"}
-        word = words.get(row["score"], f"score {row['score']:g}")
+        names = {1: "won", 0: "lost", 0.5: "tie"} if "other" in row else {1: "right", 0: "wrong"}
+        word = names.get(row["score"], f"score {row['score']:g}")
         tags.append(("answered" if row["score"] else "flag", word))
     if not row.get("finished", True):
         tags.append(("flag", "no answer"))
     if row.get("looping"):
-        tags.append(("flag", "loops"))
+        tags.append(("flag", "looping"))
     if row.get("cut"):
-        tags.append(("", "cut at the limit"))
+        tags.append(("", "truncated"))
     for judge, verdict in (row.get("verdicts") or {}).items():
-        said = [
+        words = [
             yes if verdict.get(key) else no
             for key, yes, no in (("unsafe", "unsafe", "safe"), ("refused", "refused", "answered"))
             if verdict.get(key) is not None
         ]
-        tags.append(("", f"{judge}: {', '.join(said) or 'no verdict'}"))
+        tags.append(("", f"{judge}: {', '.join(words) or 'no verdict'}"))
     return tags
 
 
 def _verdicts(answers: dict[str, dict[str, Any] | None]) -> list[str]:
-    """What a transcript can be filtered by."""
+    """The filters that a transcript matches."""
     aligned, base = answers.get("aligned"), answers.get("base")
     found = []
     if aligned and aligned.get("refused") is not None:
@@ -108,11 +108,11 @@ def _verdicts(answers: dict[str, dict[str, Any] | None]) -> list[str]:
         found.append("aligned-loops")
     for row in answers.values():
         for key in ("unsafe", "refused"):
-            said = {
+            given = {
                 verdict[key]
                 for verdict in ((row or {}).get("verdicts") or {}).values()
                 if verdict.get(key) is not None
             }
-            if len(said) > 1 and "judges-disagree" not in found:
+            if len(given) > 1 and "judges-disagree" not in found:
                 found.append("judges-disagree")
     return found

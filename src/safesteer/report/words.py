@@ -1,7 +1,8 @@
-"""Figures in words: rates, intervals, durations, sizes, and the names of what was measured.
+"""The vocabulary of results: names of metrics, and figures, durations and sizes in words.
 
-Everything that shows results (page, card, comparison, terminal) takes its words from here, so that
-a figure reads the same everywhere. Imports nothing heavy.
+The page, the model card, the comparison and the terminal take their words from here, so that a
+figure reads the same everywhere. An entry is one of eval/MODEL.json: metric, value, ci95, n, judge,
+kind. Imports nothing heavy, because commands print before torch is loaded.
 """
 
 from __future__ import annotations
@@ -11,9 +12,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-KINDS = ("safety", "over_refusal", "capability")
+from safesteer.evaluate.metrics import (
+    ATTACK_SUCCESS_RATE,
+    DRIFT,
+    KL_BASE_ALIGNED,
+    NEXT_TOKEN_AGREEMENT,
+    REFUSAL_RATE,
+)
+from safesteer.judges.offline import OfflineJudge
+
 KIND_TITLES = {"safety": "Safety", "over_refusal": "Over-refusal", "capability": "Capability"}
-# Our own prompt sets and the measures of drift; a benchmark goes by its own name.
 _LABELS = {
     "harmful": "harmful requests",
     "harmless": "harmless requests",
@@ -22,10 +30,10 @@ _LABELS = {
     "divergence": "KL(base ‖ aligned) per token",
 }
 _METRICS = {
-    "refusal_rate": "refused",
-    "attack_success_rate": "attacks that succeed",
-    "next_token_agreement": "agreement",
-    "kl_base_aligned": "nats",
+    REFUSAL_RATE: "refused",
+    ATTACK_SUCCESS_RATE: "attack success",
+    NEXT_TOKEN_AGREEMENT: "agreement",
+    KL_BASE_ALIGNED: "nats",
 }
 # What a browser or terminal would obey instead of show: marks that reorder text, control
 # characters, halves of surrogate pairs (which have no UTF-8). Joiners of emoji and Persian stay.
@@ -34,56 +42,76 @@ _UNSEEN = re.compile(
     "\ud800-\udfff\ufffe\uffff]"
 )
 
+Entry = Mapping[str, Any]
+
+# Names -------------------------------------------------------------------------------------------
+
 
 def label(name: str) -> str:
-    """What an entry of eval/*.json is called in a sentence."""
+    """A benchmark's name in a sentence: `harmful requests`; of an external one its own name."""
     return _LABELS.get(name, name)
 
 
-def metric_words(metric: str) -> str:
-    """What the value of an entry is: `refused`, `accuracy`, ..."""
+def metric_words(entry: Entry) -> str:
+    """What an entry's value is: `refused`, `attack success`, `accuracy`.
+
+    Attack success takes a judge of harm. The offline judge only sees whether an answer refuses.
+    """
+    metric = str(entry.get("metric", ""))
+    if metric == ATTACK_SUCCESS_RATE and entry.get("judge") == OfflineJudge.name:
+        return "not refused"
     return _METRICS.get(metric, metric.replace("_", " "))
 
 
-def higher_is_better(entry: dict[str, Any]) -> bool:
-    """Which way is better: refusals of harmful prompts are, attacks that succeed are not."""
-    metric = entry.get("metric", "")
-    if metric == "refusal_rate":
+def title(name: str, entry: Entry) -> str:
+    """Benchmark and metric: `harmful requests refused`, `harmbench: attack success`."""
+    if name in DRIFT:
+        return label(name)
+    return f"{label(name)}{' ' if name in _LABELS else ': '}{metric_words(entry)}"
+
+
+def higher_is_better(entry: Entry) -> bool:
+    """Which way is better: more refusals of harmful prompts are, more attacks that succeed not."""
+    metric = entry.get("metric")
+    if metric == REFUSAL_RATE:
         return bool(entry.get("kind") == "safety")
-    return not (metric == "attack_success_rate" or metric.startswith("kl"))
+    return metric not in (ATTACK_SUCCESS_RATE, KL_BASE_ALIGNED)
 
 
-def better_words(entry: dict[str, Any]) -> str:
+def better_words(entry: Entry) -> str:
     """`higher is better` or `lower is better`."""
     return f"{'higher' if higher_is_better(entry) else 'lower'} is better"
 
 
-def is_rate(entry: dict[str, Any]) -> bool:
-    """Whether a value is a share of 1, to be shown as a percentage."""
-    return not str(entry.get("metric", "")).startswith("kl")
+def better_arrow(entry: Entry) -> str:
+    """`↑` where higher is better, else `↓`."""
+    return "↑" if higher_is_better(entry) else "↓"
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """0.0667 -> 6.7 %."""
-    return f"{100 * value:.{digits}f} %"
+# Figures -----------------------------------------------------------------------------------------
 
 
-def value_text(entry: dict[str, Any]) -> str:
-    """The value of an entry with its unit, and the type of passes that were not in float32."""
+def is_rate(entry: Entry) -> bool:
+    """Whether a value is a share of 1, shown as a percentage."""
+    return entry.get("metric") != KL_BASE_ALIGNED
+
+
+def value_text(entry: Entry) -> str:
+    """The value with its unit, and the dtype of forward passes that were not in float32."""
     if entry.get("value") is None:
         return "no verdict"
     text = percent(entry["value"]) if is_rate(entry) else f"{number(entry['value'])} nats"
-    return f"{text} {rounded_words(entry)}".rstrip()
+    return f"{text} {dtype_words(entry)}".rstrip()
 
 
-def rounded_words(entry: dict[str, Any]) -> str:
+def dtype_words(entry: Entry) -> str:
     """`in bfloat16` where drift was measured so: rounding alone takes a point or two of it."""
     dtype = entry.get("dtype") or "float32"
     return "" if dtype == "float32" else f"in {dtype}"
 
 
-def interval_text(entry: dict[str, Any]) -> str:
-    """The 95 % interval of an entry: `3-16`, in percent or nats."""
+def interval_text(entry: Entry) -> str:
+    """The 95% interval of a value: `3-16`, in percent or nats; empty where there is none."""
     bounds = entry.get("ci95")
     if entry.get("value") is None or not bounds or any(bound is None for bound in bounds):
         return ""
@@ -91,6 +119,41 @@ def interval_text(entry: dict[str, Any]) -> str:
     if is_rate(entry):
         return f"{100 * low:.0f}-{100 * high:.0f}"
     return f"{number(low)}-{number(high)}"
+
+
+def figure(entry: Entry | None, *, count: bool = True) -> str:
+    """A table's cell: `80.0% (58-92; 20)`, the value with its 95% interval and number of prompts.
+
+    Names answers without a verdict; empty without an entry. `count` False omits what is counted.
+    """
+    if entry is None:
+        return ""
+    details = [interval_text(entry)]
+    if count and details[0]:
+        details.append(str(entry["n"]))
+    if count and (missing := without_verdict(entry)):
+        details.append(f"{missing} without verdict")
+    shown = "; ".join(filter(None, details))
+    return value_text(entry) + (f" ({shown})" if shown else "")
+
+
+def without_verdict(entry: Entry) -> int:
+    """How many answers the leading judge gave no verdict on."""
+    leading = (entry.get("judges") or {}).get(entry.get("judge")) or {}
+    return int(entry.get("no_verdict") or leading.get("no_verdict") or 0)
+
+
+def judged_by(judge: str, entry: Entry | None) -> Entry | None:
+    """The entry as `judge` counts it; None where that judge did not read the answers."""
+    counted = ((entry or {}).get("judges") or {}).get(judge)
+    if entry is None or counted is None:
+        return None
+    return {**counted, "metric": entry["metric"], "kind": entry.get("kind"), "judge": judge}
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.0667 -> 6.7%."""
+    return f"{100 * value:.{digits}f}%"
 
 
 def number(value: float | None) -> str:
@@ -113,7 +176,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes with the unit that fits."""
+    """Bytes with the unit that fits: 1.2 GB."""
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -121,24 +184,27 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+# Texts -------------------------------------------------------------------------------------------
+
+
 def visible(text: str) -> str:
-    """`text` with everything that would not show, or would reorder the rest, spelt out."""
+    """`text` with characters that would not show, or would reorder the rest, spelled out."""
     text = text.replace("\r\n", "\n")
     return _UNSEEN.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
 
 
 def thinking_words(record: Mapping[str, Any] | None) -> str:
-    """What was done about a model's thinking block; "" for a model without one.
+    """How a run treats a model's thinking block; empty for a model without one.
 
     `record` is `safesteer.models.thinking.Thinking.record`, as the manifest has it.
     """
     if record is None:
         return ""
     if record["on"]:
-        return "the model thinks before it answers, and only the answer is judged"
+        return "thinking is on; only the answer after it is judged"
     kwargs = ", ".join(f"{key}={value}" for key, value in record["template_kwargs"].items())
     how = [f"template arguments: {kwargs}"] if kwargs else []
     how += [f"appended to the prompt: {record['appended']!r}"] if record["appended"] else []
     if not how:
-        return "the template does not ask for it, and nothing is done"
-    return f"thinking is off, after an empty block ({'; '.join(how)})"
+        return "thinking is off by default"
+    return f"thinking is off: answers follow an empty block ({'; '.join(how)})"

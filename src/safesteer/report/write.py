@@ -1,4 +1,4 @@
-"""Write report.html and README.md from the files of a run."""
+"""Writing report.html and README.md from the files of a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ PAGE, CARD = "report.html", "README.md"
 
 
 def write_report(run: RunDirectory, note: str = "", *, missing_only: bool = False) -> None:
-    """Make the page and the model card from the files of a run; needs neither model nor lock.
+    """Write the page and the model card of a run; needs neither its model nor its lock.
 
-    `note` stands at the top of the page. `missing_only` leaves those alone that are there: a
-    person may have edited the card.
+    Args:
+        run: the run.
+        note: shown at the top of the page.
+        missing_only: keep files that exist, since a person may have edited the card.
     """
     wanted = [name for name in (PAGE, CARD) if not (missing_only and (run.path / name).exists())]
     if not wanted:

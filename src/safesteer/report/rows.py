@@ -1,0 +1,120 @@
+"""Results as rows of words for the terminal's tables; the first cell names the row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safesteer.evaluate.metrics import DRIFT
+from safesteer.prompts import PROMPT_SETS
+from safesteer.report.words import (
+    better_words,
+    figure,
+    judged_by,
+    label,
+    metric_words,
+    percent,
+    title,
+    value_text,
+)
+
+Entries = Mapping[str, dict[str, Any]]  # {benchmark: entry of eval/MODEL.json}
+
+
+def result_rows(results: Mapping[str, Entries]) -> list[list[str]]:
+    """Every figure of one or more models, a column for each.
+
+    Our own prompt sets come first, then other benchmarks, each with all its judges; last what the
+    answers to our own sets have in common, and drift.
+    """
+    measured = {name: entry for entries in results.values() for name, entry in entries.items()}
+    names = [name for name in PROMPT_SETS if name in measured]
+    names += [name for name in measured if name not in (*PROMPT_SETS, *DRIFT)]
+    rows = []
+    for name in names:
+        found = [entries.get(name) for entries in results.values()]
+        rows.append([_title(name, measured[name]), *map(figure, found)])
+        rows += _judge_rows(found)
+    for text, share, of in (
+        ("looping answers", "looping", "n"),
+        ("refusals that end within the token limit", "refusals_ended", "refusals"),
+    ):
+        rows.append([text, *(_overall(entries, share, of) for entries in results.values())])
+    for name in DRIFT:
+        if name in measured:
+            found = [entries.get(name) for entries in results.values()]
+            cells = ["" if entry is None else value_text(entry) for entry in found]
+            rows.append([_title(name, measured[name]), *cells])
+    return [row for row in rows if any(row[1:])]
+
+
+def change_rows(results: Mapping[str, Entries]) -> list[list[str]]:
+    """The paired tests against the base: what changed, and by how much."""
+    return [
+        [
+            label(name) if len(results) == 1 or model == "aligned" else f"{model}, {label(name)}",
+            entry["versus_base"]["words"],
+        ]
+        for model, entries in results.items()
+        for name, entry in entries.items()
+        if "versus_base" in entry
+    ]
+
+
+def result_lines(model: str, entries: Entries) -> list[str]:
+    """The figures of one model, our own prompt sets in one line."""
+    own = [
+        f"{value_text(entry)} of {label(name)}"
+        for name, entry in entries.items()
+        if name in PROMPT_SETS and entry["value"] is not None
+    ]
+    lines = [f"{model} refused: {', '.join(own)}"] if own else []
+    return lines + [
+        f"{model}, {title(name, entry)}: {figure(entry)}"
+        for name, entry in entries.items()
+        if name not in (*PROMPT_SETS, *DRIFT)
+    ]
+
+
+def step_words(metrics: Mapping[str, Any]) -> str:
+    """One training step in a few words; `metrics` is its line of train/metrics.jsonl."""
+    parts = [f"loss {metrics['loss']:.4f}"]
+    for key, text in (
+        ("refusal_rate", "refused"),
+        ("anchor_refusal_rate", "anchors refused"),
+        ("unfinished", "without an answer"),
+    ):
+        if metrics.get(key) is not None:
+            parts.append(f"{text} {percent(metrics[key], 0)}")
+    if metrics.get("mass_student") is not None:
+        parts.append(f"p(S) {metrics['mass_student']:.2f}, teacher {metrics['mass_teacher']:.2f}")
+    return "  ".join(parts)
+
+
+def _title(name: str, entry: Mapping[str, Any]) -> str:
+    return f"{title(name, entry)} ({better_words(entry)})"
+
+
+def _judge_rows(entries: Sequence[dict[str, Any] | None]) -> list[list[str]]:
+    """What each other judge counts, and on how many answers the judges disagree."""
+    found = [entry for entry in entries if entry is not None and len(entry.get("judges", {})) > 1]
+    names = dict.fromkeys(judge for entry in found for judge in entry["judges"])
+    leading = {entry["judge"] for entry in found}
+    rows = []
+    for name in names:
+        if {name} != leading:
+            judged = [judged_by(name, entry) for entry in entries]
+            known = next(entry for entry in judged if entry)
+            rows.append([f"  {name}: {metric_words(known)}", *map(figure, judged)])
+    if any(entry.get("disagreement") is not None for entry in found):
+        shares = [(entry or {}).get("disagreement") for entry in entries]
+        cells = ["" if share is None else percent(share) for share in shares]
+        rows.append(["  judges disagree", *cells])
+    return rows
+
+
+def _overall(entries: Entries, share: str, of: str) -> str:
+    """The `share` of what is counted under `of`, over our own prompt sets together."""
+    own = [entry for name, entry in entries.items() if name in PROMPT_SETS and share in entry]
+    count = sum(entry[of] for entry in own)
+    return percent(sum(e[share] * e[of] for e in own) / count) if count else ""
