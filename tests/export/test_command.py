@@ -40,7 +40,7 @@ def test_every_format_has_a_writer():
 def test_the_difference_is_printed_and_recorded(command, make_run, tmp_path):
     code, out, err = command(make_run(), "--format", "merged", "--output", tmp_path / "out")
     assert code == 0, err
-    assert "largest difference of a next-token log-probability over 3 prompts is" in out
+    assert "next-token log-probabilities of 3 prompts differ by at most" in out
     record = json.loads((tmp_path / "out" / RECORD).read_text("utf-8"))
     assert record["format"] == "merged" and 0 <= record["difference"] <= record["bound"] == 0.01
     code, out, err = command(
@@ -74,7 +74,7 @@ def test_a_run_that_is_not_trained(command, make_run, tmp_path, name):
 
 
 def test_what_is_no_run(command, tmp_path):
-    for path, said in [(tmp_path / "none", "does not exist"), (tmp_path, "no run of safesteer")]:
+    for path, said in [(tmp_path / "none", "does not exist"), (tmp_path, "not a run of safesteer")]:
         code, _, err = command(path, "--format", "merged", "--output", tmp_path / "out")
         assert code == 2 and said in err
 
