@@ -32,7 +32,7 @@ PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
 def _alone():
-    with distributed.alone():
+    with distributed.single_process():
         return dict(os.environ)
 
 
@@ -44,22 +44,28 @@ def second_of_two(monkeypatch):
 
 def test_a_process_without_a_launcher_is_alone_and_main(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # a number that something else has set
-    assert (distributed.count(), distributed.index(), distributed.local_index()) == (1, 0, 0)
-    assert distributed.is_main() and distributed.layout() == "whole" and distributed.first_to_fail()
+    assert (distributed.world_size(), distributed.rank(), distributed.local_rank()) == (1, 0, 0)
+    assert (
+        distributed.is_main()
+        and distributed.layout() == "replicated"
+        and distributed.first_to_fail()
+    )
     assert distributed.on_main(lambda: 7) == 7
-    distributed.meet()
+    distributed.barrier()
 
 
 def test_what_a_process_does_alone_knows_of_no_other(second_of_two):
-    assert (distributed.count(), distributed.index(), distributed.local_index()) == (2, 1, 1)
+    assert (distributed.world_size(), distributed.rank(), distributed.local_rank()) == (2, 1, 1)
     assert distributed.layout() == "fsdp" and not distributed.is_main()
     before = dict(os.environ)
-    with pytest.raises(ZeroDivisionError), distributed.alone():
+    with pytest.raises(ZeroDivisionError), distributed.single_process():
         assert (
-            distributed.count() == 1 and distributed.is_main() and distributed.layout() == "whole"
+            distributed.world_size() == 1
+            and distributed.is_main()
+            and distributed.layout() == "replicated"
         )
         assert not (LAUNCHED.keys() | PLACE.keys()) & os.environ.keys()
-        with distributed.alone():
+        with distributed.single_process():
             raise ZeroDivisionError
     assert dict(os.environ) == before
 
@@ -95,10 +101,13 @@ def test_a_command_that_does_not_train_is_the_main_process_s(second_of_two, caps
 
 
 def test_an_error_in_the_work_itself_is_not_taken_for_a_lost_process(second_of_two):
-    with pytest.raises(RuntimeError, match="sizes"), distributed.together():
+    with pytest.raises(RuntimeError, match="sizes"), distributed.joint_work():
         raise RuntimeError("sizes do not match")
     lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
-    with pytest.raises(distributed.SafeSteerError, match="another process"), distributed.together():
+    with (
+        pytest.raises(distributed.SafeSteerError, match="another process"),
+        distributed.joint_work(),
+    ):
         raise RuntimeError(lost)
 
 
@@ -165,9 +174,9 @@ def test_a_checkpoint_of_spread_weights_is_refused_by_copies_of_the_model(tmp_pa
     write_json(marker, {"step": 2, "layout": "fsdp"})
     assert prepare_resume(tmp_path, "fsdp", 1) == str(marker.parent)
     with pytest.raises(InputError, match=r"checkpoint-2 holds weights laid out as 'fsdp'"):
-        prepare_resume(tmp_path, "whole", 1)
+        prepare_resume(tmp_path, "replicated", 1)
     write_json(marker, {"step": 2})  # written before layouts were
-    assert prepare_resume(tmp_path, "whole", 1) == str(marker.parent)
+    assert prepare_resume(tmp_path, "replicated", 1) == str(marker.parent)
 
 
 def test_fsdp_where_accelerate_has_none_is_refused(tiny_chat_model, user, tmp_path, monkeypatch):

@@ -86,11 +86,11 @@ def test_files_get_the_usual_permissions(tmp_path: Path, writer: str) -> None:
         (
             errno.ENOSPC,
             SafeSteerError,
-            "the disk is full: free some space and run the same command",
+            "the disk is full. Try: free some space and run the same command",
         ),
-        (errno.EDQUOT, SafeSteerError, "your disk quota is used up: free some space"),
-        (errno.EACCES, InputError, "permission denied: choose a folder you may write to"),
-        (errno.EROFS, InputError, "the file system is read-only: choose a folder"),
+        (errno.EDQUOT, SafeSteerError, "your disk quota is used up. Try: free some space"),
+        (errno.EACCES, InputError, "permission denied. Try: another folder"),
+        (errno.EROFS, InputError, "the file system is read-only. Try: another folder"),
         (errno.EIO, SafeSteerError, os.strerror(errno.EIO)),
     ],
 )
@@ -194,10 +194,10 @@ def test_tensors_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     files.save_tensors(path, {"a": torch.zeros(100)})
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(InputError, match=r"a\.safetensors is not a whole safetensors file"):
+    with pytest.raises(InputError, match=r"a\.safetensors is not a complete safetensors file"):
         files.load_tensors(path)
     torch.save({"a": torch.zeros(100)}, path)
-    with pytest.raises(InputError, match=r"a\.safetensors is not a whole safetensors file"):
+    with pytest.raises(InputError, match=r"a\.safetensors is not a complete safetensors file"):
         files.load_tensors(path)
 
 

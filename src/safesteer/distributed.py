@@ -1,9 +1,9 @@
-"""The processes of one run, as `accelerate launch` and torchrun start them.
+"""The processes of one run, started by `accelerate launch` or torchrun.
 
-Training runs on all of them; everything else the main process does as if it were alone, while the
-others wait. They meet in the launcher's key-value store, asked again and again from Python: such a
-wait has no time limit, needs no process group, and ends when another process says that it failed.
-A process that is alone pays nothing: torch is imported once there is somebody to meet.
+All of them train; everything else the main process does as if it were the only one, while the
+others wait. They meet in the launcher's key-value store, polled from Python: such a wait has no
+time limit, needs no process group, and ends when another process reports a failure. torch is
+imported only if there is more than one process.
 """
 
 from __future__ import annotations
@@ -18,57 +18,58 @@ from typing import Any
 
 from safesteer.errors import SafeSteerError
 
-# What a launcher sets for each process.
+# Variables that a launcher sets for each process.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _HIDDEN = (*_LAUNCHED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 _HIDDEN_PREFIXES = ("ACCELERATE_USE_", "FSDP_", "TORCHELASTIC_")
 _FAILED = "failed"
-_PAUSE = 0.2  # seconds between two looks into the store
-_ARRIVAL = 3600.0  # seconds in which all processes have to have started
-LOST = "another process of this run ended or is out of reach; the same command goes on with the run"
+_POLL = 0.2  # seconds
+_START_TIMEOUT = 3600.0  # seconds until all processes must have started
+LOST = "lost contact with another process of this run. Try: the same command again, which resumes"
 
 _state: dict[str, Any] = {"store": None, "meetings": 0}
 
 
 class Stopped(SafeSteerError):
-    """Another process failed, and has said why."""
+    """Another process failed and has reported why."""
 
 
-def count() -> int:
-    """How many processes work on this run."""
+def world_size() -> int:
+    """The number of processes of this run."""
     if any(name not in os.environ for name in _LAUNCHED):
         return 1
     return int(os.environ["WORLD_SIZE"])
 
 
-def index() -> int:
-    """Which of them this one is, from 0."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def local_index() -> int:
-    """Which of the processes on this machine this one is; the number of its device."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
+def local_rank() -> int:
+    """The number of this process on its machine, which is that of its device."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes; true for a process that is alone."""
-    return index() == 0
+    """Whether this process prints and writes; true for a single process."""
+    return rank() == 0
 
 
 def layout() -> str:
-    """How training spreads the weights over processes: "whole" copies, "fsdp" or "deepspeed"."""
+    """How training holds the weights: "replicated" in every process, "fsdp" or "deepspeed"."""
     for name in ("fsdp", "deepspeed"):
-        if count() > 1 and os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true":
+        enabled = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() == "true"
+        if enabled and world_size() > 1:
             return name
-    return "whole"
+    return "replicated"
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """While inside, nothing in this process, and no library, knows of the others."""
+def single_process() -> Iterator[None]:
+    """Hide the other processes from this one and its libraries while the context is open."""
     names = [n for n in os.environ if n in _HIDDEN or n.startswith(_HIDDEN_PREFIXES)]
-    hidden = {name: os.environ.pop(name) for name in names} if count() > 1 else {}
+    hidden = {name: os.environ.pop(name) for name in names} if world_size() > 1 else {}
     try:
         yield
     finally:
@@ -76,14 +77,15 @@ def alone() -> Iterator[None]:
 
 
 def on_main(work: Callable[[], Any]) -> Any:
-    """`work`'s result (a JSON value) on every process; the main one does it, alone.
+    """Do `work` in the main process and return its result, a JSON value, in all.
 
-    Raises Stopped on the others when it, or any other, fails.
+    Raises:
+        Stopped: in the others, when any process fails.
     """
-    if count() == 1:
+    if world_size() == 1:
         return work()
     if is_main():
-        with alone():
+        with single_process():
             result = work()
         _store().set(_next_key(), json.dumps(result))
         return result
@@ -92,26 +94,26 @@ def on_main(work: Callable[[], Any]) -> Any:
     return json.loads(_store().get(key))
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
-    if count() == 1:
+    if world_size() == 1:
         return
     key = _next_key()
     _store().add(key, 1)
-    _wait(lambda: _store().add(key, 0) >= count())
+    _wait(lambda: _store().add(key, 0) >= world_size())
 
 
 def linger() -> None:
-    """Let the others look into the store once more, before the process that may hold it ends."""
-    if count() > 1 and is_main():
-        time.sleep(2 * _PAUSE)
+    """Let the others read the store once more before the process that may hold it ends."""
+    if world_size() > 1 and is_main():
+        time.sleep(2 * _POLL)
 
 
 def first_to_fail() -> bool:
-    """Tell the others that this process failed; whether it is the first, whose word counts."""
-    if count() == 1:
+    """Report to the others that this process failed; whether it is the first to do so."""
+    if world_size() == 1:
         return True
-    own = str(index())
+    own = str(rank())
     try:
         return _store(seconds=5.0).compare_set(_FAILED, "", own).decode() == own
     except Exception:  # the store went with the process that held it
@@ -119,18 +121,18 @@ def first_to_fail() -> bool:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """A part that all processes do: one that another's end breaks off fails with one line."""
+def joint_work() -> Iterator[None]:
+    """Work of all processes; if another one ends, it fails with a one-line SafeSteerError."""
     try:
         yield
     except RuntimeError as error:
-        if count() > 1 and _is_lost(error):
+        if world_size() > 1 and _is_lost(error):
             raise SafeSteerError(LOST) from error
         raise
 
 
-def part() -> None:
-    """End the process group and accelerate's memory of it: the work of all processes is done."""
+def destroy_process_group() -> None:
+    """End the process group and accelerate's record of it, after the work of all processes."""
     from accelerate.state import AcceleratorState
     from torch import distributed
 
@@ -145,7 +147,7 @@ def _next_key() -> str:
     return f"meeting-{_state['meetings']}"
 
 
-def _store(seconds: float = _ARRIVAL) -> Any:
+def _store(seconds: float = _START_TIMEOUT) -> Any:
     if _state["store"] is None:
         from torch.distributed import PrefixStore
         from torch.distributed.rendezvous import rendezvous
@@ -160,13 +162,13 @@ def _wait(done: Callable[[], bool]) -> None:
         while not done():
             if _store().check([_FAILED]):
                 raise Stopped("another process of this run failed")
-            time.sleep(_PAUSE)
+            time.sleep(_POLL)
     except RuntimeError as error:  # the store is gone, and the main process with it
         raise SafeSteerError(LOST) from error
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Whether it comes from a connection to another process; gloo's errors have no class."""
+    """Whether a connection to another process broke; gloo's errors have no class of their own."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or any(word in str(error) for word in ("gloo", "NCCL"))

@@ -1,7 +1,7 @@
-"""Files that are whole or absent, and error messages a person can act on.
+"""Atomic files, hashes, and errors that name the file.
 
-Every write goes to a temporary name in the same folder, is flushed to the disk and then renamed,
-so a reader never meets half a file, whatever ends the process. Nothing here knows what a run is.
+Every write goes to a temporary name in the same folder, is flushed to disk and then renamed, so a
+reader never sees half a file, whatever ends the process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ from safesteer.errors import InputError, SafeSteerError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A process that is killed can leave one of these behind; a run removes them when it is reopened.
-PARTIAL = ".partial"  # ends the name of a folder that is being written
+# A killed process can leave one of these behind; a run removes them when it is opened again.
+PARTIAL = ".partial"  # suffix of a folder that is being written
 TEMPORARY_PATTERN = ".safesteer-*.tmp"
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
@@ -48,19 +48,24 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write one JSON document. NaN and infinity, which JSON cannot hold, are refused."""
+    """Write one JSON document.
+
+    Raises:
+        SafeSteerError: the value holds NaN or infinity, or the file cannot be written.
+    """
     write_text(path, _dumps(value, Path(path), indent=1) + "\n")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write one JSON document per line. All rows are made before the file is touched."""
+    """Write one JSON document per line. All rows are made before the file is opened."""
     write_text(path, "".join(_dumps(row, Path(path)) + "\n" for row in rows))
 
 
 def append_line(path: str | Path, line: bytes) -> None:
-    """Add a line to a file that only grows, after whatever half line a kill has left there.
+    """Append a line to a file, on a new line even after the half line of a killed process.
 
-    Unlike the other writers it raises the bare OSError: not every caller minds.
+    Raises:
+        OSError: as it comes, since some callers ignore it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,41 +80,62 @@ def append_line(path: str | Path, line: bytes) -> None:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors. They pass through memory once more: not for whole models."""
+    """Write tensors as safetensors; a copy of them all is made in memory."""
     from safetensors.torch import save
 
-    # `save_file` would make the file readable by its owner only, and replace a device by a file.
+    # `save_file` would make the file readable by its owner alone, and replace a device by a file.
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     _write(Path(path), save(contiguous, dict(metadata) if metadata else None))
 
 
+def read_lines(path: str | Path) -> Iterator[Any]:
+    """Yield the JSON documents of a file written by `append_line`, skipping damaged lines.
+
+    Raises:
+        OSError: as it comes.
+    """
+    for line in Path(path).read_bytes().split(b"\n"):
+        with suppress(ValueError, RecursionError):
+            yield json.loads(line)
+
+
 def read_json(path: str | Path) -> Any:
-    """Read one JSON document; InputError names a file that is missing, cut off or not JSON."""
+    """Read one JSON document.
+
+    Raises:
+        InputError: the file is missing, truncated or not JSON.
+    """
     data = _read(Path(path))
     if not data.strip():
-        raise InputError(f"{path} is empty: it was damaged or cut off")
+        raise InputError(f"{path} is empty; it was damaged or truncated")
     try:
         return json.loads(data.decode("utf-8"))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{path} is not valid JSON ({place}): it was damaged or cut off") from None
+        raise InputError(
+            f"{path} is not valid JSON ({place}); it was damaged or truncated"
+        ) from None
     except (UnicodeDecodeError, RecursionError):
         raise InputError(f"{path} is not a JSON text file") from None
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file onto the CPU. Nothing is ever unpickled."""
+    """Read the tensors of a safetensors file onto the CPU; nothing is ever unpickled.
+
+    Raises:
+        InputError: the file is missing, truncated or not safetensors.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         return load(_read(Path(path)))
     except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error})") from None
+        raise InputError(f"{path} is not a complete safetensors file ({error})") from None
 
 
 def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
+    """The SHA-256 of a file's content, as hexadecimal digits."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -121,22 +147,20 @@ def sha256_file(path: str | Path) -> str:
 
 
 def write_error(path: str | Path, error: OSError) -> SafeSteerError:
-    """The error to raise when writing `path` failed: what, where and what to do, in one line."""
+    """The error to raise when writing `path` failed."""
     if error.errno in _FULL:
         return SafeSteerError(
-            f"cannot write {path}: {_FULL[error.errno]}: free some space and run the same command"
-            " again; what was finished is kept"
+            f"cannot write {path}: {_FULL[error.errno]}. Try: free some space and run the same"
+            " command again, which keeps finished work"
         )
     if error.errno in _FORBIDDEN:
-        return InputError(
-            f"cannot write {path}: {_FORBIDDEN[error.errno]}: choose a folder you may write to"
-        )
+        return InputError(f"cannot write {path}: {_FORBIDDEN[error.errno]}. Try: another folder")
     kind = InputError if error.errno in _WRONG_PATH else SafeSteerError
     return kind(f"cannot write {path}: {error.strerror or error}")
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error says that the disk, or the quota on it, has no space left."""
+    """Whether an error means that the disk, or the user's quota on it, is full."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
@@ -149,7 +173,7 @@ def _write(path: Path, data: bytes) -> None:
             # A pipe or a device, such as /dev/stdout: renaming over it would destroy it.
             path.write_bytes(data)
             return
-        # Through a symbolic link, the file it points to is replaced, not the link.
+        # A symbolic link stays; the file that it points to is replaced.
         _replace(path.resolve(), data)
     except OSError as error:
         raise write_error(path, error) from error
@@ -171,7 +195,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can; the file itself is whole anyway."""
+    """Make a rename survive a power cut, if the system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -185,7 +209,7 @@ def _dumps(value: Any, path: Path, indent: int | None = None) -> str:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise SafeSteerError(f"cannot write {path}: {error}") from None
-    # Half a surrogate pair, which a prompt file can contain, has no UTF-8: only then escape.
+    # Half a surrogate pair, which a prompt file can contain, has no UTF-8 and must be escaped.
     if any("\ud800" <= character <= "\udfff" for character in text):
         text = json.dumps(value, indent=indent, allow_nan=False)
     return text

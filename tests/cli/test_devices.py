@@ -119,7 +119,7 @@ def broken_off(arguments, alone, new_processes, tmp_path_factory):
     run = tmp_path_factory.mktemp("broken-off") / "run"
     main, other = new_processes(*[[*arguments, run]] * 2, program=[HERE / "dies.py"])
     assert (main.code, other.code) == (1, -signal.SIGKILL), main.err + other.err
-    assert main.err.count("\n") == 1 and "another process of this run ended" in main.err
+    assert main.err.count("\n") == 1 and "lost contact with another process" in main.err
     assert other.out == other.err == ""  # the main process alone prints
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["stages"]["train"]["status"] == "failed"

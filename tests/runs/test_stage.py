@@ -204,7 +204,9 @@ def test_saved_progress_counts(open_run):
 def test_a_full_disk_in_a_stage_is_one_line(open_run, monkeypatch):
     run = open_run()
     with (
-        pytest.raises(SafeSteerError, match="the disk is full: free some space and run the same"),
+        pytest.raises(
+            SafeSteerError, match=r"the disk is full\. Try: free some space and run the same"
+        ),
         run.stage("train", {}),
     ):
         monkeypatch.setattr(os, "fsync", full)

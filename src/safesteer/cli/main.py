@@ -85,7 +85,7 @@ def _top(
 def program() -> NoReturn:
     """Run the command line, and end the process with its exit code."""
     code = main()
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         sys.exit(code)
     # FSDP keeps gloo's threads alive. If the interpreter shuts down while one of them frees a
     # tensor, the process aborts (SIGABRT), and the launcher then kills the other processes.
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(command.main(given, prog_name="safesteer", standalone_mode=False) or 0)
     try:
         with (
-            nullcontext() if joint else distributed.alone(),
+            nullcontext() if joint else distributed.single_process(),
             command.make_context("safesteer", given) as context,
         ):
             command.invoke(context)
@@ -169,7 +169,7 @@ def _explain(error: Exception, command: object) -> tuple[str, int]:
 def _interrupted(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in RESUMABLE:
         return "interrupted"
-    if distributed.count() > 1:  # the launcher interrupts all processes when one has ended
+    if distributed.world_size() > 1:  # the launcher interrupts all processes when one has ended
         return "interrupted, or another process has ended. Resume with the same command"
     # --fresh would delete the stages to resume from.
     again = [argument for argument in arguments if argument != "--fresh"]
@@ -178,7 +178,7 @@ def _interrupted(arguments: list[str]) -> str:
 
 def _end(message: str) -> None:
     """Print why the process ends; of several processes only the first to fail prints."""
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's would cut the message off
     if distributed.first_to_fail():
         print(" ".join(message.split()), file=sys.stderr)

@@ -53,7 +53,7 @@ def prepare_resume(folder: Path, layout: str, window: int) -> str | None:
     """
     checkpoint = last_checkpoint(folder, window)
     if checkpoint is not None:
-        saved = read_json(checkpoint / _MARKER).get("layout", "whole")
+        saved = read_json(checkpoint / _MARKER).get("layout", "replicated")
         if layout != saved:
             raise InputError(
                 f"{checkpoint} holds weights laid out as '{saved}', and this start lays them out"

@@ -92,7 +92,7 @@ def train(
     updates = len(rows) // per_update
     window = min(settings.steps_per_generation, updates)
     rows += rows[: -updates % window * per_update]  # windows are whole; these are not trained on
-    rows = for_processes(rows, window * per_update, distributed.count())
+    rows = for_processes(rows, window * per_update, distributed.world_size())
     layout = distributed.layout()
     if settings.method == "full" and frozen is None:
         frozen = copy.deepcopy(model.model)
@@ -100,7 +100,7 @@ def train(
     if damping is not None:
         _check_kfac(short_anchors, layout)
     preconditioner: dict[str, torch.Tensor] = {}
-    own = completions_per_process(settings, distributed.count())
+    own = completions_per_process(settings, distributed.world_size())
     micro = _dividing(own, settings.per_device_train_batch_size or own)
     teacher_tokens = TEACHER_BATCH_TOKENS
 
@@ -159,7 +159,7 @@ def train(
                 )
                 start_preconditioned(student, preconditioner)  # before a checkpoint is loaded
         # Other processes would wait for the passes that this one makes again.
-        if (once() if distributed.count() > 1 else attempt(once)) is not None:
+        if (once() if distributed.world_size() > 1 else attempt(once)) is not None:
             if settings.method == "lora":
                 extrapolate(student, settings.lora.extrapolation)
             return student.eval()
@@ -182,7 +182,7 @@ def train(
 
 
 def _check_kfac(anchors: Sequence[Any], layout: str) -> None:
-    if layout != "whole":
+    if layout != "replicated":
         raise InputError(
             f"train.lora.kfac_damping needs whole adapters in every process, and {layout} splits"
             " them. Try: train.lora.kfac_damping=null, or copies of the model (ddp)"
@@ -210,11 +210,12 @@ def _arguments(
 ) -> DistillationConfig:
     parameter = next(student.parameters())
     # Weights that are going to be spread over devices wait on the CPU.
-    cuda = parameter.is_cuda or (distributed.layout() != "whole" and torch.cuda.is_available())
+    cuda = parameter.is_cuda or (distributed.layout() != "replicated" and torch.cuda.is_available())
     arguments = DistillationConfig(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=completions_per_process(settings, distributed.count()) // micro,
+        gradient_accumulation_steps=completions_per_process(settings, distributed.world_size())
+        // micro,
         max_steps=updates,
         learning_rate=settings.learning_rate,
         weight_decay=WEIGHT_DECAY,

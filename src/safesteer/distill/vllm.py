@@ -58,7 +58,7 @@ def check_rollouts(settings: TrainSettings, device: torch.device) -> None:
         raise InputError(
             f"{_ASKED}: vLLM is not installed. Try: pip install 'safesteer[vllm]', or {_PLAIN}"
         )
-    if distributed.layout() != "whole":
+    if distributed.layout() != "replicated":
         raise InputError(
             f"{_ASKED}: every process needs all weights to send them, and {distributed.layout()}"
             f" splits them. Try: copies of the model (accelerate/ddp-2-gpus), or {_PLAIN}"
@@ -71,7 +71,7 @@ def check_rollouts(settings: TrainSettings, device: torch.device) -> None:
 
 def check_model(settings: ModelSettings) -> None:
     """Raise InputError for a model whose weights cannot be sent to vLLM."""
-    if ":" in settings.device and distributed.count() == 1:
+    if ":" in settings.device and distributed.world_size() == 1:
         raise InputError(
             f"{_ASKED} and model.device = '{settings.device}': TRL uses the first device. Try:"
             " model.device=auto, with CUDA_VISIBLE_DEVICES to choose the device"
@@ -209,7 +209,7 @@ def release(generation: Any) -> None:
     llm.llm_engine.engine_core.shutdown()
     del llm
     parallel_state.destroy_model_parallel()
-    if distributed.count() == 1:  # with several, the group belongs to the training
+    if distributed.world_size() == 1:  # with several, the group belongs to the training
         parallel_state.destroy_distributed_environment()
     gc.collect()
     if torch.cuda.is_available():

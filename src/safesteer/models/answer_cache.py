@@ -12,13 +12,14 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from safesteer.files import append_line
+from safesteer.files import append_line, read_lines
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,11 @@ class Cache:
     def __init__(self, folder: str | Path, identity: str) -> None:
         self._identity = identity
         self._path = Path(folder) / f"{identity[:16]}.jsonl"
-        self._values = dict(_read_lines(self._path))
+        self._values: dict[str, Any] = {}
+        with suppress(OSError):
+            for row in read_lines(self._path):
+                with suppress(KeyError, TypeError):
+                    self._values[str(row["key"])] = row["value"]
 
     def get(self, key: Any) -> Any:
         """The value of `key` (JSON values), or None."""
@@ -86,16 +91,3 @@ def weights_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _read_lines(path: Path) -> Iterable[tuple[str, Any]]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return
-    for line in lines:
-        try:
-            row = json.loads(line)
-            yield str(row["key"]), row["value"]
-        except (ValueError, KeyError, TypeError):
-            continue

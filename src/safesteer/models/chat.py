@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from safesteer.errors import InputError
+from safesteer.errors import InputError, one_line
 from safesteer.models.thinking import find_thinking
 
 Message = dict[str, str]
@@ -109,8 +109,7 @@ class ChatRenderer:
                 self._in_parts = _PROBE in self.text(probe)
         except Exception as error:  # a template is a program: it can fail in any way
             raise InputError(
-                "the chat template cannot render a single user turn"
-                f" ({' '.join(str(error).split())})"
+                f"the chat template cannot render a single user turn ({one_line(error)})"
             ) from None
         if not as_is:
             source = template + "".join(t.content for t in tokenizer.added_tokens_decoder.values())
@@ -166,7 +165,7 @@ class ChatRenderer:
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(
                 f"the chat template cannot render a conversation of the roles {roles}"
-                f" ({' '.join(str(error).split())})"
+                f" ({one_line(error)})"
             ) from error
         ids = [token for piece in pieces for token in self._encode(piece)]
         return ids + self._encode(answer) if answer else ids

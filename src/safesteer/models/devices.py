@@ -27,7 +27,11 @@ def pick_device(name: str) -> torch.device:
     several processes gets a CUDA device of its own.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", distributed.local_index()) if distributed.count() > 1 else _CUDA
+        return (
+            torch.device("cuda", distributed.local_rank())
+            if distributed.world_size() > 1
+            else _CUDA
+        )
     if name == "auto":
         return torch.device("cpu")
     try:
@@ -44,11 +48,11 @@ def pick_device(name: str) -> torch.device:
 def check_device_map(settings: ModelSettings) -> None:
     """Raise InputError for one model over several devices where it cannot be."""
     device_map = settings.advanced.device_map
-    if device_map is not None and distributed.count() > 1:
+    if device_map is not None and distributed.world_size() > 1:
         raise InputError(
             f"model.advanced.device_map = '{device_map}' spreads one model over the devices of one"
-            f" process, and there are {distributed.count()} processes. Try: leave it out, or start"
-            " one process"
+            f" process, and there are {distributed.world_size()} processes. Try: leave it out, or"
+            " start one process"
         )
     if complaint := DEVICE_MAP.complaint(model=settings):  # a copy of settings is not validated
         raise InputError(complaint)

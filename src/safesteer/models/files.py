@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 
 from safesteer.config.settings import ModelSettings
-from safesteer.errors import InputError, nearest
+from safesteer.errors import InputError, nearest, one_line
+from safesteer.files import sha256_file
 
 BUILTIN = "smollm2-135m"
 # Before the name of a base that is an adapter, see `base_name`.
@@ -79,11 +80,11 @@ def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
     digest = hashlib.sha256()
     revision = settings.revision
     if kind == "gguf":
-        digest.update(_file_digest(path).encode())
+        digest.update(sha256_file(path).encode())
     else:
         for file in sorted(path.iterdir()):
             if file.suffix in {".safetensors", ".json", ".jinja", ".model"} and file.is_file():
-                content = file.resolve().name if file.is_symlink() else _file_digest(file)
+                content = file.resolve().name if file.is_symlink() else sha256_file(file)
                 digest.update(f"{file.name}:{content}\n".encode())
         if path.parent.name == "snapshots":
             revision = path.name
@@ -156,16 +157,3 @@ def _download(settings: ModelSettings) -> Path:
             f" {one_line(error)[:160]}); give a hub id, a folder, a .gguf file or"
             f" {BUILTIN}{nearest(settings.id, [BUILTIN])}"
         ) from None
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error of a library, without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -89,7 +89,7 @@ def is_sharded(model: nn.Module) -> bool:
 
     Each pass through such a model has to be met by one of every other process.
     """
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         return False
     block = find_blocks(model)[0]
     return any(hasattr(module, "unshard") for module in (model, block)) or any(

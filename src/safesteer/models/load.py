@@ -30,10 +30,10 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from safesteer.config.settings import ModelSettings
-from safesteer.errors import InputError
+from safesteer.errors import InputError, one_line
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
-from safesteer.models.files import adapter_base, fingerprint, locate, one_line
+from safesteer.models.files import adapter_base, fingerprint, locate
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.quantization import (
     BITSANDBYTES,

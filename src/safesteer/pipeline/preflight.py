@@ -73,7 +73,7 @@ def open_pipeline(
             if distributed.is_main():
                 check_disk(run.path, settings)
         if suite is not None and distributed.is_main() and not run.output_hashes("evaluate"):
-            with distributed.alone():
+            with distributed.single_process():
                 suite.prepare()
         return Pipeline(run, reporter, prompts=prompts, suite=suite)
     except BaseException:
@@ -91,7 +91,7 @@ def plan_suite(
     """
     if not distributed.is_main():
         return None
-    with distributed.alone():
+    with distributed.single_process():
         return Suite.plan(
             [*prompts, *settings.evaluate.benchmarks],
             settings,
@@ -112,7 +112,7 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
     own = {"folder": os.path.realpath(path), "settings": settings.model_dump(mode="json")}
     if different := changed_keys(distributed.on_main(lambda: own), own):
         raise InputError(
-            f"process {distributed.index()} was given another {', '.join(different[:4])} than"
+            f"process {distributed.rank()} was given another {', '.join(different[:4])} than"
             " process 0. Try: the same command for all processes"
         )
     if run is None:
@@ -122,7 +122,7 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
             )
         run = RunDirectory.load(path)
     try:
-        distributed.meet()
+        distributed.barrier()
     except BaseException:
         run.close()
         raise
@@ -131,7 +131,7 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
 
 def check_devices(settings: Settings) -> None:
     """Raise InputError for settings that these devices and processes cannot work with."""
-    processes = distributed.count()
+    processes = distributed.world_size()
     completions_per_process(settings.train, processes)
     check_device_map(settings.model)
     if processes > 1 and ":" in settings.model.device:
@@ -143,15 +143,15 @@ def check_devices(settings: Settings) -> None:
 
 
 def _open_to_write(path: str | Path, settings: Settings, fresh: bool) -> RunDirectory:
-    with distributed.alone():
+    with distributed.single_process():
         full = settings.train.method == "full"
         quantized = check_quantization(settings.model, *locate(settings.model), full=full)
-    if quantized != "none" and distributed.layout() != "whole":
+    if quantized != "none" and distributed.layout() != "replicated":
         raise InputError(
             f"{settings.model.id} in {quantized} cannot be spread over processes. Try: copies of"
             " it (ddp), or a single process"
         )
-    with distributed.alone():
+    with distributed.single_process():
         model = fingerprint(settings.model)
         run = RunDirectory.open(path, settings=settings, model=model, fresh=fresh)
         record_dtype(run, settings.model)

@@ -84,7 +84,7 @@ class Pipeline(RunArtifacts):
             elif distributed.is_main():
                 unused = name == "direction" and not self.settings.teacher.steers
                 if not unused or name == stages[-1]:
-                    with distributed.alone():
+                    with distributed.single_process():
                         getattr(self, name)()
 
     # What the stages share ---------------------------------------------------------------------
@@ -223,7 +223,7 @@ class Pipeline(RunArtifacts):
         if stage is None:
             self.run.reload()
         full = self.settings.train.method == "full"
-        with stage or nullcontext(), distributed.together():
+        with stage or nullcontext(), distributed.joint_work():
             student, tokenizer = self._distil(stage)
             target = self.run.path / ("model" if full else "adapter")
             if stage is not None:
@@ -233,14 +233,14 @@ class Pipeline(RunArtifacts):
             if stage is not None:
                 stage.add_output(target)
                 stage.add_output(self.run.path / "train" / "metrics.jsonl")
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             self.unload()  # these weights may be a part of the whole
-            distributed.part()
+            distributed.destroy_process_group()
         elif not full:  # all weights are read back as they will be used, in the settings' dtype
             self.student = student
 
     def _pending_training(self) -> StageRecord | None:
-        with distributed.alone():
+        with distributed.single_process():
             stage = self._pending(
                 "train",
                 self._inputs(
@@ -261,7 +261,7 @@ class Pipeline(RunArtifacts):
         model = self._model_to_train()
         full = settings.method == "full"
         student = load_model(self._train_settings(), for_full_training=True) if full else model
-        distributed.meet()  # loading can take longer than a process group would wait
+        distributed.barrier()  # loading can take longer than a process group would wait
         self.reporter.stage("train", "distilling the teacher on the safety tokens")
 
         def on_update(metrics: dict[str, Any], total: int) -> None:
@@ -286,12 +286,12 @@ class Pipeline(RunArtifacts):
 
     def _train_settings(self) -> ModelSettings:
         """How a model is loaded for training: accelerate itself spreads it over devices."""
-        if distributed.layout() == "whole":
+        if distributed.layout() == "replicated":
             return self.model_settings
         return self.model_settings.model_copy(update={"device": "cpu"})
 
     def _model_to_train(self) -> ChatModel:
-        if distributed.layout() == "whole":
+        if distributed.layout() == "replicated":
             return self.model
         self.unload()  # makes room for a part of every process's model
         return load_model(self._train_settings())
