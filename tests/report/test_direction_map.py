@@ -1,4 +1,4 @@
-"""What stands in the report of candidates that were rejected before all their scores were made."""
+"""Maps of candidates that were rejected before all their scores were computed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from safesteer.direction.candidates import Candidate
 from safesteer.direction.extract import DirectionResult
 from safesteer.direction.vector import Direction
+from safesteer.report.direction_map import _SCORES as SCORES
 from safesteer.report.direction_map import direction
 
 
@@ -29,15 +30,15 @@ def test_a_score_that_was_not_made_is_shown_as_such():
     ]
     assert missing == [[False] * 3, [False, True, True], [False, False, True], [True] * 3]
     maps = direction(SimpleNamespace(direction=content))["maps"]
+    assert all(f"{m['title']}: 4 candidates" in str(m["chart"]) for m in maps)
     cells = {
-        re.search(r"(\w+) of 4 candidates", str(m["chart"]))[1]: re.findall(
-            r"<title>([^<]*)</title>.*?fill-opacity:([0-9.]+)", str(m["chart"])
-        )
+        m["title"]: re.findall(r"<title>([^<]*)</title>.*?fill-opacity:([0-9.]+)", str(m["chart"]))
         for m in maps
     }
     for key, scored in (("addition", {1, 2, 3}), ("kl", {1, 3}), ("ablation", {1})):
-        assert len(cells[key]) == 4
-        for text, depth in cells[key]:
+        of_score = cells[SCORES[key][0]]
+        assert len(of_score) == 4
+        for text, depth in of_score:
             layer = int(re.match(r"layer (\d)", text)[1])
             assert ("not scored; rejected: " in text) == (layer not in scored)
             assert (float(depth) == 0) == (layer not in scored)

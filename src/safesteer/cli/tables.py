@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from safesteer.report.rows import change_rows, result_lines, result_rows
-from safesteer.report.words import duration, percent, size
+from safesteer.report.words import duration, percent, place_words, size
 from safesteer.runs.directory import RunDirectory
 
 TOP_TOKENS = 20
@@ -123,9 +123,6 @@ def completions(samples: dict[str, list[dict[str, Any]]], count: int = 3) -> lis
 
 
 def _direction(content: dict[str, Any]) -> list[RenderableType]:
-    place = f"layer {content['layer']}, strength {content['coefficient']:g}"
-    if content["position"] is not None:
-        place += f", position {content['position']}"
     judged = [c for c in content["scores"] if c["flip_rate"] is not None]
     judged.sort(key=lambda c: (bool(c["rejected"]), -c["flip_rate"], c["harmless_refusals"] or 0.0))
     columns = ("layer", "strength", "harmful refused", "harmless refused", "perplexity", "rejected")
@@ -140,7 +137,7 @@ def _direction(content: dict[str, Any]) -> list[RenderableType]:
             c["rejected"],
         )
     return [
-        Text(f"  chosen: {content['method']}, {place}", style="bold"),
+        Text(f"  chosen: {content['method']}, {place_words(content)}", style="bold"),
         Text(f"  the best of {len(content['scores'])} candidates, as teachers:"),
         shown,
     ]

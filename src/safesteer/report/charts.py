@@ -1,8 +1,8 @@
-"""Charts as inline SVG: plain functions from numbers to markup, coloured by the page's classes.
+"""Inline SVG: functions from numbers to markup, and charts that are as wide as the page.
 
-Colours come from style.css, so that a chart follows light, dark and print. A mark is told from
-another by shape or dash as well as by colour. Charts that span the page have no viewBox: x is in
-percent, so that text keeps its size on a phone. Every text passes through `escape`.
+Colors come from style.css, so that charts follow light mode, dark mode and print. Models differ by
+shape or dash as well as by color. Charts as wide as the page have no viewBox: x is in percent, so
+that text keeps its size on a phone. Every text passes through `escape`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from safesteer.report.words import visible
 
 
 def escape(text: object) -> Markup:
-    """`text` for HTML, with unseen characters spelt out."""
+    """`text` for HTML, with invisible characters spelled out."""
     return _escape(visible(str(text)))
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with its 95 % interval: one row of `intervals`.
+    """A value with its 95% interval: one row of `intervals`.
 
     Attributes:
-        model: base, aligned or teacher; decides colour and shape.
+        model: base, aligned or teacher; decides color and shape.
         value, low, high: in the units of the axis.
         text: the figure in words.
     """
@@ -40,7 +40,7 @@ class Bar:
 
 
 def intervals(bars: Sequence[Bar], bounds: tuple[float, float], name: str) -> Markup:
-    """Values on one line below each other, with whiskers; the axis runs over `bounds`."""
+    """Rows of values with whiskers on an axis over `bounds`."""
     step, top = 24, 14
     height = step * len(bars) + 8
     low, high = bounds
@@ -58,20 +58,17 @@ def intervals(bars: Sequence[Bar], bounds: tuple[float, float], name: str) -> Ma
             f'<line class="whisker" x1="{x(bar.low)}%" x2="{x(bar.high)}%" y1="{y}" y2="{y}"/>'
             f"{_mark(bar.model, x(bar.value), y)}</g>"
         )
-    said = "; ".join(bar.text for bar in bars)
-    return svg(f"{name}: {said}", "".join(parts), f'width="100%" height="{height}"', "intervals")
+    texts = "; ".join(bar.text for bar in bars)
+    return svg(f"{name}: {texts}", "".join(parts), f'width="100%" height="{height}"', "intervals")
 
 
 def _mark(model: str, x: float, y: float) -> str:
-    """Circle for the base, diamond for the aligned model, triangle for the teacher; x in percent.
-
-    Nested so that a shape in pixels stands at a place in percent.
-    """
+    """A model's shape, which is in pixels, at an x in percent."""
     return f'<svg x="{x}%" y="{y}" overflow="visible" class="mark">{shape(model)}</svg>'
 
 
 def shape(kind: str, x: float = 0.0, y: float = 0.0, r: float = 5.0) -> str:
-    """The mark of a model around a point in pixels."""
+    """A model's mark around a point in pixels: circle (base), diamond (aligned), triangle."""
     if kind == "base":
         return f'<circle class="hollow" cx="{x:g}" cy="{y:g}" r="{r - 0.5:g}"/>'
     points: tuple[tuple[float, float], ...]
@@ -84,7 +81,7 @@ def shape(kind: str, x: float = 0.0, y: float = 0.0, r: float = 5.0) -> str:
 
 
 def log_strip(values: Sequence[tuple[str, float]], powers: tuple[int, int], name: str) -> Markup:
-    """Probabilities of one token under several models; log scale between two powers of ten."""
+    """Probabilities of one token under several models, on a log scale between powers of ten."""
     parts = ['<line class="grid" x1="0" x2="100%" y1="9" y2="9"/>']
     low, high = powers
 
@@ -116,7 +113,7 @@ def legend_line(style: str) -> Markup:
 
 
 def svg(name: str, content: str, size: str, style: str) -> Markup:
-    """A chart with its name for those who cannot see it; `content` is escaped already."""
+    """A chart with its name for screen readers; `content` is already escaped."""
     return Markup(
         f'<svg class="chart {style}" {size} role="img" aria-label="{escape(name)}">{content}</svg>'
     )

@@ -330,12 +330,12 @@ def _planes(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         }
         best = front(axes)
         points = [(run, x, axes["safety"][run], run in best) for run, x in axes[kind].items()]
-        benchmarks = comparison["axes"][kind] + comparison["axes"]["safety"]
         planes.append(
             {
                 "title": f"Safety against {name}",
                 "chart": plots.plane(points, axis_title, "safety"),
-                "axes": ", ".join(map(label, benchmarks)),
+                "across": ", ".join(map(label, comparison["axes"][kind])),
+                "up": ", ".join(map(label, comparison["axes"]["safety"])),
             }
         )
     return planes

@@ -7,7 +7,7 @@ from typing import Any
 
 from safesteer.report import plots
 from safesteer.report.findings import Findings
-from safesteer.report.words import number, percent
+from safesteer.report.words import number, percent, place_words
 
 # {score: (title, whether higher is better)}
 _SCORES = {
@@ -26,9 +26,6 @@ def direction(findings: Findings) -> dict[str, Any] | None:
     content = findings.direction
     if content is None:
         return None
-    place = f"layer {content['layer']}, strength {content['coefficient']:g}"
-    if content.get("position") is not None:
-        place += f", position {content['position']}"
     reasons: dict[str, list[dict[str, Any]]] = {}
     for score in content["scores"]:
         if score["rejected"]:
@@ -36,7 +33,7 @@ def direction(findings: Findings) -> dict[str, Any] | None:
             reasons.setdefault(re.sub(r"\d[\d.]*", "#", score["rejected"]), []).append(score)
     return {
         "method": content["method"],
-        "place": place,
+        "place": place_words(content),
         "norm": content["norm"],
         "qualified": content["qualified"],
         "notes": content["notes"],
@@ -57,79 +54,60 @@ def direction(findings: Findings) -> dict[str, Any] | None:
 
 def _heat_maps(content: dict[str, Any]) -> list[dict[str, Any]]:
     """A map per source and score: layers by positions, or layers by strengths."""
-    maps = []
     layers = sorted({score["layer"] for score in content["scores"]})
+    maps = []
     for method in dict.fromkeys(score["method"] for score in content["scores"]):
-        for key, (title, high_is_good) in _SCORES.items():
-            of_method = [s for s in content["scores"] if s["method"] == method]
-            scores = [s for s in of_method if s[key] is not None]
-            by_position = any(s["position"] is not None for s in scores)
-            if key == "addition" and not by_position:
-                # This score does not depend on the strength: one row.
-                scores = list({s["layer"]: {**s, "coefficient": 1.0} for s in scores}.values())
-                title = _MARGIN
-            if scores:
-                if key in ("ablation", "addition", "kl"):
-                    # The score that rejects a candidate is the last one computed for it.
-                    scores += [s for s in of_method if s["rejected"] and s[key] is None]
-                maps.append(
-                    {
-                        "method": method,
-                        "title": title,
-                        "better": "higher is better" if high_is_good else "lower is better",
-                        **_heat_map(scores, key, high_is_good, by_position, content, layers),
-                    }
-                )
+        of_method = [score for score in content["scores"] if score["method"] == method]
+        for key in _SCORES:
+            drawn = _heat_map(key, of_method, content, layers)
+            if drawn is not None:
+                maps.append({"method": method, **drawn})
     return maps
 
 
 def _heat_map(
-    scores: list[dict[str, Any]],
-    key: str,
-    high_is_good: bool,
-    by_position: bool,
-    content: dict[str, Any],
-    layers: list[int],
-) -> dict[str, Any]:
+    key: str, of_method: list[dict[str, Any]], content: dict[str, Any], layers: list[int]
+) -> dict[str, Any] | None:
+    """The map of one score; None where no candidate has it."""
+    title, high_is_good = _SCORES[key]
+    scores = [score for score in of_method if score[key] is not None]
+    if not scores:
+        return None
+    by_position = any(score["position"] is not None for score in scores)
+    single_row = key == "addition" and not by_position
+    if single_row:  # this score does not depend on the strength
+        scores = list({s["layer"]: {**s, "coefficient": 1.0} for s in scores}.values())
+        title = _MARGIN
+    rates = key in ("flip_rate", "harmless_refusals")
+    values = [score[key] for score in scores]
+    low, high = (0.0, 1.0) if rates else (min(values), max(values))
+    if key in ("ablation", "addition", "kl"):
+        # Candidates that were rejected before this score was computed.
+        scores += [score for score in of_method if score["rejected"] and score[key] is None]
+
     axis = "position" if by_position else "coefficient"
     rows = sorted({score[axis] for score in scores}, reverse=True)
-    values = [score[key] for score in scores if score[key] is not None]
-    rates = key in ("flip_rate", "harmless_refusals")
-    low, high = (0.0, 1.0) if rates else (min(values), max(values))
-    single_row = key == "addition" and not by_position
     cells = []
     for score in scores:
-        value = score[key]
-        if value is None:
-            shade, shown = None, "not scored"
-        else:
+        value, shade, shown = score[key], None, "not scored"
+        if value is not None:
             share = (value - low) / (high - low) if high > low else 1.0
             shade = share if high_is_good else 1 - share
             shown = percent(value, 0) if rates else number(value)
-        chosen = (
-            score["method"] == content["method"]
-            and score["layer"] == content["layer"]
-            and score["position"] == content["position"]
-            and (single_row or score["coefficient"] == content["coefficient"])
-        )
-        text = f"layer {score['layer']}, {_row_name(axis, score[axis])}: {shown}"
+        place = ("method", "layer", "position", *(() if single_row else ("coefficient",)))
+        chosen = all(score[name] == content[name] for name in place)
         rejected = bool(score["rejected"]) and (not single_row or value is None)
-        if rejected:
-            text += f"; rejected: {score['rejected']}"
-        cells.append(
-            plots.Cell(
-                score["layer"],
-                rows.index(score[axis]),
-                shade,
-                text + ("; chosen" if chosen else ""),
-                rejected=rejected,
-                chosen=chosen,
-            )
-        )
-    ends = [percent(v, 0) if rates else number(v) for v in (low, high)]
+        text = f"layer {score['layer']}, {_row_name(axis, score[axis])}: {shown}"
+        text += f"; rejected: {score['rejected']}" if rejected else ""
+        text += "; chosen" if chosen else ""
+        row = rows.index(score[axis])
+        cells.append(plots.Cell(score["layer"], row, shade, text, rejected, chosen))
+    ends = [percent(end, 0) if rates else number(end) for end in (low, high)]
     return {
+        "title": title,
+        "better": "higher is better" if high_is_good else "lower is better",
         "rows": ["\u00a0" if single_row else _row_name(axis, row) for row in rows],
-        "chart": plots.heat_map(cells, layers, len(rows), f"{key} of {len(cells)} candidates"),
+        "chart": plots.heat_map(cells, layers, len(rows), f"{title}: {len(cells)} candidates"),
         "ends": ends if high_is_good else ends[::-1],
     }
 

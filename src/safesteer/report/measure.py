@@ -1,8 +1,8 @@
-"""What the report shows of the insides of base, teacher and aligned model, measured once.
+"""Measurements inside base, aligned model and teacher for the report.
 
-A few prompts, in batches: probabilities of the safety tokens, the divergence at each token of some
-rollouts, and where the models' hidden states lie. Only rows of S are read from the output matrix;
-no [positions, vocabulary] tensor outlives a chunk. Writes plain numbers for JSON.
+On a few prompts: probabilities of the safety tokens S, divergence at each token of some rollouts,
+and hidden states in two dimensions. Only the rows of S are read from the output matrix, and no
+[positions, vocabulary] tensor outlives a chunk.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from safesteer.prompts import Prompt
 from safesteer.runs.artifacts import RunArtifacts
 
 TOKEN_PROMPTS = 16
-HARMFUL_ROLLOUTS = 5  # each by base and aligned model
-OTHER_ROLLOUTS = 3  # of each other set, by the aligned model
+HARMFUL_ROLLOUTS = 5  # each from base and aligned model
+OTHER_ROLLOUTS = 3  # per other set, from the aligned model
 ROLLOUT_TOKENS = 32
-STATE_PROMPTS = 50  # of each of two sets
+STATE_PROMPTS = 50  # per set
 _BATCH = 16
 
 Conversation = Sequence[Message]
@@ -39,8 +39,12 @@ Conversation = Sequence[Message]
 
 @torch.no_grad()
 def measure(artifacts: RunArtifacts) -> dict[str, Any]:
-    """The content of report/measurements.json; the run's training must be finished."""
-    # The aligned one first: its adapter changes the modules that the others run on.
+    """The content of report/measurements.json of a trained run, as plain numbers.
+
+    Args:
+        artifacts: loads the run's models, prompts and tokens.
+    """
+    # The aligned model first: its adapter changes the modules that the others run on.
     aligned = artifacts.variant("aligned")
     variants = {**{name: artifacts.variant(name) for name in VARIANTS}, "aligned": aligned}
     steps = {
@@ -61,8 +65,7 @@ def _token_probabilities(
 ) -> dict[str, Any]:
     """Mean probability of each safety token on the teacher's continuations, under each model.
 
-    The positions are of the kind that S was chosen on, so that base and teacher repeat what
-    tokens/safety_tokens.json says on fewer prompts, and the aligned model lies between them.
+    As in the choice of S, but on fewer prompts: base and teacher repeat tokens/safety_tokens.json.
     """
     settings = artifacts.settings.tokens
     prompts = artifacts.prompts[settings.prompts].validation[: settings.advanced.num_prompts]
@@ -89,10 +92,10 @@ def _token_probabilities(
 
 
 def _rollouts(artifacts: RunArtifacts, variants: dict[str, ModelVariant]) -> list[dict[str, Any]]:
-    """Sampled answers with, at each token, the divergence on S from what training aims at.
+    """Sampled answers with the divergence on S, at each token, from the target of training.
 
-    That is the teacher on harmful prompts, and the base on all others, where training anchors the
-    model. Harmful prompts are answered by the base too: the signal that training began with.
+    The target is the teacher on harmful prompts, and the base on all others (anchors). The base
+    answers harmful prompts, too: that is the signal at the start of training.
     """
     sets = artifacts.prompts
     harmful = [("harmful", prompt) for prompt in sets["harmful"].test[:HARMFUL_ROLLOUTS]]
@@ -109,23 +112,24 @@ def _rollouts(artifacts: RunArtifacts, variants: dict[str, ModelVariant]) -> lis
 def _compare(
     artifacts: RunArtifacts,
     variants: dict[str, ModelVariant],
-    asked: list[tuple[str, Prompt]],
+    prompts: list[tuple[str, Prompt]],
     variant: str,
     reference: str,
 ) -> list[dict[str, Any]]:
-    """Answers of `variant`, and what `variant` and `reference` think of each of their tokens."""
-    conversations = [prompt.messages for _, prompt in asked]
+    """Answers of `variant`, with the probabilities of `variant` and `reference` at each token."""
+    conversations = [prompt.messages for _, prompt in prompts]
     tails = _answers(
         variants[variant], conversations, ROLLOUT_TOKENS, ROLLOUT_TEMPERATURE, artifacts
     )
     tokens = artifacts.load_tokens()
-    # The rollouts' own tokens are read in the same pass, behind the K safety tokens.
+    # The rollouts' own tokens are read in the same pass, after the K safety tokens.
     seen = sorted({token for tail in tails for token in tail})
     column = {token: len(tokens) + index for index, token in enumerate(seen)}
     own = _log_probs(variants[variant], conversations, tails, tokens + seen)
     other = _log_probs(variants[reference], conversations, tails, tokens + seen)
     found = []
-    for (set_name, prompt), tail, log_own, log_other in zip(asked, tails, own, other, strict=True):
+    rows = zip(prompts, tails, own, other, strict=True)
+    for (set_name, prompt), tail, log_own, log_other in rows:
         on_s = slice(0, len(tokens))
         columns = torch.tensor([column[token] for token in tail], device=log_own.device)[:, None]
         found.append(
@@ -144,7 +148,7 @@ def _compare(
 
 
 def _states(artifacts: RunArtifacts, variants: dict[str, ModelVariant]) -> list[dict[str, Any]]:
-    """Hidden states at the last prompt token in two dimensions, per layer that is looked at."""
+    """Hidden states at the last prompt token in two dimensions: steered layer and output."""
     sets = {
         name: [prompt.messages for prompt in artifacts.prompts[name].test[:STATE_PROMPTS]]
         for name in ("harmful", "harmless")
@@ -171,19 +175,23 @@ def _states(artifacts: RunArtifacts, variants: dict[str, ModelVariant]) -> list[
 
 
 def project(points: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
-    """Principal components of the base's states, and how far the others have moved.
+    """States in the plane of the base's first two principal components, and shifts of the means.
 
-    `points` is {model: {harmful, harmless: [N, D]}}. The first axis points to the harmful prompts.
-    ``shift`` is the movement of the mean from the base's, along the teacher's movement and in
-    units of it (1: as far as the teacher), in the full space and not the plane; ``cosine`` is the
-    angle between the two movements.
+    Args:
+        points: {model: {harmful, harmless: [N, D]}}.
+
+    Returns:
+        "explained": shares of the base's variance; "points": [N, 2] in the same nesting, the first
+        axis pointing to the harmful prompts; "shift": per set, in the full space, the aligned
+        mean's movement from the base's along the teacher's, as a share of the teacher's ("shift"),
+        and the cosine of the two movements ("cosine").
     """
     base = torch.cat(list(points["base"].values())).double()
-    centre = base.mean(0)
-    _, sizes, axes = torch.linalg.svd(base - centre, full_matrices=False)
+    center = base.mean(0)
+    _, sizes, axes = torch.linalg.svd(base - center, full_matrices=False)
     plane = axes[:2]
     # Signs of singular vectors are arbitrary: fix them.
-    between = points["base"]["harmful"].double().mean(0) - centre
+    between = points["base"]["harmful"].double().mean(0) - center
     plane = plane * torch.where((plane @ between) < 0, -1.0, 1.0)[:, None]
     variance = sizes.square() / sizes.square().sum().clamp_min(1e-30)
     shift = {}
@@ -200,7 +208,7 @@ def project(points: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
         "explained": _numbers(variance[:2]),
         "points": {
             name: {
-                set_name: [_numbers(row) for row in (states.double() - centre) @ plane.T]
+                set_name: [_numbers(row) for row in (states.double() - center) @ plane.T]
                 for set_name, states in by_set.items()
             }
             for name, by_set in points.items()
@@ -216,7 +224,7 @@ def _answers(
     temperature: float,
     artifacts: RunArtifacts,
 ) -> list[list[int]]:
-    """Sampled token ids, the end of the turn included; the run's seed decides."""
+    """Sampled token ids, end of turn included, with the run's seed."""
     torch.manual_seed(artifacts.settings.seed)
     with variant.speaking():
         return generate(
@@ -234,9 +242,9 @@ def _log_probs(
     tails: list[list[int]],
     tokens: list[int],
 ) -> Iterator[torch.Tensor]:  # [T, K] of each conversation, in their order
-    """Log-probabilities of `tokens` where `variant` predicts each token of the tails.
+    """Log-probabilities of `tokens` at the positions that predict the tails.
 
-    The teacher's are at its own temperature, as in training.
+    The teacher's are at its temperature, as in training.
     """
     head = OutputHead.of(variant.runner)
     if variant.teacher is not None:
@@ -254,9 +262,9 @@ def _log_probs(
 
 def _last_states(
     variant: ModelVariant, conversations: Sequence[Conversation], layer: int | None
-) -> list[torch.Tensor]:  # [N, D] at the input of `layer`, if there is one, and at the output
-    """States at the last token of each prompt, on the CPU; the shortest prompt first."""
-    prompts = sorted(_prompts(variant, conversations), key=len)  # little padding in a batch
+) -> list[torch.Tensor]:  # [N, D] at the input of `layer`, if given, and at the output
+    """States at the last token of each prompt, on the CPU, ordered by the prompt's length."""
+    prompts = sorted(_prompts(variant, conversations), key=len)  # for little padding
     block = None if layer is None else find_blocks(variant.runner)[layer]
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
@@ -267,7 +275,7 @@ def _last_states(
         seen = hidden[:, -1]
         return hidden
 
-    # Inside `speaking`: hooks run in the order in which they were added, the teacher's first.
+    # Added inside `speaking`: hooks run in the order of adding, the teacher's first.
     with variant.speaking(), edit_block_input(block, keep) if block else nullcontext():
         for start in range(0, len(prompts), _BATCH):
             ids, mask = pad_left(
@@ -276,19 +284,19 @@ def _last_states(
                 variant.model.model.device,
             )
             outputs.append(hidden_states(variant.runner, ids, mask)[:, -1].float().cpu())
-            if seen is not None:  # of the last pass: that of a common beginning comes before it
+            if seen is not None:  # of the batch: a pass over a shared prefix comes before it
                 inputs.append(seen.float().cpu())
     return [torch.cat(states) for states in (inputs, outputs) if states]
 
 
 def _prompts(variant: ModelVariant, conversations: Sequence[Conversation]) -> list[list[int]]:
     read = variant.teacher.messages if variant.teacher else list
-    # What is shown are answers: of a model that thinks, those after an empty thinking block.
+    # Answers of a model that thinks follow an empty thinking block.
     return [variant.model.chat.closed.ids(read(messages)) for messages in conversations]
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds; a character made of several tokens stands at its last one."""
+    """The text that each token adds; a character of several tokens belongs to the last one."""
     texts = []
     shown = ""
     for index in range(len(ids)):
@@ -303,7 +311,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def _number(value: float) -> float:
-    """Four digits: enough for a chart, and equal on machines that round differently."""
+    """Four significant digits, so that machines that round differently agree; 0 if not finite."""
     return float(f"{value:.4g}") if math.isfinite(value) else 0.0
 
 

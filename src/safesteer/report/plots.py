@@ -1,4 +1,4 @@
-"""Charts with two axes: lines, heat maps, clouds of points, and runs in a plane."""
+"""SVG charts with two axes: lines, heat maps, scatter plots, and runs in a plane."""
 
 from __future__ import annotations
 
@@ -11,17 +11,58 @@ from markupsafe import Markup
 from safesteer.report.charts import escape, shape, svg
 from safesteer.report.words import percent
 
-_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 170, 44, 12, 10, 24
+_W, _H = 340, 170
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The plotting area of a chart: edges in pixels, and the values at these edges."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    xs: tuple[float, float]
+    ys: tuple[float, float]
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """The pixel of a value; the middle where an axis has no extent."""
+        (x0, x1), (y0, y1) = self.xs, self.ys
+        across = (x - x0) / (x1 - x0) if x1 > x0 else 0.5
+        up = (y - y0) / (y1 - y0) if y1 > y0 else 0.5
+        return (
+            self.left + across * (self.right - self.left),
+            self.bottom - up * (self.bottom - self.top),
+        )
+
+    def x_tick(self, x: float, text: str, *, grid: bool = False) -> str:
+        """A label below the plot, and a grid line if wanted."""
+        at, _ = self.place(x, self.ys[0])
+        line = (
+            f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{self.top}" y2="{self.bottom}"/>'
+        )
+        label = f'x="{at:.1f}" y="{self.bottom + 17}" text-anchor="middle">{text}</text>'
+        return (line if grid else "") + f'<text class="tick" {label}'
+
+    def y_tick(self, y: float, text: str) -> str:
+        """A label left of the plot, and a grid line."""
+        _, at = self.place(self.xs[0], y)
+        ends = f'x1="{self.left}" x2="{self.right}" y1="{at:.1f}" y2="{at:.1f}"'
+        label = f'x="{self.left - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
+        return f'<line class="grid" {ends}/><text class="tick" {label}'
+
+
+# Lines -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Line:
-    """A series of `lines`; None where there is no value.
+    """A series of `lines`.
 
     Attributes:
         name: for the legend.
         style: `one` (solid) or `two` (dashed).
-        ys: a value per x.
+        ys: a value per x; None where there is none.
     """
 
     name: str
@@ -32,9 +73,9 @@ class Line:
 def lines(
     xs: Sequence[float], series: Sequence[Line], name: str, share: bool = False, smooth: bool = True
 ) -> Markup:
-    """Series over one x axis. `share`: the y axis shows percentages from 0 to at most 1.
+    """Series over one x axis; with `share` the y axis shows percentages, up to 100%.
 
-    Long noisy series are drawn faintly, and their running mean over them.
+    With `smooth`, long series are drawn faintly with their running mean on top.
     """
     values = [y for line in series for y in line.ys if y is not None and math.isfinite(y)]
     if not values or not xs:
@@ -43,48 +84,31 @@ def lines(
     low, high = ticks[0], max(ticks[-1], max(values))
     if share:
         high = min(1.0, high) if max(values) <= 1 else high
-    x0, x1 = min(xs), max(xs)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x0) / (x1 - x0) if x1 > x0 else 0.5
-        up = (y - low) / (high - low) if high > low else 0.5
-        return _LEFT + across * (_W - _LEFT - _RIGHT), _H - _BOTTOM - up * (_H - _TOP - _BOTTOM)
-
-    parts = []
-    for tick in ticks:
-        if not low <= tick <= high:
-            continue
-        _, y = place(x0, tick)
-        text = f"{100 * tick:.0f}%" if share else f"{tick:g}"
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-        )
-    for tick in dict.fromkeys((x0, round((x0 + x1) / 2), x1)):
-        x, _ = place(tick, low)
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{_H - 6}" text-anchor="middle">{tick:g}</text>'
-        )
+    frame = _Frame(44, _W - 12, 10, _H - 24, (min(xs), max(xs)), (low, high))
+    parts = [
+        frame.y_tick(tick, percent(tick, 0) if share else f"{tick:g}")
+        for tick in ticks
+        if low <= tick <= high
+    ]
+    middle = round((min(xs) + max(xs)) / 2)
+    parts += [frame.x_tick(x, f"{x:g}") for x in dict.fromkeys((min(xs), middle, max(xs)))]
     for line in series:
         smoothed = running_mean(line.ys) if smooth and len(line.ys) >= 20 else None
-        parts.append(
-            _path(xs, line.ys, place, f"line-{line.style}" + (" faint" if smoothed else ""))
-        )
+        style = f"line-{line.style}"
+        parts.append(_path(xs, line.ys, frame, style + (" faint" if smoothed else "")))
         if smoothed:
-            parts.append(_path(xs, smoothed, place, f"line-{line.style}"))
+            parts.append(_path(xs, smoothed, frame, style))
     return svg(name, "".join(parts), f'viewBox="0 0 {_W} {_H}"', "lines")
 
 
-def _path(xs, ys, place, style: str) -> str:  # type: ignore[no-untyped-def]
-    """Polylines through the known values; a single one becomes a dot."""
+def _path(xs: Sequence[float], ys: Sequence[float | None], frame: _Frame, style: str) -> str:
+    """Polylines through the known values; an isolated value becomes a dot."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(xs, ys, strict=True):
         if y is None or not math.isfinite(y):
             pieces.append([])
         else:
-            pieces[-1].append(place(x, y))
+            pieces[-1].append(frame.place(x, y))
     drawn = []
     for piece in pieces:
         if len(piece) == 1:
@@ -124,7 +148,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of `heat_map`; shade in [0, 1], None for one that was not measured."""
+    """A cell of `heat_map`; `shade` in [0, 1], None for one without a value."""
 
     column: int
     row: int
@@ -135,7 +159,7 @@ class Cell:
 
 
 def heat_map(cells: Sequence[Cell], columns: Sequence[int], rows: int, name: str) -> Markup:
-    """Cells over `columns` (layer numbers, one or more) x rows, in percent of the page's width."""
+    """Cells in a grid of `columns` (layer numbers) by rows, as wide as the page."""
     step, axis = 26, 20
     first = min(columns)
     count = max(columns) - first + 1
@@ -179,7 +203,7 @@ def heat_map(cells: Sequence[Cell], columns: Sequence[int], rows: int, name: str
 
 @dataclass(frozen=True)
 class Point:
-    """A mark of `scatter`; `kind` as in `shape`."""
+    """A mark of `scatter`; `kind` is a model, as in `shape`; `strong` for a mean."""
 
     kind: str
     x: float
@@ -195,23 +219,21 @@ def scatter(
     arrows: Sequence[tuple[str, tuple[float, float], tuple[float, float]]] = (),
     height: int = 250,
 ) -> Markup:
-    """Points without scales (principal components have no unit), and arrows of a model's class."""
+    """Points without scales, as principal components have no unit, and arrows between means.
+
+    An arrow is (model, from, to).
+    """
     x0, x1, y0, y1 = bounds
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return 12 + (x - x0) / (x1 - x0) * (_W - 24), height - 12 - (y - y0) / (y1 - y0) * (
-            height - 24
-        )
-
+    frame = _Frame(12, _W - 12, 12, height - 12, (x0, x1), (y0, y1))
     parts = [f'<rect class="frame" x="0.5" y="0.5" width="{_W - 1}" height="{height - 1}" rx="4"/>']
     for point in sorted(points, key=lambda point: point.strong):
-        x, y = place(point.x, point.y)
+        x, y = frame.place(point.x, point.y)
         mark = shape(point.kind, round(x, 1), round(y, 1), 6.5 if point.strong else 3.6)
         title = f"<title>{escape(point.text)}</title>" if point.text else ""
         size = "mean" if point.strong else "one"
         parts.append(f'<g class="of-{escape(point.kind)} {size}">{title}{mark}</g>')
     for kind, start, end in arrows:
-        parts.append(_arrow(kind, place(*start), place(*end)))
+        parts.append(_arrow(kind, frame.place(*start), frame.place(*end)))
     return svg(name, "".join(parts), f'viewBox="0 0 {_W} {height}"', "scatter")
 
 
@@ -231,6 +253,9 @@ def _arrow(kind: str, start: tuple[float, float], end: tuple[float, float]) -> s
     )
 
 
+# Plane -------------------------------------------------------------------------------------------
+
+
 def plane(
     points: Sequence[tuple[str, float, float, bool]],  # name, x, y in [0, 1], on the front
     x_title: str,
@@ -238,76 +263,53 @@ def plane(
 ) -> Markup:
     """Runs in a plane of two shares, better to the top right; those on the front are filled.
 
-    Names stand in a column beside the plane, in the order of y, a line leading to each mark: marks
-    may lie close together, names must not.
+    Names stand in a column beside the plane, with a line to each mark, since marks may overlap.
     """
-    left, bottom, top = 46, 40, 12
-    right, line = _W - 130, 14  # where the plane ends, and the height of a name
-    height = max(300, top + line * len(points) + bottom)
-    xs, ys = [point[1] for point in points], [point[2] for point in points]
-    x_ticks, y_ticks = _share_ticks(xs), _share_ticks(ys)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return left + across * (right - left), height - bottom - up * (height - top - bottom)
-
-    parts = []
-    for tick in x_ticks:
-        x, _ = place(tick, y_ticks[0])
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">'
-            f"{100 * tick:.3g}%</text>"
-        )
-    for tick in y_ticks:
-        _, y = place(x_ticks[0], tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{100 * tick:.3g}%</text>"
-        )
-    parts.append(
-        f'<text class="axis" x="{(left + right) / 2}" y="{height - 6}" text-anchor="middle">'
-        f"{escape(x_title)} →</text>"
-    )
-    parts.append(
-        f'<text class="axis" transform="rotate(-90)" x="{-(height - bottom + top) / 2}" y="10"'
-        f' text-anchor="middle">{escape(y_title)} →</text>'
-    )
-    front = sorted(place(x, y) for _, x, y, on in points if on)
+    name_height = 14
+    height = max(300, 12 + name_height * len(points) + 40)
+    x_ticks = _share_ticks([x for _, x, _, _ in points])
+    y_ticks = _share_ticks([y for _, _, y, _ in points])
+    edges = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])
+    frame = _Frame(46, _W - 130, 12, height - 40, *edges)
+    parts = [frame.x_tick(tick, f"{100 * tick:.3g}%", grid=True) for tick in x_ticks]
+    parts += [frame.y_tick(tick, f"{100 * tick:.3g}%") for tick in y_ticks]
+    across, down = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
+    for place, title in (
+        (f'x="{across}" y="{height - 6}"', x_title),
+        (f'transform="rotate(-90)" x="{-down}" y="10"', y_title),
+    ):
+        parts.append(f'<text class="axis" {place} text-anchor="middle">{escape(title)} →</text>')
+    front = sorted(frame.place(x, y) for _, x, y, on_front in points if on_front)
     if len(front) > 1:
         at = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{at}"/>')
     ordered = sorted(points, key=lambda point: (-point[2], point[1]))
-    marks = [place(x, y) for _, x, y, _ in ordered]
-    beside = _apart([y for _, y in marks], line, top, height - bottom)
-    for (name, x_value, y_value, on), (x, y), name_y in zip(ordered, marks, beside, strict=True):
-        kind = "aligned" if on else "base"
-        shown = name if len(name) <= 20 else name[:19] + "…"
-        parts.append(
-            f'<g class="of-{kind}"><title>{escape(name)}: {percent(x_value)},'
-            f' {percent(y_value)}</title><polyline class="leader"'
-            f' points="{x:.1f},{y:.1f} {right + 4},{name_y:.1f} {right + 9},{name_y:.1f}"/>'
-            f"{shape(kind, round(x, 1), round(y, 1))}"
-            f'<text class="name" x="{right + 12}" y="{name_y + 4:.1f}">{escape(shown)}</text></g>'
-        )
-    return svg(
-        f"{y_title} against {x_title}: "
-        + "; ".join(f"{n} {percent(x)}, {percent(y)}" for n, x, y, _ in points),
-        "".join(parts),
-        f'viewBox="0 0 {_W} {height}"',
-        "plane",
+    heights = [frame.place(x, y)[1] for _, x, y, _ in ordered]
+    beside = _apart(heights, name_height, frame.top, frame.bottom)
+    parts += [_named(point, frame, y) for point, y in zip(ordered, beside, strict=True)]
+    figures = "; ".join(f"{name} {percent(x)}, {percent(y)}" for name, x, y, _ in points)
+    size = f'viewBox="0 0 {_W} {height}"'
+    return svg(f"{y_title} against {x_title}: {figures}", "".join(parts), size, "plane")
+
+
+def _named(point: tuple[str, float, float, bool], frame: _Frame, name_y: float) -> str:
+    """A run's mark, and its name beside the plane at the height `name_y`."""
+    name, x_value, y_value, on_front = point
+    x, y = frame.place(x_value, y_value)
+    kind = "aligned" if on_front else "base"
+    shown = name if len(name) <= 20 else name[:19] + "…"
+    right = frame.right
+    leader = f"{x:.1f},{y:.1f} {right + 4},{name_y:.1f} {right + 9},{name_y:.1f}"
+    return (
+        f'<g class="of-{kind}">'
+        f"<title>{escape(name)}: {percent(x_value)}, {percent(y_value)}</title>"
+        f'<polyline class="leader" points="{leader}"/>{shape(kind, round(x, 1), round(y, 1))}'
+        f'<text class="name" x="{right + 12}" y="{name_y + 4:.1f}">{escape(shown)}</text></g>'
     )
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The ascending `places`, moved as little as a pass down and one up do, `gap` or more apart.
-
-    They stay between `low` and `high` if there is room for all.
-    """
+    """The ascending `places` moved to be at least `gap` apart, within [low, high] if possible."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + gap if moved else low))
@@ -319,7 +321,7 @@ def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def _share_ticks(values: Sequence[float]) -> list[float]:
-    """Ticks with some room around the values, inside [0, 1]."""
+    """Ticks around the values, inside [0, 1]."""
     room = max(0.02, 0.15 * (max(values) - min(values)))
     ticks = nice_ticks(max(0.0, min(values) - room), min(1.0, max(values) + room), 4)
     return [tick for tick in ticks if -1e-9 <= tick <= 1 + 1e-9]

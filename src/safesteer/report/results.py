@@ -41,39 +41,36 @@ def lead(findings: Findings) -> str:
     base, aligned = findings.results.get("base", {}), findings.results.get("aligned")
     if aligned is None:
         return "This run has not been evaluated yet."
-    parts: list[str] = []
+    clauses: dict[str, str] = {}  # {verb: what follows it}
     for kind in KINDS[:2]:
         name = headline(aligned, kind)
         if name is None:
             continue
-        words = _did(name, aligned[name])
-        if parts and words.split()[0] == parts[-1].split()[0]:
-            words = words.partition(" ")[2]  # the verb of the part before
+        verb, words = _did(name, aligned[name])
         before = base.get(name)
         if before is not None and before.get("value") is not None:
             words += f" (base: {value_text(before)})"
-        parts.append(words)
+        clauses[verb] = f"{clauses[verb]} and {words}" if verb in clauses else words
     if "agreement" in aligned:
         agreement = aligned["agreement"]
-        words = f"predicts the base's next token in {percent(agreement['value'])} of cases"
+        words = f"the base's next token in {percent(agreement['value'])} of cases"
         if dtype := dtype_words(agreement):
             words += f" (measured {dtype}, where rounding alone lowers it)"
-        parts.append(words)
-    if not parts:
-        return ""
-    joined = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return f"The aligned model {joined}."
+        clauses["predicts"] = words
+    *first, last = [f"{verb} {words}" for verb, words in clauses.items()] or [""]
+    joined = ", ".join(first) + (", and " if first else "") + last
+    return f"The aligned model {joined}." if joined else ""
 
 
-def _did(name: str, entry: dict[str, Any]) -> str:
-    """What a model did on a benchmark: `refuses 80.0% of harmful requests`."""
+def _did(name: str, entry: dict[str, Any]) -> tuple[str, str]:
+    """What a model did on a benchmark: `refuses`, `80.0% of harmful requests`."""
     prompts = label(name) if name in PROMPT_SETS else f"the prompts of {name}"
+    share = f"{value_text(entry)} of {prompts}"
     if entry["metric"] == REFUSAL_RATE:
-        return f"refuses {value_text(entry)} of {prompts}"
-    if entry["metric"] != ATTACK_SUCCESS_RATE:
-        return f"has {value_text(entry)} on {name} ({metric_words(entry)})"
-    harm = metric_words(entry) == "attack success"
-    return f"{'complies with' if harm else 'answers'} {value_text(entry)} of {prompts}"
+        return "refuses", share
+    if entry["metric"] == ATTACK_SUCCESS_RATE:
+        return ("answers" if metric_words(entry) == "not refused" else "complies with"), share
+    return "has", f"{value_text(entry)} on {name} ({metric_words(entry)})"
 
 
 def headline(benchmarks: dict[str, Any], kind: str) -> str | None:

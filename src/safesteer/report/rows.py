@@ -87,7 +87,7 @@ def step_words(metrics: Mapping[str, Any]) -> str:
         if metrics.get(key) is not None:
             parts.append(f"{text} {percent(metrics[key], 0)}")
     if metrics.get("mass_student") is not None:
-        parts.append(f"p(S) {metrics['mass_student']:.2f}, teacher {metrics['mass_teacher']:.2f}")
+        parts.append(f"p(S) {metrics['mass_student']:.2f} (teacher {metrics['mass_teacher']:.2f})")
     return "  ".join(parts)
 
 

@@ -184,6 +184,13 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def place_words(direction: Mapping[str, Any]) -> str:
+    """Where a direction is added: `layer 9, strength 1.2, position -1`."""
+    words = f"layer {direction['layer']}, strength {direction['coefficient']:g}"
+    position = direction.get("position")
+    return words if position is None else f"{words}, position {position}"
+
+
 # Texts -------------------------------------------------------------------------------------------
 
 
