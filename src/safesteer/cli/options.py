@@ -108,7 +108,7 @@ class ChosenModel:
 
     Attributes:
         target: RUN_OR_MODEL as typed.
-        variant: base, teacher or aligned; of a run. A plain model is its own base.
+        variant: base, teacher or aligned, where the target is a run.
     """
 
     target: str
@@ -182,7 +182,7 @@ def with_model(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_debug(command: Callable[..., None]) -> Callable[..., None]:
-    """Add --debug to a command; `main` reads it before the command is known."""
+    """Add --debug to a command, for its help: `main` itself reads it, before the command runs."""
     option = typer.Option("--debug", help="Show tracebacks and the messages of libraries.")
     return _replace(command, "", [_parameter("debug", bool, False, option)], lambda debug: None)
 
