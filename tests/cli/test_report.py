@@ -1,4 +1,4 @@
-"""`safesteer report` and `safesteer compare`. (pytest tests/cli)"""
+"""`safesteer report`. (pytest tests/cli)"""
 
 from __future__ import annotations
 
@@ -12,15 +12,6 @@ import pytest
 def run(finished_run, tmp_path):
     """A copy of a finished run that a test may change."""
     return shutil.copytree(finished_run, tmp_path / "copy")
-
-
-def test_a_run_ends_with_its_report(finished_run):
-    assert (finished_run / "report.html").is_file()
-    assert (finished_run / "README.md").is_file()
-    assert (finished_run / "report" / "measurements.json").is_file()
-    screen = (finished_run.parent / "screen.txt").read_text("utf-8")
-    assert str(finished_run / "report.html") in screen
-    assert str(finished_run / "README.md") in screen
 
 
 def test_report_makes_page_and_card_again(safesteer, run):
@@ -67,30 +58,8 @@ def test_report_of_a_run_that_stopped(safesteer, run):
     assert not (run / "adapter").exists()
 
 
-def test_report_of_what_is_no_run(safesteer, tmp_path):
+def test_report_of_a_folder_without_a_run(safesteer, tmp_path):
     (tmp_path / "folder").mkdir()
     outcome = safesteer("report", tmp_path / "folder")
     assert outcome.code == 2
     assert "no model folder" in outcome.error
-
-
-def test_compare_prints_and_writes(safesteer, finished_run, run, tmp_path):
-    html, file = tmp_path / "out.html", tmp_path / "out.json"
-    outcome = safesteer("compare", finished_run, run, "--html", html, "--json", file)
-    assert outcome.code == 0, outcome.err
-    for said in ("copy", "run", "harmful requests", "Pareto front", "peak memory", "no detectable"):
-        assert said in outcome.out
-    content = json.loads(file.read_text("utf-8"))
-    assert [entry["on_front"] for entry in content["runs"]] == [True, True]
-    assert "<svg" in html.read_text("utf-8")
-
-
-def test_compare_names_what_it_cannot_compare(safesteer, finished_run, run):
-    assert "does not exist" in safesteer("compare", finished_run, "nowhere").error
-    manifest = run / "manifest.json"
-    content = json.loads(manifest.read_text("utf-8"))
-    content["stages"]["evaluate"]["status"] = "interrupted"
-    manifest.write_text(json.dumps(content), "utf-8")
-    outcome = safesteer("compare", run)
-    assert outcome.code == 2
-    assert f"safesteer eval {run}" in outcome.error

@@ -281,3 +281,10 @@ def test_hub_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="pip install datasets"):
         load_prompts("a/b")
+
+
+def test_duplicates_are_kept_only_where_asked(tmp_path):
+    file = tmp_path / "twice.json"
+    file.write_text('["a", "b", "a"]')
+    assert [p.text for p in load_prompts(file)] == ["a", "b"]
+    assert [p.text for p in load_prompts(file, keep_duplicates=True)] == ["a", "b", "a"]

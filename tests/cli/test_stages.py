@@ -1,6 +1,6 @@
-"""`--report-to` through the command, each tracker for real where it is installed.
+"""`safesteer train` of a run, with every tracker. (pytest tests/cli)
 
-None of them sends anything: tensorboard and trackio write files, wandb is told to stay offline.
+No tracker sends anything: tensorboard and trackio write files, wandb stays offline.
 """
 
 from __future__ import annotations
@@ -10,8 +10,26 @@ import sqlite3
 from importlib.util import find_spec
 
 import pytest
+import yaml
 
-from safesteer.distill import trackers
+from safesteer.distill import trackers, vllm
+
+
+def test_a_run_keeps_its_own_settings_and_folder(safesteer, finished_run, tmp_path):
+    assert "--output-dir" in safesteer("train", finished_run, "-o", tmp_path).error
+    assert "--set" in safesteer("train", finished_run, "-c", "mine").error
+
+
+def test_a_trained_run_needs_no_vllm(safesteer, finished_run, monkeypatch):
+    """Who wrote the rollouts is no reason to train again."""
+    monkeypatch.setattr(vllm, "find_spec", lambda name: None)
+    before = (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    config = (finished_run / "config.yaml").read_text()
+    assert yaml.safe_load(config)["train"]["rollouts"] == "transformers"
+    outcome = safesteer("train", finished_run, "--rollouts=vllm")
+    (finished_run / "config.yaml").write_text(config)  # other tests read the run
+    assert outcome.code == 0, outcome.err
+    assert (finished_run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
 @pytest.fixture
@@ -49,7 +67,7 @@ def test_trackio_gets_the_loss(train, monkeypatch, tmp_path):
     assert any(name == "run" and "train/loss" in str(figures) for name, figures in rows)
 
 
-def test_wandb_stays_offline_when_told(train, monkeypatch, tmp_path):
+def test_wandb_stays_offline_where_it_is_set_so(train, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb"))
     train("wandb")

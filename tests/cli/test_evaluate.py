@@ -1,0 +1,129 @@
+"""`safesteer eval` of runs and models. (pytest tests/cli)"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def test_eval_shows_the_run_and_writes_json(safesteer, finished_run, tmp_path):
+    file = tmp_path / "aligned.json"
+    outcome = safesteer("eval", finished_run, "--json", file)
+    assert outcome.code == 0
+    stored = json.loads((finished_run / "eval" / "aligned.json").read_text("utf-8"))
+    length = json.loads(file.read_text("utf-8")).pop("max_new_tokens")
+    assert json.loads(file.read_text("utf-8")) == {**stored, "max_new_tokens": length}
+    assert length == 6
+
+
+def test_eval_with_settings_leaves_the_run_alone(safesteer, finished_run, tmp_path):
+    manifest = (finished_run / "manifest.json").read_bytes()
+    file = tmp_path / "teacher.json"
+    outcome = safesteer("eval", finished_run, "--teacher", "--limit=2", "--json", file)
+    assert outcome.code == 0
+    content = json.loads(file.read_text("utf-8"))
+    assert content["model"] == "teacher"
+    assert content["benchmarks"]["harmful"]["n"] == 2
+    assert content["benchmarks"]["harmful"]["kind"] == "safety"
+    assert (finished_run / "manifest.json").read_bytes() == manifest
+
+
+def test_eval_of_a_plain_model(safesteer, tiny_model_folder, tmp_path):
+    file = tmp_path / "model.json"
+    outcome = safesteer(
+        "eval", tiny_model_folder, "--limit=2", "--max-new-tokens=3", "--json", file
+    )
+    assert outcome.code == 0
+    assert set(json.loads(file.read_text("utf-8"))["benchmarks"]) == {
+        "harmful",
+        "harmless",
+        "borderline",
+    }
+
+
+def test_no_teacher_without_a_run(safesteer, tiny_model_folder):
+    outcome = safesteer("eval", tiny_model_folder, "--teacher", "--quiet")
+    assert outcome.code == 2
+    assert "has no teacher" in outcome.error
+
+
+def test_eval_measures_what_is_named(
+    safesteer, tiny_model_folder, benchmark_files, tmp_path, monkeypatch
+):
+    """And nothing else; a second time from what was kept, with the same result."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    arguments = [
+        *("eval", tiny_model_folder, "--benchmarks", "advbench,xstest-safe, prefill"),
+        *(
+            "--judges",
+            "offline-refusal",
+            "--data-dir",
+            benchmark_files,
+            "--limit=4",
+            "--max-new-tokens=3",
+        ),
+    ]
+    outcome = safesteer(*arguments, "--json", tmp_path / "one.json")
+    assert outcome.code == 0, outcome.err
+    content = json.loads((tmp_path / "one.json").read_text())
+    assert list(content["benchmarks"]) == ["advbench", "xstest-safe", "prefill"]
+    entry = content["benchmarks"]["advbench"]
+    assert (entry["metric"], entry["kind"], entry["n"]) == ("attack_success_rate", "safety", 4)
+    assert entry["source"]["from"] == "advbench/advbench.csv" and entry["source"]["sha256"]
+    assert content["benchmarks"]["xstest-safe"]["metric"] == "refusal_rate"
+    for said in ("advbench: not refused (lower is better)", "xstest-safe: refused"):
+        assert said in outcome.out
+    assert "do wrong number" not in outcome.out
+    (kept,) = (tmp_path / "home" / "safesteer" / "answers").iterdir()
+    lines = kept.read_bytes()
+    assert safesteer(*arguments, "--json", tmp_path / "two.json").code == 0
+    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    assert kept.read_bytes() == lines
+
+
+def test_a_run_is_compared_with_its_base(safesteer, finished_run, tmp_path):
+    """In the run's own results, and where fewer prompts are asked than the base answered."""
+    aligned = json.loads((finished_run / "eval" / "aligned.json").read_text())["benchmarks"]
+    for name in ("harmful", "harmless", "borderline"):
+        assert aligned[name]["versus_base"]["n"] == aligned[name]["n"] == 4
+    assert "versus_base" not in aligned["agreement"]
+    base = json.loads((finished_run / "eval" / "base.json").read_text())["benchmarks"]
+    assert "versus_base" not in base["harmful"]
+    rows = (finished_run / "eval" / "samples" / "aligned-harmful.jsonl").read_text().splitlines()
+    assert set(json.loads(rows[0])["verdicts"]) == {"offline-refusal"}
+    assert "change from the base, on the same prompts" in safesteer("eval", finished_run).out
+    file = tmp_path / "few.json"
+    outcome = safesteer("eval", finished_run, "--limit=2", "--json", file)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(file.read_text())["benchmarks"]["harmful"]["versus_base"]["n"] == 2
+    outcome = safesteer("eval", finished_run, "--max-new-tokens=5", "--limit=2", "--json", file)
+    assert "versus_base" not in json.loads(file.read_text())["benchmarks"]["harmful"]
+    assert (finished_run / "eval" / "cache").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--benchmarks", "advbnch"], "did you mean 'advbench'"),
+        (["--benchmarks", "harmbench"], "harmbench_full/harmbench_behaviors_text_all.csv"),
+        (["--benchmarks", "advbench", "--limit", "0"], "evaluate.limit = 0"),
+        (["--benchmarks", "advbench", "--judges", "llama-gard-3"], "did you mean 'llama-guard-3'"),
+        (["--benchmarks", "advbench", "--set", "evaluate.data_dir=nowhere"], "nowhere"),
+        (["--benchmarks", "jailbreaks"], "evaluate.advanced.sources.jailbreaks=FILE"),
+        (["--benchmarks", ""], "no benchmark is named"),
+        (
+            ["--set", "evaluate.advanced.sources.advbnch=x.csv", "--limit=2"],
+            "evaluate.advanced.sources.advbnch",
+        ),
+    ],
+)
+def test_wrong_input_is_reported_before_a_model_is_loaded(
+    safesteer, benchmark_files, arguments, said
+):
+    """The model does not exist, which is never found out."""
+    outcome = safesteer(
+        "eval", "/nowhere/model", "--data-dir", benchmark_files, "--quiet", *arguments
+    )
+    assert outcome.code == 2
+    assert said in outcome.error
