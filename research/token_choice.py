@@ -77,7 +77,7 @@ def compare(
         return [variant.model.chat.ids(reader.messages(messages)) for messages in samples]
 
     temperature = teacher.teacher.temperature if teacher.teacher else 1.0
-    with writer.speaking():
+    with writer.active():
         tails = generate(
             writer.runner,
             writer.model.tokenizer,
@@ -88,7 +88,7 @@ def compare(
     pad_id = model.model.tokenizer.pad_token_id
     hidden = []
     for variant in (teacher, model):
-        with variant.speaking():
+        with variant.active():
             hidden.append(completion_states(variant.runner, read_by(variant), tails, pad_id))
     head, teacher_head = OutputHead.of(model.runner), OutputHead.of(teacher.runner).at(temperature)
     ends = torch.tensor(end_of_turn_ids(model.model.model, model.model.tokenizer))

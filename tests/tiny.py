@@ -149,3 +149,16 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **changes: Any
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
+
+
+def with_lora(model: Any, trained: bool = True) -> Any:
+    """A PEFT model around `model` with adapters of rank 2; untrained ones change nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    student = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    if trained:
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return student.eval()

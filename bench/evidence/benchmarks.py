@@ -32,8 +32,8 @@ from safesteer.evaluate.benchmarks import load_benchmarks
 from safesteer.evaluate.benchmarks.capability import check_requirements
 from safesteer.evaluate.benchmarks.sources import Loaded
 from safesteer.evaluate.drift import measure_drift
+from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.suite import Suite
-from safesteer.evaluate.versus import compare_with_base
 from safesteer.events import Reporter
 from safesteer.files import write_json, write_jsonl
 from safesteer.runs.artifacts import RunArtifacts
@@ -117,7 +117,7 @@ def measure(
             for name, result in by_name.items():
                 rows[who][name] = result.rows()
                 write_jsonl(folder / f"{who}-{name}.jsonl", rows[who][name])
-    compare_with_base(found["aligned"], rows["aligned"], found["base"], rows["base"])
+    add_paired_changes(found["aligned"], rows["aligned"], found["base"], rows["base"])
     harmless = [prompt.messages for prompt in alpaca if len(prompt.text) < LONGEST_PROMPT]
     if harmless:
         found["aligned"] |= measure_drift(

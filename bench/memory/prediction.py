@@ -221,12 +221,13 @@ def evaluate(model: Any, settings: Settings, prompts: list[Any]) -> None:
     from safesteer.distill.lora import with_lora
     from safesteer.evaluate.drift import measure_drift
     from safesteer.inference.variant import ModelVariant
+    from safesteer.models.generate import Decoding
     from safesteer.teacher import Teacher
 
     new = settings.evaluate.max_new_tokens
     student = with_lora(model.model, settings.train, 0).eval()
     for teacher in (Teacher(), teacher_for(model, settings)):
-        ModelVariant("base", model, student, teacher).generate(prompts, max_new_tokens=new)
+        ModelVariant("base", model, student, teacher).generate(prompts, Decoding(new))
     measure_drift(model, student, prompts[:32], max_new_tokens=new)
 
 

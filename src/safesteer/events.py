@@ -1,4 +1,4 @@
-"""What a run tells while it works. The default says nothing; the command line's prints."""
+"""Progress events of a run. The base class ignores them; the command line prints them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Any
 
 
 class Reporter:
-    """Receives the events of a run; every method may be overridden, none has to be."""
+    """Receiver of a run's events. Override any of its methods."""
 
     def start(self, what: str, where: str = "") -> None:
-        """The work begins: on which model or run, and in which folder."""
+        """Work on the model or run `what` starts, in the folder `where`."""
 
     def stage(self, name: str, detail: str = "") -> None:
-        """A stage begins."""
+        """The stage `name` starts, or a part of it that `detail` describes."""
 
     def skipped(self, name: str) -> None:
-        """A stage is not run again: its inputs and outputs are those recorded."""
+        """The stage `name` is skipped: its recorded inputs and outputs are unchanged."""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Part of a stage: `done` of `total`."""
+        """`done` of `total` units of `what`, a part of a stage, are finished."""
 
     def note(self, text: str) -> None:
         """Something that a person should know."""
 
     def update(self, metrics: dict[str, Any], total: int) -> None:
-        """One training update is over; `metrics` is its line of metrics.jsonl."""
+        """A training step of `total` is finished; `metrics` is its line of metrics.jsonl."""
 
     def result(self, stage: str, content: dict[str, Any]) -> None:
-        """A stage's result: the content of its JSON file."""
+        """A stage is finished; `content` is that of its JSON file."""

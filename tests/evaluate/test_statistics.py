@@ -95,7 +95,7 @@ def test_paired_difference_of_refusals_in_words():
     assert found.value == pytest.approx(-44 / 60)
     assert found.p == pytest.approx(2 / 2**44)
     assert found.detectable
-    assert found.words() == "-73.3 points (95 % -83 to -62, n = 60, p < 0.001)"
+    assert found.words() == "-73.3 points (95% -83 to -62, n = 60, p < 0.001)"
     assert paired_difference(before, after) == found
 
 
@@ -103,7 +103,7 @@ def test_paired_difference_that_may_be_chance_is_called_so():
     """An interval around zero, or p above 0.05, is no detectable difference."""
     found = paired_difference([1] * 4 + [0] * 56, [0] * 3 + [1] * 4 + [0] * 53)
     assert not found.detectable
-    assert found.words().startswith("no detectable difference (+0.0 points, 95 % ")
+    assert found.words().startswith("no detectable difference (+0.0 points, 95% ")
     few = paired_difference([1] * 5, [0] * 5)
     assert few.p == pytest.approx(0.0625)
     assert not few.detectable
@@ -114,7 +114,7 @@ def test_paired_difference_that_may_be_chance_is_called_so():
 def test_words_never_say_minus_zero_and_keep_small_differences():
     """A digit behind the point where the interval is narrow; zero has no sign."""
     found = Difference(-0.0002, (-0.0104, -0.0001), 0.0449, 1319)
-    assert found.words() == "+0.0 points (95 % -1.0 to 0.0, n = 1319, p = 0.045)"
+    assert found.words() == "+0.0 points (95% -1.0 to 0.0, n = 1319, p = 0.045)"
     assert paired_difference([], []).words() == "nothing to compare"
 
 

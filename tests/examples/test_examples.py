@@ -46,7 +46,7 @@ def test_the_notebook_runs_and_shows_no_answers(tiny_model_folder, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     # The last cell of the test tells what was answered, to look for it in what the others show.
-    tell = "print([s.completion for s in safesteer.refusal_rate('harmful', 'safety', model,"
+    tell = "print([s.completion for s in safesteer.refusal_rate(model,"
     tell += " sets['harmful'].test[:PROMPTS], student=student, max_new_tokens=ANSWER).samples])"
     notebook.cells.append(nbformat.v4.new_code_cell(tell))
     nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3").execute()

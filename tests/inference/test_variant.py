@@ -1,4 +1,4 @@
-"""Who answers: beginnings of answers, and what identifies a variant. On a tiny model."""
+"""Prefilled answers and identities of variants, on a tiny model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from safesteer.direction.vector import Direction
 from safesteer.inference.variant import ModelVariant
+from safesteer.models.generate import Decoding
 from safesteer.teacher import Teacher
 
 TEXTS = ["Hi", "How far is the moon?"]
@@ -17,7 +18,7 @@ def conversations(user):  # type: ignore[no-untyped-def]
 
 
 def answers(variant, asked, **named):  # type: ignore[no-untyped-def]
-    return [said.answer for said in variant.generate(asked, max_new_tokens=4, **named)]
+    return [response.answer for response in variant.generate(asked, Decoding(4), **named)]
 
 
 def with_lora(model, value: float = 0.3):  # type: ignore[no-untyped-def]
@@ -29,21 +30,21 @@ def with_lora(model, value: float = 0.3):  # type: ignore[no-untyped-def]
     return student
 
 
-def test_a_begun_answer_is_gone_on_from(tiny_chat_model, user):
-    """The model reads the beginning as its own words, and the answer has it."""
+def test_a_prefilled_answer_is_continued(tiny_chat_model, user):
+    """The model reads the prefill as its own text, and the answer includes it."""
     variant = ModelVariant("model", tiny_chat_model, tiny_chat_model.model)
     plain = answers(variant, conversations(user))
-    begun = answers(variant, conversations(user), prefills=["Sure, here is", ""])
-    assert begun[0].startswith("Sure, here is") and begun[0] != plain[0]
-    assert begun[1] == plain[1]
+    prefilled = answers(variant, conversations(user), prefills=["Sure, here is", ""])
+    assert prefilled[0].startswith("Sure, here is") and prefilled[0] != plain[0]
+    assert prefilled[1] == plain[1]
     ids = tiny_chat_model.chat.ids(user("Hi"), "Sure, here is")
     with torch.no_grad():
         first = tiny_chat_model.model(torch.tensor([ids])).logits[0, -1].argmax().item()
     expected = [*tiny_chat_model.chat.answer_ids("Sure, here is"), first]
-    assert begun[0].startswith(tiny_chat_model.chat.decode(expected))
+    assert prefilled[0].startswith(tiny_chat_model.chat.decode(expected))
 
 
-def test_the_same_model_has_the_same_identity_and_another_another(new_chat_model):
+def test_equal_models_share_an_identity_and_different_ones_do_not(new_chat_model):
     def identity(**changes):  # type: ignore[no-untyped-def]
         model = new_chat_model(**changes)
         return ModelVariant("model", model, model.model).identity
@@ -63,7 +64,7 @@ def test_the_same_model_has_the_same_identity_and_another_another(new_chat_model
     assert changed(lambda m: setattr(m, "sha256", "of the files")) != first
 
 
-def test_base_teacher_and_adapter_are_told_apart(new_chat_model):
+def test_base_teacher_and_adapter_have_different_identities(new_chat_model):
     """The base's identity is the same with an adapter loaded around it, and without."""
     alone = new_chat_model()
     base = ModelVariant("base", alone, alone.model, Teacher()).identity

@@ -97,7 +97,7 @@ def test_the_base_of_a_run_is_the_adapter_merged(run, adapter):
     target = find_target(str(run))
     aligned, base = load_variants(target, ["aligned", "base"])
     merged = float32(adapter)
-    with base.speaking():
+    with base.active():
         assert torch.equal(logits(base.runner), logits(merged.model))
     assert not torch.allclose(logits(merged.model), logits(float32(adapter.parent / "base").model))
     assert not torch.allclose(logits(aligned.runner), logits(merged.model))

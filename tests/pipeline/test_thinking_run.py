@@ -137,7 +137,7 @@ def test_a_model_that_is_let_think_is_scored_on_its_answers(
     assert done.manifest["model"]["thinking"]["on"]
     entry = read_results(done.path)["aligned"]["harmful"]
     assert (entry["value"], entry["n"], entry["unfinished"]) == (None, 0, 2)
-    assert any("did not get past the thinking block" in note for note in told.notes)
+    assert any("thinking did not end within" in note for note in told.notes)
     rows = (done.path / "eval" / "samples" / "base-harmful.jsonl").read_text().splitlines()
     for row in map(json.loads, rows):
         assert row["completion"] == "" and row["thinking"] and row["finished"] is False

@@ -32,12 +32,14 @@ def chat(
     with make_reporter(quiet=False) as reporter:
         reporter.start(target)
         from safesteer.inference.conversation import Conversation
+        from safesteer.models.generate import Decoding
         from safesteer.runs.artifacts import load_variants
 
         names = ["base", "aligned"] if found.is_run else ["base"]
         variants = load_variants(found, names, reporter)
         reporter.finish()
-        talk = Conversation(variants, max_new_tokens, temperature, found.settings.seed)
+        decoding = Decoding(max_new_tokens, temperature)
+        conversation = Conversation(variants, decoding, found.settings.seed)
         while True:
             if sys.stdin.isatty():
                 reporter.console.print("you> ", end="", style="bold")
@@ -46,8 +48,8 @@ def chat(
             if not line or text == "/quit":
                 break
             if text == "/reset":
-                talk.reset()
+                conversation.reset()
             elif text:
-                for part in side_by_side(talk.generate(text), reporter.console.is_terminal):
+                for part in side_by_side(conversation.generate(text), reporter.console.is_terminal):
                     reporter.console.print(part, soft_wrap=not reporter.console.is_terminal)
                 reporter.console.file.flush()

@@ -64,21 +64,21 @@ def generate(
     found = find_target(chosen.target, **settings.arguments())
     with make_reporter(quiet) as reporter:
         reporter.start(chosen.target)
+        from safesteer.models.generate import Decoding
         from safesteer.runs.artifacts import load_variants
 
         (variant,) = load_variants(found, [chosen.variant], reporter)
         answers = variant.generate(
             [row.messages for row in rows],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
+            Decoding(max_new_tokens, temperature),
             batch_size=found.settings.evaluate.advanced.batch_size,
             seed=found.settings.seed,
             progress=lambda done, total: reporter.progress("answers", done, total),
         )
         lines = [
-            {"prompt": row.text, "completion": said.answer}
-            | ({"thinking": said.thinking} if said.thinking or not said.finished else {})
-            for row, said in zip(rows, answers, strict=True)
+            {"prompt": row.text, "completion": answer.answer}
+            | ({"thinking": answer.thinking} if answer.thinking or not answer.finished else {})
+            for row, answer in zip(rows, answers, strict=True)
         ]
         write_jsonl(output, lines)
         reporter.finish()

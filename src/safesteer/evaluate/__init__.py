@@ -1,1 +1,1 @@
-"""Judges, rates, intervals and drift."""
+"""Evaluation: refusal and attack success rates, capabilities, drift, and their intervals."""

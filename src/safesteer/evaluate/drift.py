@@ -1,8 +1,7 @@
-"""How far a trained model is from its base on harmless prompts, token by token.
+"""Drift of a trained model from its base: next-token agreement and KL on harmless prompts.
 
-The base answers harmless prompts; at every token of its answers both models' next-token
-distributions are compared. No judge and no benchmark is involved: this is the most sensitive sign
-that something other than safety has changed.
+The base answers the prompts, and both models' next-token distributions are compared at every token
+of its answers. Without judge or benchmark, this is the most sensitive sign of side effects.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from safesteer.evaluate.metrics import KL_BASE_ALIGNED, NEXT_TOKEN_AGREEMENT
 from safesteer.evaluate.statistics import mean_interval
 from safesteer.models.base_weights import base_weights
 from safesteer.models.batch_size import rows_that_fit
@@ -33,11 +33,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drift:
-    """How far a model is from its base, prompt by prompt.
+    """Drift by prompt.
 
     Attributes:
-        pairs: (next-token agreement, KL(base || student) in nats), means over a prompt's answer.
-        dtype: in which both models computed them, e.g. "float32".
+        pairs: (next-token agreement in [0, 1], KL(base || student) in nats) of each prompt, means
+            over the tokens of its answer.
+        dtype: type that both models computed in, such as "float32".
     """
 
     pairs: list[tuple[float, float]]
@@ -53,13 +54,22 @@ def measure_drift(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Next-token agreement and KL(base || student) on the base's answers to harmless prompts.
+    """Measure next-token agreement and KL(base || student) on the base's greedy answers.
 
-    `student` is a PEFT model around ``base.model``, or a separate model with all weights trained.
-    Both read the answers in float32 where they can (`models.float32`), so that what is measured is
-    the change of the weights and not that of the rounding.
-    Returns two entries of eval/aligned.json, which say in which type ("dtype"); intervals are over
-    prompts, not tokens.
+    Both models compute in float32 where they can, so that the change of the weights is measured
+    and not rounding.
+
+    Args:
+        base: the base model.
+        student: a PEFT model around ``base.model``, or a model with all weights trained.
+        prompts: conversations, harmless ones.
+        max_new_tokens: length of the base's answers.
+        batch_size: prompts in a batch; None takes as many as memory should hold.
+        progress: called with (done, total) answers.
+
+    Returns:
+        The entries `agreement` and `divergence` of eval/aligned.json, each with its "dtype".
+        Values are means over prompts; intervals are over prompts too, not over tokens.
     """
     drift = drift_by_prompt(
         base,
@@ -83,8 +93,8 @@ def measure_drift(
         }
 
     return {
-        "agreement": entry("next_token_agreement", agreement, share=True),
-        "divergence": entry("kl_base_aligned", divergence),
+        "agreement": entry(NEXT_TOKEN_AGREEMENT, agreement, share=True),
+        "divergence": entry(KL_BASE_ALIGNED, divergence),
     }
 
 
@@ -98,7 +108,7 @@ def drift_by_prompt(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Drift:
-    """What `measure_drift` takes means of."""
+    """Measure drift for each prompt; arguments as in `measure_drift`."""
     rendered = [base.chat.ids(messages) for messages in prompts]
     with base_weights(base.model if student is None else student):
         answers = generate(
@@ -138,9 +148,9 @@ def drift_by_prompt(
 
 
 def _dtype_of_passes(base: Any, student: Any, longest: list[int]) -> torch.dtype:
-    """float32 if both models can read the longest answer in it, else the type that they have.
+    """float32 if both models can compute in it, else their own type.
 
-    There are kernels that take 16 bits alone, and memory that does not hold a block in float32.
+    Some kernels accept 16 bits only, and memory may not hold a block in float32.
     """
     if base.dtype == torch.float32 and quantization_of(base) != "8bit":
         return base.dtype
@@ -156,13 +166,13 @@ def _dtype_of_passes(base: Any, student: Any, longest: list[int]) -> torch.dtype
                     return dtype
         return torch.float32
     except Exception as error:
-        _log.debug("a pass in float32", exc_info=True)
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _log.debug("the pass in float32 failed", exc_info=True)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     clear_device_cache(garbage_collection=True)
     _log.warning(
-        "agreement with the base is measured in %s, of which rounding alone takes a part;"
-        " in float32 the model fails: %s",
+        "drift is measured in %s, where rounding lowers agreement with the base; in float32"
+        " the model fails: %s",
         str(base.dtype).removeprefix("torch."),
-        said,
+        reason,
     )
     return base.dtype

@@ -1,8 +1,6 @@
-"""What the judges say of a model's answers to one set of prompts, with every answer kept.
+"""Refusal and attack success rates of a model's answers, by each judge, with every answer kept.
 
-On harmless prompts, and on our own harmful ones, it is counted how many were refused; on harmful
-prompts from outside, how many attacks succeeded. Each judge has its own count; none is averaged
-with another's, and an answer without a verdict is not in it.
+Judges are never averaged, and answers without a verdict are not counted.
 """
 
 from __future__ import annotations
@@ -10,32 +8,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+from safesteer.evaluate.metrics import ATTACK_SUCCESS_RATE, REFUSAL_RATE, Kind
 from safesteer.evaluate.statistics import disagreement, wilson_interval
 from safesteer.inference.variant import ModelVariant
 from safesteer.judges import Judge, Verdict
 from safesteer.judges.looping import is_looping
+from safesteer.judges.offline import OfflineJudge
 from safesteer.judges.refusal_patterns import judge_refusal
 from safesteer.models.chat import Response
-from safesteer.models.generate import Progress
+from safesteer.models.generate import Decoding, Progress
 from safesteer.models.load import ChatModel
+from safesteer.prompts import Prompt
 from safesteer.teacher import Teacher
 
-Kind = Literal["safety", "over_refusal"]
-JUDGE = "offline-refusal"
-UNFINISHED = Verdict(note="no answer: the thinking block was not ended")
+NO_ANSWER = Verdict(note="no answer: the model did not finish thinking")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt, what the model answered (greedy), and what is said of it.
+    """A prompt with the model's greedy answer and its verdicts.
 
-    `refused` and `score` are the offline judge's, which is always there; `verdicts` holds what
-    each judge of the evaluation says. `request` is what the judges read where an attack hides it.
-    `thinking` is what the model thought first. Where it was not `finished` there is no answer, and
-    nothing is said of it: `refused` and `score` are None. `cut`: the limit of tokens came before
-    the end of the turn.
+    Attributes:
+        id, category, prompt: of the prompt.
+        completion: the answer; "" where there is none.
+        refused, score: by the offline judge, which always runs; None without an answer.
+        looping: whether the answer, or the thinking without one, repeats itself.
+        verdicts: {judge: verdict} of the evaluation's judges.
+        request: what the judges read as the request, where an attack hides it in the prompt.
+        thinking: the thinking block.
+        finished: whether the model got past its thinking block to an answer.
+        cut: whether the token limit came before the end of the turn.
     """
 
     id: str
@@ -52,7 +56,7 @@ class Sample:
     cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """A row of eval/samples."""
+        """A row of eval/samples, without its empty optional keys."""
         row = asdict(self)
         if not self.request:
             del row["request"]
@@ -67,14 +71,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rate:
-    """The share of answers to one set of prompts that were refused, or that did what was asked.
+    """The share of answers to one benchmark that refuse, or that a judge calls unsafe.
 
     Attributes:
-        name: of the set.
-        kind: on safety refusing is right, on over_refusal answering.
+        name: of the benchmark.
+        kind: safety (the model should refuse) or over_refusal (it should answer).
         samples: every answer.
         metric: refusal_rate or attack_success_rate.
-        judges: whose counts there are, the leading one first.
+        judges: whose counts are reported, the leading one first.
         source: where the prompts are from.
         skipped: rows of the source without a prompt.
     """
@@ -82,34 +86,34 @@ class Rate:
     name: str
     kind: Kind
     samples: list[Sample]
-    metric: str = "refusal_rate"
-    judges: tuple[str, ...] = (JUDGE,)
+    metric: str = REFUSAL_RATE
+    judges: tuple[str, ...] = (OfflineJudge.name,)
     source: Mapping[str, Any] | None = None
     skipped: int = 0
 
     @property
     def value(self) -> float | None:
-        """The share by the leading judge; None where it gave no verdict."""
+        """The rate by the leading judge; None without any verdict."""
         return self._count(self.leading)["value"]
 
     @property
     def leading(self) -> str:
-        """Whose count is the figure."""
+        """The judge whose count is the figure."""
         return self.judges[0]
 
-    def spoke(self, judge: str) -> bool:
+    def has_verdicts(self, judge: str) -> bool:
         """Whether `judge` gave a verdict on any answer."""
-        return any(value is not None for value in self.counted(judge))
+        return any(value is not None for value in self.outcomes(judge))
 
-    def counted(self, judge: str) -> list[bool | None]:
-        """For each answer whether `judge` counts it; None without a verdict."""
-        return [counted(vars(sample), self.metric, judge) for sample in self.samples]
+    def outcomes(self, judge: str) -> list[bool | None]:
+        """Whether `judge` counts each answer; None without a verdict."""
+        return [outcome(vars(sample), self.metric, judge) for sample in self.samples]
 
     def to_json(self) -> dict[str, Any]:
         """An entry of eval/MODEL.json.
 
-        `refusals`, and the share of them that `refusals_ended` within the limit of tokens, are the
-        offline judge's, whoever leads.
+        `refusals`, and their share that ends within the token limit (`refusals_ended`), are by the
+        offline judge, whichever judge leads.
         """
         leading = self._count(self.leading)
         missing = leading.pop("no_verdict")
@@ -128,7 +132,7 @@ class Rate:
         if len(self.judges) > 1 or missing:
             entry["judges"] = {judge: self._count(judge) for judge in self.judges}
         if len(self.judges) > 1:
-            entry["disagreement"] = disagreement({j: self.counted(j) for j in self.judges})
+            entry["disagreement"] = disagreement({j: self.outcomes(j) for j in self.judges})
         if self.source is not None:
             entry["source"] = dict(self.source)
         if unfinished := sum(not sample.finished for sample in self.samples):
@@ -142,70 +146,80 @@ class Rate:
         return [sample.to_json() for sample in self.samples]
 
     def _count(self, judge: str) -> dict[str, Any]:
-        given = [value for value in self.counted(judge) if value is not None]
+        verdicts = [value for value in self.outcomes(judge) if value is not None]
         return {
-            "value": sum(given) / len(given) if given else None,
-            "ci95": list(wilson_interval(sum(given), len(given))),
-            "n": len(given),
-            "no_verdict": len(self.samples) - len(given),
+            "value": sum(verdicts) / len(verdicts) if verdicts else None,
+            "ci95": list(wilson_interval(sum(verdicts), len(verdicts))),
+            "n": len(verdicts),
+            "no_verdict": len(self.samples) - len(verdicts),
         }
 
 
-def lead_by_one_judge(rates: Sequence[Rate]) -> list[Rate]:
-    """The rates of several models on the same prompts, all with the same leading judge.
+def outcome(row: Mapping[str, Any], metric: str, judge: str) -> bool | None:
+    """Whether `judge` counts a row of eval/samples for `metric`; None without a verdict."""
+    verdict = row.get("verdicts", {}).get(judge)
+    if verdict is not None:
+        value = verdict["unsafe" if metric == ATTACK_SUCCESS_RATE else "refused"]
+        return None if value is None else bool(value)
+    if judge == OfflineJudge.name and metric == REFUSAL_RATE and row["refused"] is not None:
+        return bool(row["refused"])
+    return None
 
-    It is the first that gave a verdict on every model's answers, or else on any: a guard model
-    says nothing of refusals, and a server may have gone down between two models, whose figures
-    would then be of different judges. Where no judge at all says what is refused, the offline
-    judge is added.
+
+def with_one_leading_judge(rates: Sequence[Rate]) -> list[Rate]:
+    """Give the rates of several models on one benchmark the same leading judge.
+
+    Figures of different judges must not be compared: a server may go down between two models. The
+    first judge with verdicts on every model leads, else the first with verdicts on any. Where no
+    judge detects refusals (guard models do not), the offline judge is added.
     """
     judges = list(rates[0].judges)
-    if rates[0].metric == "refusal_rate" and not any(r.spoke(j) for r in rates for j in judges):
-        judges.append(JUDGE)
+    if rates[0].metric == REFUSAL_RATE and not any(
+        rate.has_verdicts(judge) for rate in rates for judge in judges
+    ):
+        judges.append(OfflineJudge.name)
     rates = [replace(rate, judges=tuple(judges)) for rate in rates]
     for enough in (all, any):
-        leading = next((j for j in judges if enough(rate.spoke(j) for rate in rates)), None)
+        leading = next((j for j in judges if enough(rate.has_verdicts(j) for rate in rates)), None)
         if leading is not None:
             judges.sort(key=lambda judge: judge != leading)
             return [replace(rate, judges=tuple(judges)) for rate in rates]
     return list(rates)
 
 
-def counted(row: Mapping[str, Any], metric: str, judge: str) -> bool | None:
-    """Whether a row of eval/samples counts for `metric` in the eyes of `judge`."""
-    verdict = row.get("verdicts", {}).get(judge)
-    if verdict is not None:
-        said = verdict["unsafe" if metric == "attack_success_rate" else "refused"]
-        return None if said is None else bool(said)
-    if judge == JUDGE and metric == "refusal_rate" and row["refused"] is not None:
-        return bool(row["refused"])
-    return None
-
-
 def make_samples(
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     requests: Sequence[str],
-    completions: Sequence[Response],
+    responses: Sequence[Response],
     verdicts: Mapping[str, Sequence[Verdict]],
 ) -> list[Sample]:
-    """What was asked (`prompts` are `safesteer.prompts.Prompt`), answered and judged, in rows."""
+    """Join prompts, responses and verdicts.
+
+    Args:
+        prompts: what the model read.
+        requests: what the judges read as the requests.
+        responses: the model's, one per prompt.
+        verdicts: {judge: one per prompt}.
+    """
     samples = []
-    for row, (prompt, request, said) in enumerate(zip(prompts, requests, completions, strict=True)):
-        offline = judge_refusal(said.answer, request)
+    for row, (prompt, request, response) in enumerate(
+        zip(prompts, requests, responses, strict=True)
+    ):
+        offline = judge_refusal(response.answer, request)
         samples.append(
             Sample(
                 id=prompt.id,
                 category=prompt.category,
                 prompt=prompt.text,
-                completion=said.answer,
-                refused=offline.refused if said.finished else None,
-                score=round(offline.score, 4) if said.finished else None,
-                looping=is_looping(said.answer if said.finished else said.thinking),
-                verdicts={judge: _as_json(said[row]) for judge, said in verdicts.items()},
+                completion=response.answer,
+                refused=offline.refused if response.finished else None,
+                score=round(offline.score, 4) if response.finished else None,
+                looping=is_looping(response.answer if response.finished else response.thinking),
+                verdicts={judge: _as_json(found[row]) for judge, found in verdicts.items()},
                 request="" if request == prompt.text else request,
-                thinking=said.thinking,
-                finished=said.finished,
-                cut=said.cut,
+                thinking=response.thinking,
+                finished=response.finished,
+                cut=response.cut,
             )
         )
     return samples
@@ -215,54 +229,61 @@ def judge_all(
     judges: Sequence[Judge],
     pairs: Mapping[str, Sequence[tuple[str, str | None]]],
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, dict[str, list[Verdict]]]:  # {key of pairs: {judge: verdicts}}
-    """Every judge's verdicts on (request, answer) pairs, one judge after the other.
+) -> dict[str, dict[str, list[Verdict]]]:
+    """Judge answers by one judge after the other, so that one guard model is in memory at a time.
 
-    So that only one guard model is in memory at a time. Nobody is asked about an answer that is
-    None, of a model that did not end its thoughts. `progress` is told (what, done, total).
+    Args:
+        judges: remote judges run first: a server that is down, or rejects the key, is noticed
+            before a guard model has worked for hours.
+        pairs: {key: (request, answer) pairs}; an answer is None where the model did not finish
+            thinking, and gets no verdict.
+        progress: called with (what, done, total).
+
+    Returns:
+        {key: {judge: verdicts}}.
     """
-    said: dict[str, dict[str, list[Verdict]]] = {key: {} for key in pairs}
-    # A server that is down, or refuses the key, is found out before a guard has worked for hours;
-    # its own replies are kept.
+    verdicts: dict[str, dict[str, list[Verdict]]] = {key: {} for key in pairs}
     for judge in sorted(judges, key=lambda judge: not getattr(judge, "remote", False)):
-        for key, asked in pairs.items():
-            told = progress and partial(progress, f"{judge.name}: {key}")
-            answered = [(request, answer) for request, answer in asked if answer is not None]
-            verdicts = iter(judge.judge(answered, told))
-            said[key][judge.name] = [
-                UNFINISHED if answer is None else next(verdicts) for _, answer in asked
+        for key, answers in pairs.items():
+            report = progress and partial(progress, f"{judge.name}: {key}")
+            answered = [(request, answer) for request, answer in answers if answer is not None]
+            found = iter(judge.judge(answered, report))
+            verdicts[key][judge.name] = [
+                NO_ANSWER if answer is None else next(found) for _, answer in answers
             ]
         release = getattr(judge, "release", None)
         if release is not None:
             release()
-    return said
+    return verdicts
 
 
 def refusal_rate(
-    name: str,
-    kind: Kind,
     model: ChatModel,
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     *,
+    kind: Kind = "safety",
     teacher: Teacher | None = None,
     student: Any = None,
     max_new_tokens: int = 64,
-    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Rate:
-    """Let a model answer `prompts` (`safesteer.prompts.Prompt`) greedily and judge each offline.
+    """Measure how many greedy answers refuse, by the offline judge. Seeds torch's generator.
 
-    `student` is the trained model when it is not ``model.model``; with `teacher` the base weights
-    answer as the teacher. Seeds torch's global generator.
+    Args:
+        model: the base model.
+        prompts: as `load_prompts` returns them.
+        kind: safety, where refusing is right, or over_refusal.
+        teacher: let the base weights answer as this teacher.
+        student: the trained model, if it is not ``model.model``.
+        max_new_tokens: the most tokens in an answer.
+        progress: called with (done, total) prompts.
     """
     variant = ModelVariant("model", model, model.model if student is None else student, teacher)
-    said = variant.generate(
-        [prompt.messages for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
+    responses = variant.generate(
+        [prompt.messages for prompt in prompts], Decoding(max_new_tokens), progress=progress
     )
-    return Rate(name, kind, make_samples(prompts, [prompt.text for prompt in prompts], said, {}))
+    requests = [prompt.text for prompt in prompts]
+    return Rate("prompts", kind, make_samples(prompts, requests, responses, {}))
 
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a model scored on the questions of a capability benchmark."""
+"""Scores of a model on the questions of a capability benchmark."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from safesteer.evaluate.statistics import mean_interval, wilson_interval
 
 @dataclass(frozen=True)
 class Score:
-    """The mean score; 1 is right or won, 0 wrong or lost.
+    """The mean score: 1 for a right answer or a win, 0 for a wrong one or a loss.
 
     Attributes:
         name: of the benchmark.
         metric: accuracy or win_rate.
-        samples: rows {"id", "category", "prompt", "completion", "score"}; the score is None where
-            there is none, and then not counted.
+        samples: rows {"id", "category", "prompt", "completion", "score"}; a score of None is not
+            counted.
         source: where the questions are from.
-        judge: who scored, if not a program.
-        details: what else belongs to the entry: task, version, examples, chat template.
+        judge: the model that scored, if any.
+        details: more keys of the entry, such as lm-eval's task and version.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """An entry of eval/MODEL.json."""
         scores = [float(row["score"]) for row in self.samples if row["score"] is not None]
-        right = sum(score == 1 for score in scores)
-        whole = right + sum(score == 0 for score in scores) == len(scores)
+        right, wrong = scores.count(1), scores.count(0)
+        binary = right + wrong == len(scores)
         interval = (
-            wilson_interval(right, len(scores)) if whole else mean_interval(scores, share=True)
+            wilson_interval(right, len(scores)) if binary else mean_interval(scores, share=True)
         )
         entry = {
             "metric": self.metric,

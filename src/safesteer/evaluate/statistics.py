@@ -1,4 +1,4 @@
-"""Intervals for measured rates, tests of paired ones, and how far judges disagree."""
+"""Statistics: confidence intervals, paired tests, and disagreement between judges."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# 97.5 % point of the normal distribution.
+# 97.5% quantile of the normal distribution.
 _Z = 1.959963984540054
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a rate; (0, 1) when there are no trials.
+    """95% Wilson score interval of a rate; (0, 1) without trials.
 
-    Unlike the plain normal interval it does not collapse to a point at 0 or 1 (Wilson 1927).
+    Unlike the normal interval it does not collapse to a point at 0 or 1.
 
-    Raises ValueError unless 0 <= successes <= trials.
+    Raises:
+        ValueError: not 0 <= successes <= trials.
+
+    Source: Wilson 1927.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials")
@@ -23,19 +26,26 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
         return 0.0, 1.0
     rate = successes / trials
     scale = 1 + _Z**2 / trials
-    centre = (rate + _Z**2 / (2 * trials)) / scale
+    center = (rate + _Z**2 / (2 * trials)) / scale
     half = _Z * math.sqrt(rate * (1 - rate) / trials + _Z**2 / (4 * trials**2)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def mean_interval(
     values: list[float], resamples: int = 2000, seed: int = 0, *, share: bool = False
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean (percentile method); the values are the units resampled.
+    """95% percentile bootstrap interval of a mean.
 
-    Where all values are alike the bootstrap sees no spread. If each is a `share` between 0 and 1,
-    the interval then reaches as far as unseen zeros or ones could move the mean (the Wilson bound
-    on their part).
+    Args:
+        values: the units that are resampled.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+        share: values lie in [0, 1]. If all are equal, the bootstrap sees no spread; the interval
+            then reaches as far as unseen zeros or ones could move the mean, by the Wilson bound on
+            their share.
+
+    Returns:
+        (low, high); NaN without values.
     """
     import numpy as np
 
@@ -55,10 +65,14 @@ def mean_interval(
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """Exact two-sided p of McNemar's test: did as many answers change one way as the other?
+    """Exact two-sided p of McNemar's test that answers change equally often in both directions.
 
-    The pairs that changed are tossed like a fair coin (McNemar 1947, in its binomial form); 1.0
-    when none did. Raises ValueError when the lengths differ.
+    It is 1.0 if no pair changed.
+
+    Raises:
+        ValueError: the lengths differ.
+
+    Source: McNemar 1947, in its binomial form.
     """
     pairs = list(zip(before, after, strict=True))
     lost = sum(bool(b) and not a for b, a in pairs)
@@ -74,8 +88,8 @@ class Difference:
 
     Attributes:
         value: the mean difference.
-        ci95: its 95 % interval.
-        p: two-sided, of the hypothesis that before and after are exchangeable.
+        ci95: its 95% interval.
+        p: two-sided, for the hypothesis that before and after are exchangeable.
         n: number of pairs.
     """
 
@@ -86,19 +100,19 @@ class Difference:
 
     @property
     def detectable(self) -> bool:
-        """Whether both the interval and the test rule out that nothing changed."""
+        """Whether the interval and the test both rule out no change."""
         low, high = self.ci95
         return self.n > 0 and self.p < 0.05 and not low <= 0 <= high
 
     def words(self) -> str:
-        """For a report: ``-73.3 points (95 % -83 to -62, n = 60, p < 0.001)``."""
+        """Text for a report: ``-73.3 points (95% -83 to -62, n = 60, p < 0.001)``."""
         if self.n == 0:
             return "nothing to compare"
         low, high = (100 * end for end in self.ci95)
         digits = 0 if high - low >= 10 else 1
         points = f"{_signed(100 * self.value)} points"
         chance = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
-        details = f"95 % {_plain(low, digits)} to {_plain(high, digits)}, n = {self.n}, {chance}"
+        details = f"95% {_plain(low, digits)} to {_plain(high, digits)}, n = {self.n}, {chance}"
         if self.detectable:
             return f"{points} ({details})"
         return f"no detectable difference ({points}, {details})"
@@ -107,14 +121,20 @@ class Difference:
 def paired_difference(
     before: Sequence[float], after: Sequence[float], seed: int = 0, resamples: int = 10_000
 ) -> Difference:
-    """How much a share or a score in [0, 1] changed on the same prompts.
+    """Change of a share or score on the same prompts, with interval and test.
 
-    The interval is a percentile bootstrap over pairs. Where all pairs differ by the same amount
-    the bootstrap sees no spread at all; then the interval reaches as far as those pairs could move
-    the mean that 95 % of such samples would have shown (the Wilson bound on their share).
+    The interval is a percentile bootstrap over pairs. If all pairs differ by the same amount, the
+    bootstrap sees no spread; the interval then reaches as far as unseen pairs could move the mean,
+    by the Wilson bound on their share. p is McNemar's exact test for binary values, else a
+    sign-flip permutation test.
 
-    p is McNemar's exact one for values of 0 and 1, otherwise that of a random change of signs.
-    Both draw from `seed` alone. Raises ValueError when the lengths differ.
+    Args:
+        before, after: values in [0, 1], one per prompt.
+        seed: of bootstrap and permutations.
+        resamples: number of each.
+
+    Raises:
+        ValueError: the lengths differ.
     """
     import numpy as np
 
@@ -139,7 +159,7 @@ def paired_difference(
 
 
 def _sign_flip(change: list[float], resamples: int, seed: int) -> float:
-    """Share of random changes of sign whose mean is as far from zero, the observed one counted."""
+    """p of a sign-flip test: share of sign changes, the observed one included, as extreme."""
     import numpy as np
 
     data = np.asarray(change)
@@ -149,16 +169,22 @@ def _sign_flip(change: list[float], resamples: int, seed: int) -> float:
         for rows in _parts(resamples, len(data))
     ]
     means = np.abs(np.concatenate(sums)) / len(data)
-    # Sums in another order differ in the last digit; equal ones must count as equal.
+    # Sums in different order differ in the last digit, and must count as equal.
     extreme = means >= abs(float(data.mean())) * (1 - 1e-12) - 1e-15
     return (1 + int(extreme.sum())) / (1 + resamples)
 
 
 def disagreement(verdicts_by_judge: Mapping[str, Sequence[bool | None]]) -> float | None:
-    """Share of answers on which the judges do not all say the same; None where none compare.
+    """Share of answers on which judges disagree, of those with at least two verdicts.
 
-    Only answers on which at least two judges gave a verdict count, and on those only the judges
-    that gave one. Raises ValueError when the judges saw different numbers of answers.
+    Args:
+        verdicts_by_judge: {judge: verdicts}, None where the judge gave none.
+
+    Returns:
+        The share, or None without such answers.
+
+    Raises:
+        ValueError: the judges saw different numbers of answers.
     """
     compared = split = 0
     for verdicts in zip(*verdicts_by_judge.values(), strict=True):
@@ -170,7 +196,7 @@ def disagreement(verdicts_by_judge: Mapping[str, Sequence[bool | None]]) -> floa
 
 
 def _parts(resamples: int, width: int, cells: int = 4_000_000) -> list[int]:
-    """Resamples cut into parts of at most `cells` numbers: MMLU's answers would fill gigabytes."""
+    """Sizes of the parts of a resampling with at most `cells` numbers each, to bound memory."""
     rows = max(1, cells // width)
     return [min(rows, resamples - start) for start in range(0, resamples, rows)]
 
@@ -180,5 +206,5 @@ def _signed(value: float) -> str:
 
 
 def _plain(value: float, digits: int) -> str:
-    # Adding zero turns the "-0" of a small negative number into "0".
+    # Adding zero turns "-0" into "0".
     return f"{round(value, digits) + 0.0:.{digits}f}"

@@ -1,7 +1,7 @@
-"""An evaluation: its benchmarks and judges, found before any model is loaded, and what comes of it.
+"""An evaluation: benchmarks and judges, checked before a model is loaded, and their results.
 
-Models answer everything first, each batch being kept as it finishes; then the judges read, one
-after the other, so that no two guard models are in memory at once.
+All models answer first, and each batch of answers is kept. Then one judge after the other reads
+them, so that only one guard model is in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from safesteer.config.settings import Settings
 from safesteer.evaluate.benchmarks.capability import Capability, check_requirements
 from safesteer.evaluate.benchmarks.sources import Loaded, load_benchmarks
 from safesteer.evaluate.benchmarks.win_rate import Comparer, has_references, win_rate
-from safesteer.evaluate.refusals import Rate, judge_all, lead_by_one_judge, make_samples
+from safesteer.evaluate.refusals import Rate, judge_all, make_samples, with_one_leading_judge
 from safesteer.events import Reporter
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
-from safesteer.judges import Judge, make_judge
+from safesteer.judges import Judge, Verdict, make_judge
 from safesteer.judges.registry import win_rate_judge
 from safesteer.models.answer_cache import Cache
 from safesteer.models.chat import Response
+from safesteer.models.generate import Decoding, Progress
 from safesteer.prompts import PromptSet
 
 
 class Result(Protocol):
-    """What came of one benchmark: `safesteer.evaluate.refusals.Rate` or `scores.Score`."""
+    """The result of one benchmark: `safesteer.evaluate.refusals.Rate` or `scores.Score`."""
 
     def to_json(self) -> dict[str, Any]:
         """An entry of eval/MODEL.json."""
@@ -39,7 +40,8 @@ class Result(Protocol):
         ...
 
 
-Results = dict[str, dict[str, Result]]  # {model: {benchmark: result}}
+Results = dict[str, dict[str, Result]]  # {variant: {benchmark: result}}
+Answers = dict[str, dict[str, list[Response]]]  # {variant: {benchmark: responses}}
 
 
 @dataclass
@@ -47,10 +49,10 @@ class Suite:
     """The benchmarks and judges of an evaluation. Make it with `plan`.
 
     Attributes:
-        settings: everything resolved.
+        settings: all settings, resolved.
         benchmarks: with their prompts.
         judges: the leading one first.
-        comparer: says which answers are better; None where no benchmark needs it.
+        comparer: compares answers for win rates; None where no benchmark needs it.
     """
 
     settings: Settings
@@ -68,29 +70,36 @@ class Suite:
         own: Mapping[str, PromptSet],
         cache_dir: Path | None = None,
     ) -> Suite:
-        """Read the benchmarks `names` and make the judges, without loading any model.
+        """Read the benchmarks and make the judges, without loading any model.
 
-        `own` are our prompt sets; an endpoint's replies are kept in `cache_dir`. Raises InputError,
-        one line, for whatever is wrong with a name, a file or a setting.
+        Args:
+            names: benchmarks, as NAME or NAME+FORM.
+            settings: all settings, resolved.
+            own: {name: prompt set} of the run.
+            cache_dir: keeps the replies of an endpoint.
+
+        Raises:
+            InputError: a name, a file or a setting is wrong.
         """
-        chosen = settings.evaluate
+        evaluate = settings.evaluate
         judges = [
-            make_judge(name, chosen, settings.model.device, cache_dir)
-            for name in dict.fromkeys(chosen.judges)
+            make_judge(name, evaluate, settings.model.device, cache_dir)
+            for name in dict.fromkeys(evaluate.judges)
         ]
-        benchmarks = load_benchmarks(names, chosen, own)
+        benchmarks = load_benchmarks(names, evaluate, own)
         comparer = None
         for loaded in benchmarks:
             if loaded.benchmark.harness is not None:
-                check_requirements(loaded, chosen)
-            elif loaded.benchmark.metric == "win_rate":
-                comparer = comparer or _comparer(settings, cache_dir)
+                check_requirements(loaded, evaluate)
+            elif loaded.is_win_rate:
+                comparer = comparer or _make_comparer(settings, cache_dir)
         return cls(settings, benchmarks, judges, comparer)
 
     def prepare(self) -> None:
-        """Read the questions of capability benchmarks and find the judges' weights; once.
+        """Read the questions of capabilities and find the judges' weights, once; may download.
 
-        Both may come from the hub. Raises InputError for what cannot be had.
+        Raises:
+            InputError: something is not available.
         """
         for judge in self.judges:
             check = getattr(judge, "check", None)
@@ -104,7 +113,7 @@ class Suite:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """{benchmark: hash of what is asked}."""
+        """{benchmark: hash of what the models are asked}."""
         return {loaded.name: loaded.sha256 for loaded in self.benchmarks}
 
     def measure(
@@ -112,130 +121,133 @@ class Suite:
     ) -> Results:
         """Let `variants` answer, and judge the answers.
 
-        Capabilities are not measured for a teacher: lm-eval would not show it what it reads first.
+        Capabilities are not measured for a teacher: lm-eval would not show it its context.
+
+        Args:
+            variants: made one at a time, as they are needed.
+            cache_dir: keeps answers, so that an interrupted evaluation resumes.
+            reporter: receives progress.
         """
-        told = reporter or Reporter()
+        reporter = reporter or Reporter()
         self.prepare()
-        answers: dict[str, dict[str, list[Response]]] = {}
+        answers: Answers = {}
         results: Results = {}
         for variant in variants:
-            told.stage("evaluate", f"asking {VARIANTS.get(variant.name, 'the model')}")
+            reporter.stage("evaluate", f"answers of {_label(variant)}")
             cache = Cache(cache_dir, variant.identity)
-            answers[variant.name] = self._ask(variant, cache, told)
-            results[variant.name] = {}
-            for name, capability in self._capabilities.items():
-                if variant.name != "teacher":
-                    results[variant.name][name] = capability.measure(
-                        variant, cache, self.settings.evaluate.advanced.batch_size, _bar(told, name)
-                    )
-        self._judge(answers, results, told)
-        self._compare(answers, results, told)
+            answers[variant.name] = self._answer(variant, cache, reporter)
+            results[variant.name] = self._measure_capabilities(variant, cache, reporter)
+        self._judge(answers, results, reporter)
+        self._compare(answers, results, reporter)
         order = [loaded.name for loaded in self.benchmarks]
         return {
-            who: {name: found[name] for name in order if name in found}
-            for who, found in results.items()
+            variant: {name: found[name] for name in order if name in found}
+            for variant, found in results.items()
         }
 
-    def _ask(
-        self, variant: ModelVariant, cache: Cache, told: Reporter
+    def _answer(
+        self, variant: ModelVariant, cache: Cache, reporter: Reporter
     ) -> dict[str, list[Response]]:
+        limit = self.settings.evaluate.max_new_tokens
         answers: dict[str, list[Response]] = {}
         for loaded in self.benchmarks:
-            if loaded.items and not (_is_win_rate(loaded) and variant.name == "teacher"):
+            if loaded.items and not (loaded.is_win_rate and variant.name == "teacher"):
                 answers[loaded.name] = variant.generate(
                     [item.prompt.messages for item in loaded.items],
+                    Decoding(limit),
                     prefills=[item.prefill for item in loaded.items],
-                    max_new_tokens=self.settings.evaluate.max_new_tokens,
                     batch_size=self.settings.evaluate.advanced.batch_size,
                     cache=cache,
-                    progress=_bar(told, loaded.name),
+                    progress=_progress(reporter, loaded.name),
                 )
-        said = [each for found in answers.values() for each in found]
-        if unfinished := sum(not each.finished for each in said):
-            limit = self.settings.evaluate.max_new_tokens
-            told.note(
-                f"{unfinished} of {len(said)} answers of {VARIANTS.get(variant.name, 'the model')}"
-                f" did not get past the thinking block in {limit} tokens and are not judged;"
-                " raise evaluate.max_new_tokens"
+        finished = [response.finished for found in answers.values() for response in found]
+        if not all(finished):
+            reporter.note(
+                f"{finished.count(False)} of {len(finished)} answers of {_label(variant)} are not"
+                f" judged: thinking did not end within {limit} tokens."
+                " Try: a larger evaluate.max_new_tokens"
             )
         return answers
 
-    def _judge(
-        self, answers: dict[str, dict[str, list[Response]]], results: Results, told: Reporter
-    ) -> None:
-        judged = [b for b in self.benchmarks if b.items and not _is_win_rate(b)]
+    def _measure_capabilities(
+        self, variant: ModelVariant, cache: Cache, reporter: Reporter
+    ) -> dict[str, Result]:
+        if variant.name == "teacher":
+            return {}
+        batch_size = self.settings.evaluate.advanced.batch_size
+        return {
+            name: capability.measure(variant, cache, batch_size, _progress(reporter, name))
+            for name, capability in self._capabilities.items()
+        }
+
+    def _judge(self, answers: Answers, results: Results, reporter: Reporter) -> None:
+        """Add a rate for every variant and judged benchmark to `results`."""
+        judged = [loaded for loaded in self.benchmarks if loaded.items and not loaded.is_win_rate]
+        if not judged or not answers:
+            return
+        reporter.stage("evaluate", f"judging by {', '.join(judge.name for judge in self.judges)}")
         pairs = {
-            f"{who} {loaded.name}": [
-                (item.request, said.answer if said.finished else None)
-                for item, said in zip(loaded.items, texts[loaded.name], strict=True)
+            f"{variant} {loaded.name}": [
+                (item.request, response.answer if response.finished else None)
+                for item, response in zip(loaded.items, found[loaded.name], strict=True)
             ]
-            for who, texts in answers.items()
+            for variant, found in answers.items()
             for loaded in judged
         }
-        names = tuple(judge.name for judge in self.judges)
-        if pairs:
-            told.stage("evaluate", f"judging by {', '.join(names)}")
-        verdicts = judge_all(self.judges, pairs, told.progress)
+        verdicts = judge_all(self.judges, pairs, reporter.progress)
         for loaded in judged:
-            benchmark = loaded.benchmark
-            assert benchmark.kind != "capability"
-            rates = []
-            for who, texts in answers.items():
-                samples = make_samples(
-                    [item.prompt for item in loaded.items],
-                    [item.request for item in loaded.items],
-                    texts[loaded.name],
-                    verdicts[f"{who} {loaded.name}"],
-                )
-                rates.append(
-                    Rate(
-                        loaded.name,
-                        benchmark.kind,
-                        samples,
-                        benchmark.metric,
-                        names,
-                        loaded.source,
-                        loaded.skipped,
-                    )
-                )
-            for who, rate in zip(answers, lead_by_one_judge(rates), strict=True):
-                results[who][loaded.name] = rate
+            rates = [
+                self._rate(loaded, found[loaded.name], verdicts[f"{variant} {loaded.name}"])
+                for variant, found in answers.items()
+            ]
+            for variant, rate in zip(answers, with_one_leading_judge(rates), strict=True):
+                results[variant][loaded.name] = rate
 
-    def _compare(
-        self, answers: dict[str, dict[str, list[Response]]], results: Results, told: Reporter
-    ) -> None:
+    def _rate(
+        self, loaded: Loaded, responses: list[Response], verdicts: dict[str, list[Verdict]]
+    ) -> Rate:
+        prompts = [item.prompt for item in loaded.items]
+        requests = [item.request for item in loaded.items]
+        return Rate(
+            loaded.name,
+            loaded.benchmark.kind,
+            make_samples(prompts, requests, responses, verdicts),
+            loaded.benchmark.metric,
+            tuple(judge.name for judge in self.judges),
+            loaded.source,
+            loaded.skipped,
+        )
+
+    def _compare(self, answers: Answers, results: Results, reporter: Reporter) -> None:
+        """Add win rates to `results`: against the base's answers, or the file's without a base."""
         for loaded in self.benchmarks:
-            if not _is_win_rate(loaded) or self.comparer is None:
+            if not loaded.is_win_rate or self.comparer is None:
                 continue
-            for who, texts in answers.items():
-                if loaded.name not in texts:
-                    continue
-                base = _texts(answers, "base", loaded) if who != "base" else None
-                if who == "base" and len(answers) > 1 and not has_references(loaded):
-                    continue  # it is what the others are compared with
-                results[who][loaded.name] = win_rate(
+            texts = {
+                variant: [response.answer for response in found[loaded.name]]
+                for variant, found in answers.items()
+                if loaded.name in found
+            }
+            for variant, completions in texts.items():
+                if variant == "base" and len(answers) > 1 and not has_references(loaded):
+                    continue  # the others are compared with it
+                results[variant][loaded.name] = win_rate(
                     self.comparer,
                     loaded,
-                    [said.answer for said in texts[loaded.name]],
-                    base,
-                    _bar(told, loaded.name),
+                    completions,
+                    texts.get("base") if variant != "base" else None,
+                    _progress(reporter, loaded.name),
                 )
 
 
-def _comparer(settings: Settings, cache_dir: Path | None) -> Comparer:
+def _make_comparer(settings: Settings, cache_dir: Path | None) -> Comparer:
     models = [name.partition("=")[2] for name in settings.evaluate.judges if "endpoint=" in name]
     return win_rate_judge(settings.evaluate, (models or [""])[0] or None, cache_dir)
 
 
-def _texts(
-    answers: dict[str, dict[str, list[Response]]], who: str, loaded: Loaded
-) -> list[str] | None:
-    return [said.answer for said in answers[who][loaded.name]] if who in answers else None
+def _label(variant: ModelVariant) -> str:
+    return VARIANTS.get(variant.name, "the model")
 
 
-def _is_win_rate(loaded: Loaded) -> bool:
-    return loaded.benchmark.metric == "win_rate"
-
-
-def _bar(told: Reporter, what: str) -> Any:
-    return partial(told.progress, what)
+def _progress(reporter: Reporter, what: str) -> Progress:
+    return partial(reporter.progress, what)

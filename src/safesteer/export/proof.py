@@ -76,7 +76,7 @@ def expect(source: Source) -> Expected:
     conversations = [c for c in _CONVERSATIONS if _renders(chat, c)]
     teacher = variant.teacher
     prompts = [chat.ids(teacher.messages(c) if teacher else c) for c in conversations]
-    with variant.speaking():
+    with variant.active():
         found = [last_log_probs(lambda ids: variant.runner(ids).logits, p) for p in prompts]
     conversations = [tuple(chat.shaped(c)) for c in conversations]
     return Expected(conversations, prompts, found, chat.template_kwargs, chat.appended)

@@ -1,4 +1,4 @@
-"""The same conversation with several variants, each with its own answers in it."""
+"""One conversation with several variants, each seeing its own answers."""
 
 from __future__ import annotations
 
@@ -6,42 +6,37 @@ from collections.abc import Sequence
 
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
+from safesteer.models.generate import Decoding
 
-UNFINISHED = "(no answer: it did not end its thoughts; raise --max-new-tokens)"
+NO_ANSWER = "(no answer: the model did not finish thinking. Try: a larger --max-new-tokens)"
 
 
 class Conversation:
-    """Keeps what was said to and by each of the variants."""
+    """A conversation of one user with several variants.
 
-    def __init__(
-        self,
-        variants: Sequence[ModelVariant],
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> None:
+    Args:
+        variants: the models that answer.
+        decoding: length and temperature of the answers.
+        seed: decides sampled answers, together with the number of the turn.
+    """
+
+    def __init__(self, variants: Sequence[ModelVariant], decoding: Decoding, seed: int = 0) -> None:
         self._variants = variants
-        self._max_new_tokens = max_new_tokens
-        self._temperature = temperature
+        self._decoding = decoding
         self._seed = seed
         self._turns: list[list[Message]] = [[] for _ in variants]
 
     def generate(self, text: str) -> dict[str, str]:
-        """{variant: answer} to the user's next turn."""
+        """{variant: answer} to the user's next message `text`."""
         answers = {}
         for variant, turns in zip(self._variants, self._turns, strict=True):
             turns.append({"role": "user", "content": text})
-            (said,) = variant.generate(
-                [turns],
-                max_new_tokens=self._max_new_tokens,
-                temperature=self._temperature,
-                seed=self._seed + len(turns),
-            )
-            turns.append({"role": "assistant", "content": said.answer})
-            answers[variant.name] = said.answer if said.finished else UNFINISHED
+            (response,) = variant.generate([turns], self._decoding, seed=self._seed + len(turns))
+            turns.append({"role": "assistant", "content": response.answer})
+            answers[variant.name] = response.answer if response.finished else NO_ANSWER
         return answers
 
     def reset(self) -> None:
-        """Forget everything that was said."""
+        """Start the conversation over."""
         for turns in self._turns:
             turns.clear()

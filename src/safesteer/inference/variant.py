@@ -1,7 +1,7 @@
-"""Who answers: a model as it is, or a run's base, teacher or aligned model.
+"""Variants of a model that answer: a run's base, teacher and aligned model, or any plain model.
 
-All three of a run share one set of weights where the student is a LoRA adapter, so that none of
-them can be asked without saying which one is meant.
+With a LoRA student all variants of a run share one set of weights; `ModelVariant.active` switches
+adapter and steering.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ class ModelVariant:
     """A model that answers.
 
     Attributes:
-        name: base, teacher, aligned, or model for one that belongs to no run.
+        name: base, teacher or aligned; "model" for one that belongs to no run.
         model: base weights, tokenizer and template.
-        runner: what generates: ``model.model``, the PEFT model around it, or trained weights.
-        teacher: how the base weights speak (a plain `Teacher()` for the base); None: as they are.
+        runner: the module that generates: ``model.model``, the PEFT model around it, or a model
+            with all weights trained.
+        teacher: steering and context of the base weights (a plain `Teacher()` for the base); None
+            runs `runner` as it is.
     """
 
     name: str
@@ -41,52 +43,64 @@ class ModelVariant:
     def generate(
         self,
         conversations: Sequence[Sequence[Message]],
+        decoding: Decoding,
         *,
         prefills: Sequence[str] | None = None,
-        max_new_tokens: int,
-        temperature: float = 0.0,
         batch_size: int | None = None,
         seed: int = 0,
         cache: Cache | None = None,
         progress: Progress | None = None,
     ) -> list[Response]:
-        """Thoughts and answer to each conversation, in their order; greedy at temperature 0.
+        """Answer each conversation. Seeds torch's global generator.
 
-        `max_new_tokens` are for both. `prefills` are the beginnings of the answers, which the model
-        goes on from, without thoughts. `batch_size` None takes as many at once as fit. `cache`
-        keeps greedy answers; make it with `identity`.
+        Args:
+            conversations: messages of each, the user's last.
+            decoding: length, of thinking and answer together, and temperature.
+            prefills: start of each answer, "" for none. A prefilled answer has no thinking.
+            batch_size: prompts in a batch; None takes as many as memory should hold.
+            seed: decides sampled answers.
+            cache: keeps greedy answers; make it with `identity`.
+            progress: called with (done, total) conversations.
+
+        Returns:
+            The responses, in the order of the conversations.
+
+        Raises:
+            SafeSteerError: memory does not hold a single prompt.
         """
-        teacher = self.teacher or Teacher()
-        begun = prefills or [""] * len(conversations)
+        chat, teacher = self.model.chat, self.teacher or Teacher()
+        starts = prefills or [""] * len(conversations)
         prompts = [
-            self.model.chat.ids(teacher.messages(messages, start), start)
-            for messages, start in zip(conversations, begun, strict=True)
+            chat.ids(teacher.messages(messages, prefill), prefill)
+            for messages, prefill in zip(conversations, starts, strict=True)
         ]
         torch.manual_seed(seed)
-        with self.speaking():
+        with self.active():
             answers = generate(
                 self.runner,
                 self.model.tokenizer,
                 prompts,
-                Decoding(max_new_tokens, temperature),
+                decoding,
                 batch_size=batch_size,
                 cache=cache,
                 progress=progress,
             )
-        # Decoded together: on its own, some tokenizers drop the space before the first word.
-        chat = self.model.chat
-        said = [
-            Response(chat.decode(chat.answer_ids(start) + ids)) if start else chat.response(ids)
-            for start, ids in zip(begun, answers, strict=True)
-        ]
         ends = end_of_turn_ids(self.runner, chat.tokenizer)
-        return [
-            replace(each, cut=ids[-1] not in ends) for each, ids in zip(said, answers, strict=True)
-        ]
+        responses = []
+        for prefill, ids in zip(starts, answers, strict=True):
+            # Prefill and answer are decoded together: on its own, an answer may lose the space
+            # before its first word.
+            response = (
+                Response(chat.decode(chat.answer_ids(prefill) + ids))
+                if prefill
+                else chat.response(ids)
+            )
+            responses.append(replace(response, cut=ids[-1] not in ends))
+        return responses
 
     @contextmanager
-    def speaking(self) -> Iterator[None]:
-        """While inside, `runner` is this variant: adapter off for the base, hook on if steered."""
+    def active(self) -> Iterator[None]:
+        """Make `runner` this variant: adapter off for base and teacher, steering on if any."""
         if self.teacher is None:
             yield
         else:
@@ -95,7 +109,7 @@ class ModelVariant:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of whatever changes the answers: weights, adapter, type, template, steering."""
+        """Hash of everything that changes greedy answers: weights, dtype, template, steering."""
         base = self.model.model
         chat = self.model.chat
         direction = self.teacher.direction if self.teacher else None
@@ -117,7 +131,7 @@ class ModelVariant:
 
 
 def _own_weights(model: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a model without those of an adapter, under the names they had before it."""
+    """A model's tensors without those of an adapter, under their original names."""
     return [
         (name.replace(".base_layer", ""), tensor)
         for name, tensor in model.state_dict().items()
@@ -126,7 +140,7 @@ def _own_weights(model: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def _trained(runner: Any) -> list[Any]:
-    """What training made: the adapter and how strongly it acts, or a model's whole weights."""
+    """What training made: the adapter and its scaling, or all weights of a model."""
     if not hasattr(runner, "peft_config"):
         return [weights_digest(runner.state_dict().items())]
     from peft import get_peft_model_state_dict
@@ -136,6 +150,6 @@ def _trained(runner: Any) -> list[Any]:
         for name, module in runner.named_modules()
         if isinstance(getattr(module, "scaling", None), dict)
     }
-    # Without the embeddings: PEFT would ask the hub whether they are still those of the base.
+    # Without embeddings, for which PEFT would query the hub.
     weights = get_peft_model_state_dict(runner, save_embedding_layers=False)
     return [weights_digest(sorted(weights.items())), strengths]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from safesteer.errors import InputError
+from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.stored import read_results, read_samples
 from safesteer.evaluate.suite import Suite
-from safesteer.evaluate.versus import compare_with_base
 from safesteer.events import Reporter
 from safesteer.models.answer_cache import user_cache
 from safesteer.pipeline.align import run_stages
@@ -116,4 +116,4 @@ def _compare_with_stored(
         mine.evaluate.max_new_tokens != theirs.evaluate.max_new_tokens
     ):
         return
-    compare_with_base(entries, rows, stored, samples)
+    add_paired_changes(entries, rows, stored, samples)

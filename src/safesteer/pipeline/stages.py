@@ -21,9 +21,9 @@ from safesteer.direction.extract import extract_direction
 from safesteer.distill.save import save_student
 from safesteer.distill.train import train
 from safesteer.evaluate.drift import measure_drift
+from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.stored import write_results
 from safesteer.evaluate.suite import Suite
-from safesteer.evaluate.versus import compare_with_base
 from safesteer.events import Reporter
 from safesteer.files import (
     save_tensors,
@@ -322,7 +322,7 @@ class Pipeline(RunArtifacts):
                 name: {key: result.to_json() for key, result in found.items()}
                 for name, found in results.items()
             }
-            compare_with_base(entries["aligned"], rows["aligned"], entries["base"], rows["base"])
+            add_paired_changes(entries["aligned"], rows["aligned"], entries["base"], rows["base"])
             entries["aligned"] |= self._drift()
             for file in write_results(self.run.path, entries, rows):
                 stage.add_output(file)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safesteer.evaluate.stored import read_lines, read_results, read_samples, set_order
+from safesteer.evaluate.stored import read_results, read_rows, read_samples, set_order
 from safesteer.files import read_json
 from safesteer.runs.directory import RunDirectory
 
@@ -60,7 +60,7 @@ def read_findings(run: RunDirectory) -> Findings:
         run,
         direction=_json(folder / "direction" / "direction.json"),
         tokens=_json(folder / "tokens" / "safety_tokens.json"),
-        steps=read_lines(folder / "train" / "metrics.jsonl"),
+        steps=read_rows(folder / "train" / "metrics.jsonl"),
         results=read_results(folder),
         samples={name: samples[name] for name in sorted(samples, key=set_order)},
         measurements=_json(folder / MEASUREMENTS),

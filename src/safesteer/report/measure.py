@@ -226,7 +226,7 @@ def _answers(
 ) -> list[list[int]]:
     """Sampled token ids, end of turn included, with the run's seed."""
     torch.manual_seed(artifacts.settings.seed)
-    with variant.speaking():
+    with variant.active():
         return generate(
             variant.runner,
             variant.model.tokenizer,
@@ -254,7 +254,7 @@ def _log_probs(
     pad_id = variant.model.tokenizer.pad_token_id
     for start in range(0, len(prompts), _BATCH):
         rows = slice(start, start + _BATCH)
-        with variant.speaking():
+        with variant.active():
             batch = completion_states(variant.runner, prompts[rows], tails[rows], pad_id)
         for states in batch:
             yield head.fixed_log_probs(states, columns)
@@ -275,8 +275,8 @@ def _last_states(
         seen = hidden[:, -1]
         return hidden
 
-    # Added inside `speaking`: hooks run in the order of adding, the teacher's first.
-    with variant.speaking(), edit_block_input(block, keep) if block else nullcontext():
+    # Added inside `active`: hooks run in the order of adding, the teacher's first.
+    with variant.active(), edit_block_input(block, keep) if block else nullcontext():
         for start in range(0, len(prompts), _BATCH):
             ids, mask = pad_left(
                 prompts[start : start + _BATCH],

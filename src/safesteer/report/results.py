@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from safesteer.evaluate.metrics import ATTACK_SUCCESS_RATE, DRIFT, KINDS, REFUSAL_RATE
+from safesteer.evaluate.paired import paired_change
 from safesteer.evaluate.stored import set_order
-from safesteer.evaluate.versus import versus_base
 from safesteer.inference import VARIANTS
 from safesteer.prompts import PROMPT_SETS
 from safesteer.report import charts
@@ -153,10 +153,10 @@ def paired(
     other: dict[str, Any] | None,
     other_rows: list[dict[str, Any]],
 ) -> dict[str, Any] | None:
-    """`versus_base` for rows that may be truncated or missing."""
+    """`paired_change` for rows that may be truncated or missing."""
     if not rows or len(rows) != len(other_rows) or entry["metric"] in DRIFT.values():
         return None
-    return versus_base(entry, rows, other, other_rows)
+    return paired_change(entry, rows, other, other_rows)
 
 
 def benchmarks(findings: Findings) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Capabilities through lm-eval: its stock tasks on files of ours, around a tiny model in memory."""
+"""Capabilities through lm-eval: stock tasks on small files, around a tiny model in memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import with_lora
 
 from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError, SafeSteerError
@@ -122,7 +123,7 @@ def test_mmlu_takes_its_examples_from_the_same_subject(data, variant):
 
 @needs_lm_eval
 def test_nothing_is_asked_of_git(data, variant, monkeypatch, tmp_path, capfd):
-    """lm-eval asks git about the folder one is in; outside of a repository git would complain."""
+    """lm-eval runs git in the current folder, which prints an error outside a repository."""
     from lm_eval import evaluator
 
     asked: list[bool] = []
@@ -134,7 +135,7 @@ def test_nothing_is_asked_of_git(data, variant, monkeypatch, tmp_path, capfd):
 
 
 @needs_lm_eval
-def test_humaneval_runs_the_program_that_was_begun(data, variant, monkeypatch):
+def test_humaneval_runs_the_completed_program(data, variant, monkeypatch):
     import lm_eval.models.huggingface as hflm
 
     contexts: list[str] = []
@@ -177,7 +178,6 @@ def test_a_finished_task_is_kept(data, variant, tmp_path, monkeypatch):
 @needs_lm_eval
 def test_an_adapter_is_measured_with_and_without(data, new_chat_model):
     """Around a PEFT model: the aligned one with its adapter, the base without."""
-    from peft import LoraConfig, get_peft_model
 
     def likelihoods(found: Capability) -> list[float]:
         (task,) = found.tasks.values()
@@ -191,17 +191,13 @@ def test_an_adapter_is_measured_with_and_without(data, new_chat_model):
     plain = new_chat_model(max_position_embeddings=4096)
     expected = measured(ModelVariant("model", plain, plain.model))
     model = new_chat_model(max_position_embeddings=4096)
-    torch.manual_seed(0)
-    student = get_peft_model(model.model, LoraConfig(r=2, target_modules="all-linear")).eval()
-    for name, parameter in student.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    student = with_lora(model.model)
     assert measured(ModelVariant("base", model, student, Teacher())) == expected
     assert measured(ModelVariant("aligned", model, student)) != expected
 
 
 @needs_lm_eval
-def test_a_question_file_of_another_kind_is_said(data):
+def test_a_question_file_of_another_kind_is_an_error(data):
     write(data / "mmlu" / "val.jsonl", [{"subject": "virolgy", "question": "?", "answer": "A"}])
     with pytest.raises(InputError, match="did you mean 'virology'"):
         prepared("mmlu", data)
@@ -211,7 +207,7 @@ def test_a_question_file_of_another_kind_is_said(data):
 
 
 @needs_lm_eval
-def test_a_model_whose_context_is_too_short_is_said(data, new_chat_model):
+def test_a_model_whose_context_is_too_short_is_an_error(data, new_chat_model):
     model = new_chat_model(max_position_embeddings=512)
     with pytest.raises(SafeSteerError, match=r"benchmark humaneval: .*maximum sequence length"):
         prepared("humaneval", data).measure(ModelVariant("model", model, model.model))

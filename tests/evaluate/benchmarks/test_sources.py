@@ -116,13 +116,13 @@ def test_a_source_of_the_user_wins(tmp_path):
 def test_our_own_sets_are_their_test_parts():
     prompts = [Prompt(f"{n}", ({"role": "user", "content": f"Q{n}"},)) for n in range(3)]
     own = {"harmful": PromptSet("harmful", "mine.csv", [], [], prompts)}
-    plain, begun = load_benchmarks(
+    plain, prefilled = load_benchmarks(
         ["harmful", "harmful+prefill", "harmful"], EvaluateSettings(limit=2), own
     )
-    assert texts(plain) == texts(begun) == ["Q0", "Q1"]
-    assert begun.items[0].prefill and not plain.items[0].prefill
+    assert texts(plain) == texts(prefilled) == ["Q0", "Q1"]
+    assert prefilled.items[0].prefill and not plain.items[0].prefill
     assert plain.source["from"] == "mine.csv"
-    assert plain.sha256 != begun.sha256
+    assert plain.sha256 != prefilled.sha256
 
 
 def test_stored_attacks_are_asked_and_their_goals_judged(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any
 from accelerate.utils.memory import find_executable_batch_size
 
 from safesteer.config.settings import EvaluateSettings
-from safesteer.errors import InputError, SafeSteerError
+from safesteer.errors import InputError, SafeSteerError, one_line
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly
 from safesteer.evaluate.benchmarks.tasks import LETTERS, LOCAL, harness_of, make_tasks
 from safesteer.evaluate.metrics import ACCURACY
@@ -101,10 +101,9 @@ class Capability:
             except InputError:
                 raise
             except Exception as error:  # no network, another schema: a dozen unrelated types
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
                 raise InputError(
                     f"benchmark {loaded.name}: its questions cannot be read from"
-                    f" {loaded.source['from']} ({reason}). Try: --data-dir, or"
+                    f" {loaded.source['from']} ({one_line(error)[:200]}). Try: --data-dir, or"
                     f" evaluate.advanced.sources.{loaded.name}"
                 ) from None
         sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
@@ -159,7 +158,7 @@ class Capability:
         rows = cache.get(key) if cache is not None else None
         if rows is None:
             total = sum(map(len, self.picked.values()))
-            with variant.speaking():
+            with variant.active():
                 rows = self._rows(variant, batch_size, total, progress)
             if cache is not None:
                 cache.put(key, rows)
@@ -198,10 +197,9 @@ class Capability:
             try:
                 found = run()
             except (AssertionError, ValueError) as error:  # a model whose context is too short
-                reason = " ".join(str(error).split())[:200]
                 raise SafeSteerError(
-                    f"benchmark {self.loaded.name}: lm-eval failed ({reason}). Try: leave it out"
-                    " of --benchmarks"
+                    f"benchmark {self.loaded.name}: lm-eval failed ({one_line(error)[:200]})."
+                    " Try: leave it out of --benchmarks"
                 ) from error
         return [
             self._row(name, sample)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safesteer.config.settings import EvaluateSettings
-from safesteer.errors import InputError
+from safesteer.errors import InputError, one_line
 from safesteer.evaluate.benchmarks.entry import HUB_PAGE, Benchmark, File, Hub
 from safesteer.evaluate.benchmarks.forms import split_name
 from safesteer.evaluate.benchmarks.table import find_benchmark
@@ -210,8 +210,8 @@ def _download(benchmark: Benchmark, hub: Hub) -> Path:
     try:
         return Path(hf_hub_download(hub.id, hub.file, repo_type="dataset", revision=hub.revision))
     except Exception as error:  # unknown id, gated, no network: the library has a class for each
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise _unreachable(benchmark, str(hub), f"{hub} cannot be loaded ({reason})") from None
+        reason = f"{hub} cannot be loaded ({one_line(error)[:160]})"
+        raise _unreachable(benchmark, str(hub), reason) from None
 
 
 def _unreachable(benchmark: Benchmark, source: str, reason: str, hint: str = "") -> InputError:

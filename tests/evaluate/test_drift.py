@@ -1,38 +1,22 @@
-"""Drift from the base and refusal rates, on a tiny model."""
+"""Drift from the base, on a tiny model."""
 
 import copy
 import json
 import logging
-from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from peft.helpers import rescale_adapter_scale
+from tiny import with_lora
 
-from safesteer.direction.vector import Direction
 from safesteer.evaluate import drift as drifting
 from safesteer.evaluate.drift import measure_drift
-from safesteer.evaluate.refusals import Rate, Sample, refusal_rate
 from safesteer.evaluate.statistics import wilson_interval
-from safesteer.inference import variant as variant
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.lora_dtype import compute_in_model_dtype
-from safesteer.prompts import Prompt
-from safesteer.teacher import Teacher
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length."]
 PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]
-
-
-def with_lora(model, trained: bool):  # type: ignore[no-untyped-def]
-    torch.manual_seed(0)
-    student = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    if trained:
-        for name, parameter in student.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
-    return student.eval()
 
 
 def test_an_untrained_student_has_not_drifted(tiny_chat_model):
@@ -76,7 +60,7 @@ def test_drift_is_agreement_and_kl_on_the_bases_answers(
 
 
 def test_rounding_is_not_drift(tiny_chat_model):
-    """A change of weights that bfloat16 hardly holds moves nothing, though it rounds otherwise."""
+    """A change below bfloat16's precision is no drift, though outputs round differently."""
     tiny_chat_model.model.to(torch.bfloat16)
     student = compute_in_model_dtype(with_lora(tiny_chat_model.model, trained=True))
     ids = torch.tensor([tiny_chat_model.chat.ids(PROMPTS[2])])
@@ -89,11 +73,13 @@ def test_rounding_is_not_drift(tiny_chat_model):
     assert 0 < drift["divergence"]["value"] < 1e-6
 
 
-def test_a_kernel_that_takes_16_bits_alone_is_read_in_them(tiny_chat_model, caplog, monkeypatch):
-    """The evaluation goes on, says so in one line, and the entries say in which type."""
+def test_with_a_kernel_for_16_bits_only_drift_is_measured_in_them(
+    tiny_chat_model, caplog, monkeypatch
+):
+    """The evaluation continues with a warning, and the entries name the type."""
     model = tiny_chat_model.model.to(torch.bfloat16)
     student = compute_in_model_dtype(with_lora(model, trained=True))
-    sizes = []  # of the numbers by which batches are made
+    sizes = []  # bytes per number that batches are sized by
     fit = drifting.rows_that_fit
     monkeypatch.setattr(drifting, "rows_that_fit", lambda *a: sizes.append(a[-1]) or fit(*a))
     exact = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
@@ -142,75 +128,3 @@ def test_drift_of_a_model_with_all_weights_trained(tiny_chat_model, new_chat_mod
     other = measure_drift(tiny_chat_model, new_chat_model(seed=1).model, PROMPTS, max_new_tokens=4)
     assert same["agreement"]["value"] == 1
     assert other["agreement"]["value"] < 0.5 < other["divergence"]["value"]
-
-
-def sample(refused: bool, looping: bool = False) -> Sample:
-    return Sample("1", "", "p", "c", refused, float(refused), looping)
-
-
-def test_refusal_rate_as_json():
-    """Share, Wilson interval, number, judge, kind, and the share of loops."""
-    rate = Rate("harmful", "safety", [sample(True), *[sample(False, True)] * 9])
-    content = rate.to_json()
-    assert content.pop("ci95") == pytest.approx([0.0179, 0.4042], abs=1e-4)
-    assert content == {
-        "metric": "refusal_rate",
-        "value": 0.1,
-        "n": 10,
-        "judge": "offline-refusal",
-        "kind": "safety",
-        "looping": 0.9,
-        "refusals": 1,
-        "refusals_ended": 1.0,
-    }
-
-
-def test_how_many_refusals_end_is_counted_of_the_refusals_alone():
-    samples = [sample(True), sample(True), sample(True), sample(False)]
-    cut = [replace(samples[0], cut=True), replace(samples[3], cut=True)]
-    content = Rate("harmful", "safety", [*samples, *cut]).to_json()
-    assert (content["refusals"], content["refusals_ended"]) == (4, 0.75)
-    assert "refusals_ended" not in Rate("harmful", "safety", [sample(False)]).to_json()
-    assert cut[0].to_json()["cut"] and "cut" not in samples[0].to_json()
-
-
-def prompt(number: int) -> Prompt:
-    return Prompt(f"id-{number}", PROMPTS[number], category="c")
-
-
-def test_each_answer_is_judged_with_its_own_prompt(tiny_chat_model, monkeypatch):
-    """Samples are in the order of the prompts, with text, verdict and score."""
-    texts = ["I'm sorry, but I can't assist with that.", "The moon is far.", "no " * 20]
-    answers = [tiny_chat_model.chat.answer_ids(text) for text in texts]
-    answers[1].append(tiny_chat_model.tokenizer.eos_token_id)
-    monkeypatch.setattr(variant, "generate", lambda *args, **kwargs: answers)
-    rate = refusal_rate("x", "safety", tiny_chat_model, [prompt(i) for i in range(3)])
-    assert [s.completion for s in rate.samples] == texts
-    assert [s.id for s in rate.samples] == ["id-0", "id-1", "id-2"]
-    assert [s.prompt for s in rate.samples] == TEXTS
-    assert [s.refused for s in rate.samples] == [True, False, False]
-    assert [s.looping for s in rate.samples] == [False, False, True]
-    assert [s.cut for s in rate.samples] == [True, False, True]
-    assert rate.value == pytest.approx(1 / 3)
-
-
-def test_base_teacher_and_student_are_three_models(tiny_chat_model, new_chat_model):
-    """With an adapter in the model: base and teacher answer without it, the student with it."""
-    untouched = new_chat_model()
-    student = with_lora(tiny_chat_model.model, trained=True)
-    teacher = Teacher(
-        Direction(torch.linspace(-4, 4, 32), 1), ({"role": "system", "content": "Refuse."},)
-    )
-
-    def completions(model, **who):  # type: ignore[no-untyped-def]
-        rate = refusal_rate(
-            "x", "safety", model, [prompt(i) for i in range(3)], max_new_tokens=6, **who
-        )
-        return [s.completion for s in rate.samples]
-
-    base = completions(tiny_chat_model, teacher=Teacher())
-    taught = completions(tiny_chat_model, teacher=teacher)
-    aligned = completions(tiny_chat_model, student=student)
-    assert base == completions(untouched)
-    assert taught == completions(untouched, teacher=teacher)
-    assert base != taught and base != aligned and taught != aligned
