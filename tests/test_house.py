@@ -185,7 +185,7 @@ def test_imports_have_no_circle():
     try:
         TopologicalSorter(imports()).prepare()
     except CycleError as circle:
-        pytest.fail(" -> ".join(circle.args[1]))
+        pytest.fail(" -> ".join(reversed(circle.args[1])))
 
 
 def test_files_are_short():
