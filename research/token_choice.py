@@ -90,7 +90,10 @@ def compare(
     for variant in (teacher, model):
         with variant.active():
             hidden.append(completion_states(variant.runner, read_by(variant), tails, pad_id))
-    head, teacher_head = OutputHead.of(model.runner), OutputHead.of(teacher.runner).at(temperature)
+    head, teacher_head = (
+        OutputHead.of(model.runner),
+        OutputHead.of(teacher.runner).with_temperature(temperature),
+    )
     ends = torch.tensor(end_of_turn_ids(model.model.model, model.model.tokenizer))
     names = (*SCORES, "probability")
     shape = (horizon, head.vocabulary)

@@ -66,7 +66,7 @@ def solution_probabilities(
     model: ChatModel, runner: Any, problems: Sequence[Problem], batch_size: int = 8
 ) -> list[float]:
     """Geometric mean of the probabilities of each solution's tokens under `runner`."""
-    chat, head = model.chat.closed, OutputHead.of(runner)
+    chat, head = model.chat.without_thinking, OutputHead.of(runner)
     asked = [chat.ids([{"role": "user", "content": question}]) for question, _ in problems]
     answers = [chat.answer_ids(answer) for _, answer in problems]
 

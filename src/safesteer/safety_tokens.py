@@ -94,7 +94,7 @@ def select_safety_tokens(
     Raises SafeSteerError when fewer than one token passes the filters.
     """
     settings = settings or TokenSettings()
-    model = model.closed
+    model = model.without_thinking
     torch.manual_seed(seed)
     chat, device = model.chat, model.model.device
     samples = [list(messages) for messages in prompts for _ in range(settings.num_generations)]
@@ -111,7 +111,10 @@ def select_safety_tokens(
         )
     head = OutputHead.of(model.model)
     sums = _Contrast(
-        head, head.at(teacher.temperature), settings.advanced.votes_per_position, device
+        head,
+        head.with_temperature(teacher.temperature),
+        settings.advanced.votes_per_position,
+        device,
     )
     ends = torch.tensor(end_of_turn_ids(model.model, chat.tokenizer), device=device)
     order = sorted(range(len(samples)), key=lambda row: len(taught[row]))

@@ -126,7 +126,7 @@ def check_teacher(model: nn.Module, chat: ChatRenderer, teacher: Teacher) -> flo
     device = next(model.parameters()).device
 
     def last(messages: Sequence[Message]) -> torch.Tensor:
-        ids, mask = pad_left([chat.closed.ids(messages)], tokenizer.pad_token_id, device)
+        ids, mask = pad_left([chat.without_thinking.ids(messages)], tokenizer.pad_token_id, device)
         hidden = hidden_states(model, ids, mask)[:, -1]
         return model.get_output_embeddings()(hidden).float()  # type: ignore[operator]
 

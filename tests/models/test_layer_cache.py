@@ -8,7 +8,7 @@ import torch
 from safesteer.models import hidden_states as forward
 from safesteer.models.chat import pad_left
 from safesteer.models.hidden_states import hidden_states
-from safesteer.models.layer_cache import entering, first_layers, from_layer
+from safesteer.models.layer_cache import record_inputs, start_at_layer, startable_layers
 from safesteer.models.layers import find_blocks
 from safesteer.models.steering import steer
 
@@ -28,14 +28,14 @@ def test_every_architecture_gives_the_same_steered_or_not(model, sharing):
     layers = range(1, len(find_blocks(model)))
     torch.manual_seed(0)
     vector = torch.randn(model.get_output_embeddings().weight.shape[1])
-    with entering(model, layers) as entered:
+    with record_inputs(model, layers) as entered:
         plain = hidden_states(model, IDS, MASK)
     for layer in layers:
         with steer(model, layer, vector):
             expected = hidden_states(model, IDS, MASK)
-        with from_layer(model, layer, entered[layer]):
+        with start_at_layer(model, layer, entered[layer]):
             again = hidden_states(model, IDS, MASK)
-        with steer(model, layer, vector), from_layer(model, layer, entered[layer]):
+        with steer(model, layer, vector), start_at_layer(model, layer, entered[layer]):
             steered = hidden_states(model, IDS, MASK)
         assert torch.equal(again[MASK.bool()], plain[MASK.bool()])
         assert torch.equal(steered[MASK.bool()], expected[MASK.bool()])
@@ -46,9 +46,9 @@ def test_a_steered_pass_leaves_what_an_unsteered_one_begins_with(tiny_chat_model
     """What is collected at a layer is from before the edit there."""
     model = tiny_chat_model.model
     plain = hidden_states(model, IDS, MASK)
-    with steer(model, 2, torch.ones(32)), entering(model, [2]) as entered:
+    with steer(model, 2, torch.ones(32)), record_inputs(model, [2]) as entered:
         assert not torch.allclose(hidden_states(model, IDS, MASK), plain, atol=1e-2)
-    with from_layer(model, 2, entered[2]):
+    with start_at_layer(model, 2, entered[2]):
         assert torch.equal(hidden_states(model, IDS, MASK), plain)
 
 
@@ -58,12 +58,12 @@ def test_the_blocks_below_do_not_run(tiny_chat_model, sharing):
     ran: list[int] = []
     for index, block in enumerate(find_blocks(model)):
         block.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
-    with entering(model, [2]) as entered:
+    with record_inputs(model, [2]) as entered:
         hidden_states(model, IDS, MASK)
     passes = 2 if sharing else 1
     assert ran == [0, 1, 2, 3] * passes and len(entered[2]) == passes
     ran.clear()
-    with from_layer(model, 2, entered[2]):
+    with start_at_layer(model, 2, entered[2]):
         hidden_states(model, IDS, MASK)
     assert ran == [2, 3] * passes
 
@@ -83,9 +83,9 @@ def test_gradients_reach_the_blocks_that_run(tiny_chat_model):
         return [weight.grad.clone() for weight in weights]
 
     expected = gradients()
-    with torch.no_grad(), entering(model, [2]) as entered:
+    with torch.no_grad(), record_inputs(model, [2]) as entered:
         hidden_states(model, IDS, MASK)
-    with from_layer(model, 2, entered[2]):
+    with start_at_layer(model, 2, entered[2]):
         found = gradients()
     for one, other in zip(expected, found, strict=True):
         assert one.abs().max() > 1e-3 and torch.allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -94,14 +94,14 @@ def test_gradients_reach_the_blocks_that_run(tiny_chat_model):
 def test_every_layer_of_usual_architectures_is_allowed(model, sharing):
     """Nothing is given up where nothing needs to be."""
     layers = range(len(find_blocks(model)))
-    assert first_layers(model, layers, lambda: hidden_states(model, IDS, MASK)) == set(layers)
+    assert startable_layers(model, layers, lambda: hidden_states(model, IDS, MASK)) == set(layers)
 
 
 def test_what_a_model_does_not_allow_is_found_out(unusual, sharing):
     """Shared keys and values, several streams, tuples: whole passes there, by trying."""
     model, allowed = unusual
     layers = range(len(find_blocks(model)))
-    assert first_layers(model, layers, lambda: hidden_states(model, IDS, MASK)) == allowed
+    assert startable_layers(model, layers, lambda: hidden_states(model, IDS, MASK)) == allowed
     assert not any("forward" in vars(block) for block in find_blocks(model))
 
 
@@ -109,12 +109,12 @@ def test_other_passes_than_those_collected_are_refused(tiny_chat_model):
     """Another shape, and one pass too many; the model is whole again afterwards."""
     model = tiny_chat_model.model
     expected = hidden_states(model, IDS, MASK)
-    with entering(model, [1]) as entered:
+    with record_inputs(model, [1]) as entered:
         hidden_states(model, IDS, MASK)
     other = pytest.raises(ValueError, match=r"\(2, 7\) tokens .* of \(3, 7\)")
-    with other, from_layer(model, 1, entered[1]):
+    with other, start_at_layer(model, 1, entered[1]):
         hidden_states(model, IDS[:2], MASK[:2])
-    with pytest.raises(ValueError, match="of None"), from_layer(model, 1, entered[1]):
+    with pytest.raises(ValueError, match="of None"), start_at_layer(model, 1, entered[1]):
         hidden_states(model, IDS, MASK)
         hidden_states(model, IDS, MASK)
     assert torch.equal(hidden_states(model, IDS, MASK), expected)
@@ -127,6 +127,6 @@ def test_a_forward_that_was_put_on_a_block_comes_back(tiny_chat_model):
     own = block.forward
     vars(block)["forward"] = lambda *args, **kwargs: own(*args, **kwargs)
     put = vars(block)["forward"]
-    with from_layer(tiny_chat_model.model, 2, []):
+    with start_at_layer(tiny_chat_model.model, 2, []):
         assert vars(block)["forward"] is not put
     assert vars(block)["forward"] is put

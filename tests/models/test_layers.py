@@ -68,7 +68,7 @@ def test_a_model_without_blocks_is_an_input_error():
     model = BertModel(BertConfig(vocab_size=64, num_hidden_layers=2, **small))
     model.config.num_hidden_layers = 5
     with pytest.raises(
-        InputError, match=r"blocks of BertModel.*length 5, found encoder.layer \(2\)"
+        InputError, match=r"blocks of BertModel.*length 5, only encoder.layer \(2\)"
     ):
         find_blocks(model)
     with pytest.raises(InputError, match="none"):

@@ -28,9 +28,9 @@ def make_head(options: dict, trainable: bool) -> OutputHead:
     torch.manual_seed(0)
     weight = torch.randn(VOCABULARY, WIDTH).requires_grad_(trainable)
     bias = torch.randn(VOCABULARY).requires_grad_(trainable) if options.get("bias") else None
-    return OutputHead(weight, bias, options.get("scale", 1.0), options.get("softcap")).at(
-        options.get("temperature", 1.0)
-    )
+    return OutputHead(
+        weight, bias, options.get("scale", 1.0), options.get("softcap")
+    ).with_temperature(options.get("temperature", 1.0))
 
 
 def plain_log_probs(head: OutputHead, hidden, weight, bias):  # type: ignore[no-untyped-def]
@@ -72,7 +72,7 @@ def test_without_a_gradient_the_values_are_the_same(chunks):
     head = make_head(HEADS["everything"], trainable=False)
     hidden = torch.randn(POSITIONS, WIDTH)
     with_gradient, _ = head.log_probs(hidden.requires_grad_(), TOKENS)
-    assert torch.equal(head.fixed_log_probs(hidden, TOKENS), with_gradient)
+    assert torch.equal(head.detached_log_probs(hidden, TOKENS), with_gradient)
 
 
 def test_gradient_agrees_with_finite_differences():
@@ -137,7 +137,7 @@ def test_a_bfloat16_token_that_holds_the_mass_has_no_rounding_of_its_own():
     weight = (torch.randn(400, 64) / 8).bfloat16()
     hidden = (torch.randn(200, 64) / 8).bfloat16()
     hidden += 150 * weight[7]  # a logit of about 150, which bfloat16 rounds by up to a half
-    log_p, _ = OutputHead(weight).at(0.5).log_probs(hidden, torch.tensor([7, 30]))
+    log_p, _ = OutputHead(weight).with_temperature(0.5).log_probs(hidden, torch.tensor([7, 30]))
     logits = hidden.double() @ weight.double().T / 0.5
     expected = torch.log_softmax(logits, dim=-1)[:, [7, 30]]
     assert (log_p[:, 0].exp() <= 1 + 1e-6).all()

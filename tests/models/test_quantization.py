@@ -68,7 +68,7 @@ def test_only_linear_layers_inside_the_blocks_are_rounded(load, bits):
     model = rounded.model
     assert torch.equal(model.lm_head.weight, whole.model.lm_head.weight)
     assert torch.equal(model.model.norm.weight, whole.model.model.norm.weight)
-    assert quantize.is_rounded(model.model.layers[0].mlp.up_proj.weight)
+    assert quantize.is_quantized(model.model.layers[0].mlp.up_proj.weight)
     facts = describe(rounded)
     assert facts == {**describe(whole), "quantization": bits}
     assert model.get_memory_footprint() < 0.5 * whole.model.get_memory_footprint()

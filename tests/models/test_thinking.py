@@ -40,11 +40,11 @@ def test_a_prompt_ends_in_an_empty_block_unless_thinking_is_asked_for(chat, temp
     """By default and when switched off alike; with thinking, the closed twin still does."""
     for kwargs in ({}, {"enable_thinking": False}):
         assert chat(template, kwargs).text(PROMPT).endswith(HEADER + off)
-        assert chat(template, kwargs).closed.text(PROMPT).endswith(HEADER + off)
+        assert chat(template, kwargs).without_thinking.text(PROMPT).endswith(HEADER + off)
     thinks = chat(template, ON)
     assert thinks.text(PROMPT).endswith(HEADER + on)
-    assert thinks.closed.text(PROMPT).endswith(HEADER + off)
-    assert thinks.thinks == (template is not PLAIN) and not thinks.closed.thinks
+    assert thinks.without_thinking.text(PROMPT).endswith(HEADER + off)
+    assert thinks.thinks == (template is not PLAIN) and not thinks.without_thinking.thinks
 
 
 def test_the_templates_own_argument_is_used_where_it_has_one(chat):
@@ -71,8 +71,10 @@ def test_scoring_begins_where_the_answer_does(chat):
 def test_a_given_answer_follows_a_closed_block(chat):
     """What the model is said to have begun with is its answer and no thought."""
     thinks = chat(SWITCHED, ON)
-    assert thinks.ids(PROMPT, "Sure") == thinks.closed.ids(PROMPT) + thinks.answer_ids("Sure")
-    assert thinks.ids(PROMPT) != thinks.closed.ids(PROMPT)
+    assert thinks.ids(PROMPT, "Sure") == thinks.without_thinking.ids(PROMPT) + thinks.answer_ids(
+        "Sure"
+    )
+    assert thinks.ids(PROMPT) != thinks.without_thinking.ids(PROMPT)
 
 
 def test_as_is_leaves_the_template_alone(chat):

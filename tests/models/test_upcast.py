@@ -36,7 +36,7 @@ def test_values_are_those_of_the_weights_widened(rounded):
         plain = hidden_states(student, *batch())
         with in_float32(student):
             found = hidden_states(student, *batch())
-        log_p = OutputHead.of(student).every_log_prob(found[0])
+        log_p = OutputHead.of(student).all_log_probs(found[0])
     assert found.dtype == torch.float32
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(plain.float(), expected, atol=1e-3)

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.hidden_states import empty_cache, is_worthwhile, positions
-from safesteer.models.layer_cache import entering, first_layers, from_layer
+from safesteer.models.layer_cache import record_inputs, start_at_layer, startable_layers
 from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 
@@ -79,10 +79,10 @@ class RepeatedPrompts:
         """
         self._kept = {}
         nothing, no_edit = torch.zeros(1, 1), lambda vectors: nullcontext()
-        begins = first_layers(
+        begins = startable_layers(
             self.model, layers, lambda: self._read(nothing, no_edit, 0, slice(0, 1))
         )
-        with entering(self.model, begins - {0}) as entered:
+        with record_inputs(self.model, begins - {0}) as entered:
             hidden = self.last_hidden(nothing, no_edit)[0]
         width = self._ids.shape[1]
         for layer, passes in entered.items():
@@ -140,7 +140,7 @@ class RepeatedPrompts:
     ) -> AbstractContextManager[None]:
         if entered is None:
             return nullcontext()
-        return from_layer(self.model, layer, [entered.repeat(copies, 1, 1)])
+        return start_at_layer(self.model, layer, [entered.repeat(copies, 1, 1)])
 
     def _pass(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None

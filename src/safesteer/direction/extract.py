@@ -106,7 +106,7 @@ def extract_direction(
     """
     settings = settings or DirectionSettings()
     search = _Search(
-        model.closed,
+        model.without_thinking,
         harmful_validation,
         harmless_validation,
         settings,

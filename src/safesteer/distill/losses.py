@@ -135,7 +135,7 @@ def distillation_loss(
         teacher_head = teacher_head or head
         return _all_tokens(divergence, head, student_hidden, teacher_hidden, tokens, teacher_head)
     log_s, entropy = head.log_probs(student_hidden, tokens)
-    log_t = (teacher_head or head).fixed_log_probs(teacher_hidden, tokens)
+    log_t = (teacher_head or head).detached_log_probs(teacher_hidden, tokens)
     metrics = {
         "mass_student": log_s.detach().exp().sum(-1),
         "mass_teacher": log_t.exp().sum(-1),

@@ -19,7 +19,7 @@ from torch import nn
 from safesteer.models.base_weights import base_weights
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.hidden_states import hidden_states
-from safesteer.models.layer_cache import entering, first_layers
+from safesteer.models.layer_cache import record_inputs, startable_layers
 from safesteer.models.layers import find_blocks, is_sharded
 from safesteer.teacher import Teacher
 
@@ -118,12 +118,12 @@ class ForwardPasses:
 
         Returns:
             Hidden states as those of `teach`, and what entered block `layer` in each pass, for
-            `safesteer.models.layer_cache.from_layer`.
+            `safesteer.models.layer_cache.start_at_layer`.
         """
         with (
             _evaluating(student),
             self.teacher.active(student, ~batch["anchor"]),
-            entering(student, [layer]) as entered,
+            record_inputs(student, [layer]) as entered,
         ):
             hidden = self.read(student, batch["prompt_ids"], batch["prompt_mask"], batch)
         return hidden, entered[layer]
@@ -149,7 +149,7 @@ class ForwardPasses:
             self.accelerator.device,
         )
         with _evaluating(student), base_weights(student):
-            found = first_layers(student, [layer], lambda: hidden_states(student, ids, mask))
+            found = startable_layers(student, [layer], lambda: hidden_states(student, ids, mask))
         return layer if layer in found else 0
 
     def _passes(

@@ -32,7 +32,7 @@ from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS, ForwardPasses
 from safesteer.errors import SafeSteerError
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.generate import Decoding, end_of_turn_ids, generate
-from safesteer.models.layer_cache import from_layer
+from safesteer.models.layer_cache import start_at_layer
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.oom import BatchSize
 from safesteer.teacher import Teacher
@@ -292,7 +292,7 @@ class SafeSteerTrainer(DistillationTrainer):
                 teacher_hidden, entered = self.passes.teach_from(
                     unwrapped_student, self.shared_blocks, inputs
                 )
-            begin = from_layer(unwrapped_student, self.shared_blocks, entered)
+            begin = start_at_layer(unwrapped_student, self.shared_blocks, entered)
         else:
             teacher_hidden = inputs["teacher_hidden"]
         with begin:
@@ -319,7 +319,11 @@ class SafeSteerTrainer(DistillationTrainer):
         # Over the whole vocabulary `paper` is KL(student || base).
         held = "paper" if self.anchor_tokens == "all" else self.divergence
         groups = [
-            (self.divergence, self.loss_tokens, base_head.at(self.teacher.temperature)),
+            (
+                self.divergence,
+                self.loss_tokens,
+                base_head.with_temperature(self.teacher.temperature),
+            ),
             (held, self.anchor_tokens, base_head),
         ]
         places = [where.nonzero().flatten() for where in (~anchor, anchor)]

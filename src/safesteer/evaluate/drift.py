@@ -136,8 +136,8 @@ def drift_by_prompt(
             after = completion_states(student, *batch, run_last=True)
         found = []
         for states_0, states_s in zip(before, after, strict=True):
-            log_0 = base_head.every_log_prob(states_0)
-            log_s = head.every_log_prob(states_s)
+            log_0 = base_head.all_log_probs(states_0)
+            log_s = head.all_log_probs(states_s)
             same = log_0.argmax(-1) == log_s.argmax(-1)
             kl = (log_0.exp() * (log_0 - log_s)).sum(-1).mean()
             found.append((same.float().mean().item(), kl.item()))

@@ -14,7 +14,7 @@ from typing import Any
 from safesteer.config.settings import Settings
 from safesteer.errors import InputError
 from safesteer.models.files import BUILTIN, locate, short_name
-from safesteer.models.quantization import held_in
+from safesteer.models.quantization import loaded_bits
 
 _LM_EVAL = "--tasks ifeval,gsm8k --apply_chat_template --batch_size auto"
 # What vLLM accepts as --max-lora-rank.
@@ -171,7 +171,7 @@ def _is_rounded(settings: Settings) -> bool:
 
     How a hub model is stored is not looked up: nothing is asked for here.
     """
-    return held_in(settings.model, "folder", Path(settings.model.id)) != "none"
+    return loaded_bits(settings.model, "folder", Path(settings.model.id)) != "none"
 
 
 def _line(*parts: object) -> str:

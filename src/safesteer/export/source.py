@@ -21,10 +21,10 @@ from safesteer.models.files import adapter_base, locate
 from safesteer.models.load import auto_class, copy_processor_files, merge_adapter, quiet_libraries
 from safesteer.models.quantization import (
     dequantized,
-    held_in,
+    loaded_bits,
     loading_arguments,
+    match_training,
     quantization_of,
-    steady,
 )
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory
@@ -78,7 +78,7 @@ class Source:
     @property
     def bits(self) -> str:
         """none, or the bits that the run's base is held in: 8bit or 4bit."""
-        return held_in(self.settings, self.kind, self.base)
+        return loaded_bits(self.settings, self.kind, self.base)
 
     def load_base(self) -> Any:
         """The base in float32, with transformers and peft alone, as a user would load it."""
@@ -94,7 +94,7 @@ class Source:
             **loading_arguments(self.settings.quantization, torch.float32),
         )
         if quantization_of(model) is not None:
-            steady(model)
+            match_training(model)
         for adapter in self.adapters:
             model = merge_adapter(model, adapter)
         return model

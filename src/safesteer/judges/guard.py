@@ -23,7 +23,7 @@ from safesteer.judges.guard_weights import (
 )
 from safesteer.judges.verdict import Progress, Verdict
 from safesteer.models.answer_cache import Cache, identity, weights_digest
-from safesteer.models.chat import ChatRenderer, Message, pad_left
+from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import positions
 from safesteer.models.layers import text_config
@@ -37,34 +37,26 @@ UNSAFE_GRADE = 0.5
 _PROBE = [{"role": "user", "content": "probe"}, {"role": "assistant", "content": "answer"}]
 
 
-class _PartsRenderer(ChatRenderer):
-    """For templates that read a list of content parts, as those of multimodal models do."""
-
-    def text(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
-        parts: list[Any] = [
-            {**message, "content": [{"type": "text", "text": message["content"]}]}
-            for message in messages
-        ]
-        return super().text(parts, generation_prompt)
-
-
 def renderer_for(tokenizer: Any) -> ChatRenderer:
-    """A renderer whose template shows both messages, as plain text or else as content parts.
+    """A renderer whose template shows both messages, as plain texts or as lists of parts.
 
-    Which of the two a template reads can only be tried: given the other it fails, or silently
-    leaves the text out.
+    Only trying tells which of the two a template reads: given the other it fails, or silently
+    skips the text.
+
+    Raises:
+        InputError: the template shows neither.
     """
-    for kind in (ChatRenderer, _PartsRenderer):
+    for reads_parts in (False, True):
         try:
-            renderer = kind(tokenizer, as_is=True)
+            renderer = ChatRenderer(tokenizer, as_is=True, reads_parts=reads_parts)
             shown = renderer.text(_PROBE)
         except Exception:  # a template is a program: it can fail in any way
             continue
         if all(message["content"] in shown for message in _PROBE):
             return renderer
     raise InputError(
-        "its chat template shows neither plain messages nor content parts; a guard model's own"
-        " template is needed"
+        "its chat template shows neither plain messages nor lists of parts. Try: a folder with the"
+        " guard model's own template"
     )
 
 

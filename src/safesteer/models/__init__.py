@@ -1,1 +1,1 @@
-"""Loading a chat model, rendering its chats, generating, steering, and its output matrix."""
+"""Chat models: loading, rendering, generating, steering, hidden states and log-probabilities."""

@@ -1,9 +1,8 @@
-"""The one chat renderer: messages to token ids, the same in every stage.
+"""The chat renderer: messages to token ids, by the tokenizer's own template, in every stage.
 
-Uses the tokenizer's own template. Knows nothing of models. Control tokens that a user types stay
-text: ``<|im_end|>`` inside a message never becomes the token that ends a turn. Where a model thinks
-before it answers, the prompt ends in a closed, empty thinking block, unless thinking is asked for;
-what is thought then is told apart from the answer (thinking.py).
+Control tokens that a user types stay text: ``<|im_end|>`` inside a message never becomes the token
+that ends a turn. If a model thinks before it answers, its prompts end in an empty, closed thinking
+block unless the settings turn thinking on; then thoughts and answer are separated (thinking.py).
 """
 
 from __future__ import annotations
@@ -24,21 +23,22 @@ from safesteer.models.thinking import find_thinking
 
 Message = dict[str, str]
 
-# Stands for a message's content while the template is rendered; private-use characters occur in no
-# tokenizer's control tokens and survive a template's trimming.
+# Placeholder of a message's content while the template is rendered: private-use characters occur in
+# no control token and survive a template's trimming.
 _MARK = "\ue000{}\ue001"
 _PROBE = "probe"
+_MAX_RENDERED = 4096  # prompts whose token ids are kept
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a model wrote, its thoughts told apart.
+    """A model's answer, and its thoughts if any.
 
     Attributes:
-        answer: without control tokens; "" where there is none.
-        thinking: what stands in the thinking block.
-        finished: whether it came to an answer; False if the end came inside the thinking block.
-        cut: whether the limit of tokens came before the end of the turn.
+        answer: text without control tokens.
+        thinking: text of the thinking block.
+        finished: False if the response ended inside the thinking block.
+        cut: whether it reached the token limit before the end of the turn.
     """
 
     answer: str
@@ -51,15 +51,17 @@ class ChatRenderer:
     """Renders chat messages with a tokenizer's template.
 
     Args:
-        tokenizer: a tokenizer with a chat template.
-        template_kwargs: arguments of the template, such as ``enable_thinking``: true lets a model
-            think before it answers.
-        as_is: leave prompts as the template makes them, whatever it says of thinking.
+        tokenizer: a tokenizer with a chat template; it gets a padding token if it has none.
+        template_kwargs: arguments of the template, such as ``enable_thinking``; true lets the
+            model think before it answers.
+        as_is: leave prompts as the template makes them, thinking block or not.
+        reads_parts: whether the template reads a message's content as a list of parts; None tries
+            it with a user turn.
 
     Attributes:
-        thinking: the template's thinking block, None where it has none.
-        template_kwargs: with the argument by which the template itself closes that block.
-        appended: what follows the template's prompt, to close the block where it does not.
+        thinking: the template's thinking block; None if it has none.
+        template_kwargs: the arguments, with the one that makes the template close that block.
+        appended: text after the template's prompt, to close the block if the template does not.
 
     Raises:
         InputError: the tokenizer has no chat template, or the template cannot render one turn.
@@ -71,6 +73,7 @@ class ChatRenderer:
         template_kwargs: dict[str, Any] | None = None,
         *,
         as_is: bool = False,
+        reads_parts: bool | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
@@ -78,12 +81,12 @@ class ChatRenderer:
         self.appended = ""
         if not getattr(tokenizer, "chat_template", None):
             raise InputError(
-                "the model has no chat template: it looks like a base model, not a chat model;"
-                " give one with --chat-template FILE (a Jinja file)"
+                "the model has no chat template; it looks like a base model. Try: a chat model, or"
+                " --chat-template FILE (a Jinja file)"
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        # Special tokens, and those that the template itself writes (Qwen's <think> is not special).
+        # Special tokens, and those that the template writes (Qwen's <think> is not special).
         # Gemma's added tokens for line breaks and HTML tags are ordinary text.
         template = str(tokenizer.chat_template)
         controls = sorted(
@@ -96,21 +99,14 @@ class ChatRenderer:
             key=len,
             reverse=True,
         )
-        # The look-ahead finds overlapping occurrences too.
+        # The lookahead also finds overlapping occurrences.
         self._control = (
             re.compile("(?=(" + "|".join(map(re.escape, controls)) + "))") if controls else None
         )
-        # Templates of some vision-language models read a list of parts and leave out a plain text.
-        self._in_parts = False
-        try:
-            probe = [{"role": "user", "content": _PROBE}]
-            if _PROBE not in self.text(probe):
-                self._in_parts = True
-                self._in_parts = _PROBE in self.text(probe)
-        except Exception as error:  # a template is a program: it can fail in any way
-            raise InputError(
-                f"the chat template cannot render a single user turn ({one_line(error)})"
-            ) from None
+        self._rendered: dict[Any, list[int]] = {}
+        self.reads_parts = bool(reads_parts)
+        if reads_parts is None:
+            self.reads_parts = self._detect_parts()
         if not as_is:
             source = template + "".join(t.content for t in tokenizer.added_tokens_decoder.values())
             self.thinking = find_thinking(self._render, self.template_kwargs, source)
@@ -120,66 +116,74 @@ class ChatRenderer:
 
     @property
     def thinks(self) -> bool:
-        """Whether what the model writes after a prompt begins with its thoughts."""
+        """Whether responses begin with the model's thoughts."""
         return self.thinking is not None and self.thinking.on and not self.appended
 
     @cached_property
-    def closed(self) -> ChatRenderer:
-        """The renderer whose prompts end where the answer begins: itself, or after no thoughts."""
+    def without_thinking(self) -> ChatRenderer:
+        """The renderer whose prompts end with an empty thinking block; itself if none is needed."""
         if not self.thinks:
             return self
         assert self.thinking is not None
-        closed = copy.copy(self)
-        closed.appended = self.thinking.close
-        return closed
+        renderer = copy.copy(self)
+        renderer.appended = self.thinking.close
+        renderer._rendered = {}
+        return renderer
 
     def text(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
-        """The rendered conversation as text, ending where the model goes on."""
+        """The rendered conversation, ending where the model's response begins."""
         rendered = self._render(messages, generation_prompt, **self.template_kwargs)
         return rendered + self.appended if generation_prompt else rendered
 
     def shaped(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages as the template reads them: their content a text, or a list of one."""
-        if not self._in_parts:
+        """The messages as the template reads them, their contents as texts or lists of one part."""
+        if not self.reads_parts:
             return list(messages)
         return [
             {**message, "content": [{"type": "text", "text": message["content"]}]}
             for message in messages
         ]
 
-    @property
-    def reads_parts(self) -> bool:
-        """Whether the template wants the content of a message as a list."""
-        return self._in_parts
+    def ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
+        """Token ids of the conversation, ending where the model's response begins.
 
-    def ids(self, messages: Sequence[Message], answer: str = "") -> list[int]:
-        """Token ids of the conversation, ending where the model goes on or after `answer`.
+        Args:
+            messages: the conversation.
+            prefill: text that the answer starts with; there are no thoughts before it.
 
-        Before a given answer nothing is thought.
-
-        Raises InputError where the template cannot render such a conversation.
+        Raises:
+            InputError: the template cannot render such a conversation.
         """
+        if prefill:
+            return self.without_thinking.ids(messages) + self._encode(prefill)
+        key = tuple(tuple(message.items()) for message in messages)
+        if key not in self._rendered:
+            if len(self._rendered) >= _MAX_RENDERED:
+                self._rendered.clear()
+            self._rendered[key] = self._render_ids(messages)
+        return list(self._rendered[key])
+
+    def _render_ids(self, messages: Sequence[Message]) -> list[int]:
         try:
-            pieces = (self.closed if answer else self)._pieces(messages)
+            pieces = self._pieces(messages)
         except Exception as error:  # a template is a program: it can fail in any way
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(
                 f"the chat template cannot render a conversation of the roles {roles}"
-                f" ({one_line(error)})"
+                f" ({one_line(error)}). Try: prompts with other roles"
             ) from error
-        ids = [token for piece in pieces for token in self._encode(piece)]
-        return ids + self._encode(answer) if answer else ids
+        return [token for piece in pieces for token in self._encode(piece)]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of the text of an answer, without any template token."""
+        """Token ids of an answer's text, without template tokens."""
         return self._encode(answer)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer, control tokens left out."""
+        """The text of an answer, without control tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def response(self, ids: Sequence[int]) -> Response:
-        """What the model wrote after a prompt: its thoughts, and its answer."""
+        """The generated `ids` as thoughts and answer."""
         start = self.answer_start(ids)
         if not start:
             if start is None:
@@ -188,7 +192,7 @@ class ChatRenderer:
         return Response(self.decode(ids[start:]).lstrip(), self._thoughts(ids[:start]))
 
     def answer_start(self, ids: Sequence[int]) -> int | None:
-        """Where in what the model wrote its answer begins; None if it did not end its thoughts."""
+        """Index of the answer's first token in the generated `ids`; None if there is no answer."""
         if self.thinking is None:
             return 0
         ids, closing = list(ids), self.thinking.closing.strip()
@@ -196,14 +200,14 @@ class ChatRenderer:
         def closed(count: int) -> bool:
             return closing in self._all(ids[:count])
 
-        # Searched in the text, because tokens may reach over the ends of the tag.
+        # Searched in the text, because a token may reach over the ends of the tag.
         if closed(len(ids)):
             return bisect_left(range(len(ids)), True, key=closed)
         opened = self._all(ids).lstrip().startswith(self.thinking.opening.strip())
         return None if opened or (self.thinks and self.thinking.inside) else 0
 
     def _thoughts(self, ids: Sequence[int]) -> str:
-        """The text of a thinking block without its tags."""
+        """The text of the thinking block, without its tags."""
         assert self.thinking is not None
         text = self._all(ids).partition(self.thinking.closing.strip())[0].strip()
         for tag in (self.thinking.opening.strip(), self.tokenizer.eos_token or ""):
@@ -211,22 +215,37 @@ class ChatRenderer:
         return text
 
     def _all(self, ids: Sequence[int]) -> str:
-        """The text of tokens, control tokens included."""
+        """The text of tokens, including control tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def post_instruction_ids(self) -> list[int]:
-        """The template's tokens after the user's text (paper: post-instruction tokens).
+        """The template's tokens after the user's text, called post-instruction tokens.
 
-        They are the longest common end of two renderings that differ in the user's text alone.
+        They are the longest common suffix of two renderings that differ in the user's text.
+
+        Source: Arditi et al. 2024 (arXiv 2406.11717).
         """
-        one = self.closed.ids([{"role": "user", "content": "Name a colour."}])
-        two = self.closed.ids([{"role": "user", "content": "How far is the moon?"}])
+        one = self.without_thinking.ids([{"role": "user", "content": "Name a colour."}])
+        two = self.without_thinking.ids([{"role": "user", "content": "How far is the moon?"}])
         count = 0
         while count < min(len(one), len(two)) and one[-1 - count] == two[-1 - count]:
             count += 1
-        # The last character of the text may merge with nothing and be common too ('.' against '?'
-        # are not), so the count is the template's own.
+        # The texts end differently, in '.' and '?', so the suffix is the template's own.
         return one[len(one) - count :]
+
+    def _detect_parts(self) -> bool:
+        # Templates of some vision-language models read a list of parts and skip plain text.
+        probe = [{"role": "user", "content": _PROBE}]
+        try:
+            if _PROBE in self.text(probe):
+                return False
+            self.reads_parts = True
+            return _PROBE in self.text(probe)
+        except Exception as error:  # a template is a program: it can fail in any way
+            raise InputError(
+                f"the chat template cannot render a single user turn ({one_line(error)}). Try:"
+                " --chat-template FILE (a Jinja file)"
+            ) from None
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool, **kwargs: Any) -> str:
         return str(
@@ -242,7 +261,7 @@ class ChatRenderer:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _pieces(self, messages: Sequence[Message]) -> list[str]:
-        """The rendered text, cut inside every control token that a message's content contains."""
+        """The rendered text, cut inside each control token that a message's content contains."""
         contents = [message["content"] for message in messages]
         if self._control is None or not any(self._control.search(text) for text in contents):
             return [self.text(messages)]
@@ -268,8 +287,12 @@ class ChatRenderer:
 
 def pad_left(
     sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor]:  # ids [B, T], attention mask [B, T]
-    """Stack sequences of different length, padded on the left as generation needs it."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack token ids of different lengths, padded on the left.
+
+    Returns:
+        Token ids and attention mask, [B, T] each, on `device`.
+    """
     width = max(len(sequence) for sequence in sequences)
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.long)

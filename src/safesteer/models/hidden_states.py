@@ -1,9 +1,9 @@
-"""Hidden states of a batch of prompts; what all of them begin with is run once.
+"""Hidden states of a batch of sequences, whose common prefix is run once.
 
-A chat template puts the same system prompt before every request, and a teacher that reads
-something first reads the same text each time; for short requests that is half of the tokens or
-more. The common beginning goes through the model as a batch of one, and its keys and values serve
-every row. The result is the same, gradients and hooks included, up to rounding.
+A chat template puts the same system prompt before every request, and a teacher with a context reads
+it every time; for short requests that is half of the tokens or more. The common prefix is run as a
+batch of one, and its keys and values serve every row. The result is the same up to rounding,
+including gradients and hooks.
 """
 
 from __future__ import annotations
@@ -19,24 +19,31 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from safesteer.models.chat import pad_left
 from safesteer.models.layers import backbone, is_sharded, text_config
 
-# One more pass of the model has to be made up for by the tokens that are saved. The bound on CPUs
-# was measured on 2 cores (research/log/2026-11-22-cpu-speed.md); for GPUs, where a small pass is
-# all waiting, it is an estimate.
+# Tokens that have to be saved to pay for one more pass of the model. For CPUs it was measured
+# (research/log/2026-11-22-cpu-speed.md), for GPUs it is an estimate.
 _WORTHWHILE = {"cpu": 256}
 _WORTHWHILE_ELSEWHERE = 4096
 
 
 def hidden_states(
     model: nn.Module,
-    input_ids: torch.Tensor,  # [B, T], padded on the left
-    attention_mask: torch.Tensor,  # [B, T]
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
     *,
     tail: int = 1,
-) -> torch.Tensor:  # [B, T, D], after the final norm
-    """The last hidden states, the input of the output matrix; positions follow the mask.
+) -> torch.Tensor:
+    """Hidden states after the final norm, which the output matrix reads.
 
-    Hooks on the model may see two passes, the common beginning of all rows (as a batch of one) and
-    then what follows it: at least the last `tail` tokens of every row.
+    Hooks may see two passes: the common prefix as a batch of one, then the rest of every row.
+
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        input_ids: [B, T], padded on the left; there may be padding on the right too.
+        attention_mask: [B, T].
+        tail: the last tokens of every row that are never part of the prefix.
+
+    Returns:
+        [B, T, D] on the device of `input_ids`.
     """
     shared = share_prefix(model, input_ids, attention_mask, tail=tail)
     if shared is None:
@@ -89,21 +96,21 @@ def completion_states(
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position ids [B, T] that do not count padding, so that padding never changes a result."""
+    """Position ids [B, T] that skip padding, so that padding never changes a result."""
     return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
 @dataclass
 class SharedPrefix:
-    """A batch whose common beginning has been through the model.
+    """A batch whose common prefix has been run.
 
     Attributes:
-        ids: token ids [B, T], as wide as the batch was: the beginning, padding, then the rest.
+        ids: token ids [B, T] in the order prefix, padding, rest.
         mask: attention mask [B, T] in the same order.
-        length: P, the number of columns that are in the cache.
-        start: [B], the first column of each row that is not padding in the batch as it was given.
-        hidden: the beginning's hidden states [1 or B, P, D].
-        cache: keys and values of the beginning, for every row.
+        length: P, the prefix's length.
+        start: [B], the first column of each row of the given batch that is not padding.
+        hidden: the prefix's hidden states [1 or B, P, D].
+        cache: keys and values of the prefix, for every row.
     """
 
     ids: torch.Tensor
@@ -114,7 +121,7 @@ class SharedPrefix:
     cache: DynamicCache
 
     def in_place(self, rest: torch.Tensor) -> torch.Tensor:
-        """Hidden states [B, T, D] of the batch as it was given, from those of the rest."""
+        """Hidden states [B, T, D] of the given batch, from those of the rest [B, T - P, D]."""
         batch, width = self.ids.shape
         hidden = rest.new_zeros((batch, width, rest.shape[-1]))
         hidden[:, self.length :] = rest
@@ -126,17 +133,23 @@ class SharedPrefix:
 
 def share_prefix(
     model: Any,
-    ids: torch.Tensor,  # [B, T], padded on the left
-    mask: torch.Tensor,  # [B, T]
+    ids: torch.Tensor,
+    mask: torch.Tensor,
     *,
     tail: int = 1,
     new_tokens: int = 0,
 ) -> SharedPrefix | None:
-    """Run the common beginning of a batch; None where there is too little of it, or no way to.
+    """Run the common prefix of a batch.
 
-    The model's layers must keep plain keys and values: state-space layers make this None, and so
-    do windows narrower than the batch with the `new_tokens` that are going to be added to it, and
-    weights spread over processes, which have to make the same passes whatever their prompts.
+    Args:
+        model: a causal language model, or a PEFT model around one.
+        ids: token ids [B, T], padded on the left.
+        mask: attention mask [B, T].
+        tail: the last tokens of every row that are never part of the prefix.
+        new_tokens: how many tokens will be generated after each row.
+
+    Returns:
+        None if the prefix is too short to pay for a pass, or if `empty_cache` is None.
     """
     length, start = _common(ids, mask, tail)
     batch, width = ids.shape
@@ -155,12 +168,12 @@ def share_prefix(
         use_cache=True,
     ).last_hidden_state
     for layer in cache.layers:
-        # A vector for each row makes a batch of one into a whole batch; some layers borrow the
-        # keys and values of others and hold none.
+        # Hooks with a vector for each row have made a whole batch already; layers that share the
+        # keys and values of others hold none.
         if isinstance(layer, DynamicLayer) and layer.keys is not None and len(layer.keys) == 1:
             layer.batch_repeat_interleave(batch)
-    # Dropping the first P columns leaves the end of every row where it was; what stood before it
-    # there (padding, or the row's own beginning) is masked.
+    # The first P columns are dropped, so every row's end stays in place; what precedes it there
+    # (padding, or the row's own prefix) is masked.
     columns = torch.arange(width - length, device=ids.device)
     rest = mask[:, length:] * (columns >= start[:, None])
     return SharedPrefix(
@@ -174,39 +187,40 @@ def share_prefix(
 
 
 def _common(ids: torch.Tensor, mask: torch.Tensor, tail: int) -> tuple[int, torch.Tensor]:
-    """How many tokens all rows begin with, `tail` of each left over, and where rows begin."""
+    """Length of the common prefix without any row's `tail`, and the first column of each row."""
     start = mask.argmax(dim=1)  # the first 1 of each row
     most = int(mask.sum(dim=1).min()) - tail
     if most < 1:
         return 0, start
     columns = start[:, None] + torch.arange(most, device=ids.device)
-    beginnings = ids.gather(1, columns)
-    same = (beginnings == beginnings[:1]).all(dim=0)
+    prefixes = ids.gather(1, columns)
+    same = (prefixes == prefixes[:1]).all(dim=0)
     return int(same.long().cumprod(0).sum()), start
 
 
 def is_worthwhile(saved: int, device: torch.device) -> bool:
-    """Whether so many tokens that need not be run make up for one more pass."""
+    """Whether skipping `saved` tokens pays for one more pass."""
     return saved >= _WORTHWHILE.get(device.type, _WORTHWHILE_ELSEWHERE)
 
 
 def empty_cache(model: Any, width: int) -> DynamicCache | None:
-    """A cache for a common beginning; None where rows of `width` tokens cannot go on from one.
+    """A cache for a common prefix of rows of `width` tokens; None if the model allows none.
 
-    The model's layers must keep plain keys and values, in windows wider than that if in any, and
-    its weights must not be spread over processes.
+    Its layers must keep plain keys and values, which state-space layers do not, without sliding
+    windows or in windows wider than `width`; and its weights must not be sharded, since then all
+    processes have to make the same passes whatever their prompts.
     """
     if is_sharded(model):
         return None
     inner = backbone(model)
     if inner.training and any(getattr(m, "gradient_checkpointing", False) for m in inner.modules()):
-        return None  # transformers keeps no cache then
+        return None  # transformers keeps no cache with gradient checkpointing
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
         return None
     cache = DynamicCache(config=text_config(model))
     for layer in cache.layers:
         if type(layer) is DynamicSlidingWindowLayer:
-            # Padding stands between the beginning and the rest, so a window would move.
+            # The padding between prefix and rest would move the window.
             if width >= layer.sliding_window:
                 return None
         elif type(layer) is not DynamicLayer:

@@ -1,17 +1,17 @@
-"""Run a model from one of its blocks on, given what entered that block in an earlier pass.
+"""Passes that start at a block, from the inputs that an earlier pass gave it.
 
-What a pass changes at block l leaves everything below l as it was. Two passes over the same tokens
-that differ only from l on (a candidate added there and none; a teacher steered there and a student
-without trainable weights below) need the blocks under l once:
+An edit at block l leaves everything below l unchanged. Two passes over the same tokens that differ
+only from l on (with and without a candidate direction; a steered teacher and a student without
+trainable weights below) need the blocks under l once:
 
-    with entering(model, [l]) as entered:
+    with record_inputs(model, [l]) as inputs:
         one = hidden_states(model, ids, mask)
-    with from_layer(model, l, entered[l]), steer(model, l, vector):
+    with start_at_layer(model, l, inputs[l]), steer(model, l, vector):
         other = hidden_states(model, ids, mask)
 
-The second pass may be under autograd: gradients reach block l and what is above it. Whether a model
-allows this is found by trying (`first_layers`), not by its name: some blocks use keys and values of
-lower ones, or return more than hidden states.
+The second pass may be under autograd: gradients reach block l and those above. Whether a model
+allows this is found by trying (`startable_layers`): some blocks use keys and values of lower ones,
+or return more than hidden states.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from safesteer.models.layers import find_blocks
 
 
 @contextmanager
-def entering(model: nn.Module, layers: Collection[int]) -> Iterator[dict[int, list[torch.Tensor]]]:
-    """Collect what enters the blocks `layers`: {layer: a tensor [B, T, D] for every pass}.
+def record_inputs(
+    model: nn.Module, layers: Collection[int]
+) -> Iterator[dict[int, list[torch.Tensor]]]:
+    """Record the inputs of the blocks `layers` while the context is open.
 
-    It is what the block below returned, detached, before any hook on the block's own input. Layer 0
-    needs nothing and gets nothing; so does a layer above a block that returns something else.
+    Yields:
+        {layer: [B, T, D] of every pass}, the output of the block below, detached, before any hook
+        on the block's own input; nothing for layer 0, or above a block with another output.
     """
     blocks = find_blocks(model)
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
@@ -53,16 +56,21 @@ def entering(model: nn.Module, layers: Collection[int]) -> Iterator[dict[int, li
 
 
 @contextmanager
-def from_layer(model: nn.Module, layer: int, entered: Iterable[torch.Tensor]) -> Iterator[None]:
-    """While inside, a pass of the model begins at block `layer`, with the next one of `entered`.
+def start_at_layer(model: nn.Module, layer: int, inputs: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Let each pass of the model start at block `layer` while the context is open.
 
-    The passes must be those in which `entered` was collected: the same tokens, in the same order.
-    The model's own forward runs, so embeddings, masks and positions are made as always; the blocks
-    below return at once. Hooks on the input of block `layer` see what entered it.
+    The model's own forward makes embeddings, masks and positions as usual, but the blocks below
+    return at once. Hooks on the input of block `layer` see the recorded input.
 
-    Raises ValueError for a pass of another shape than what is given to it, or one too many.
+    Args:
+        model: the model.
+        layer: the block to start at.
+        inputs: recorded by `record_inputs` in passes over the same tokens, in the same order.
+
+    Raises:
+        ValueError: a pass has another shape than its recorded input, or there is none for it.
     """
-    given = iter(entered)
+    given = iter(inputs)
 
     def skipping(index: int):  # type: ignore[no-untyped-def]
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -70,24 +78,24 @@ def from_layer(model: nn.Module, layer: int, entered: Iterable[torch.Tensor]) ->
             cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
             if cache is not None:
                 # Masks and positions are made from the number of keys in the cache, so a skipped
-                # block leaves as many as it would have: of one element each, never looked at.
+                # block leaves as many as usual: of one element each, never read.
                 stand_in = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
                 cache.update(stand_in, stand_in, index)
             if index < layer - 1:
                 return hidden
-            enters = next(given, None)
-            if enters is None or enters.shape[:2] != hidden.shape[:2]:
-                shape = None if enters is None else tuple(enters.shape[:2])
+            recorded = next(given, None)
+            if recorded is None or recorded.shape[:2] != hidden.shape[:2]:
+                shape = None if recorded is None else tuple(recorded.shape[:2])
                 raise ValueError(
-                    f"a pass of {tuple(hidden.shape[:2])} tokens is to begin at block {layer}, but"
-                    f" what was collected for it is of {shape}"
+                    f"a pass of {tuple(hidden.shape[:2])} tokens cannot start at block {layer} with"
+                    f" a recorded input of {shape} tokens"
                 )
-            return enters
+            return recorded
 
         return forward
 
     skipped = list(find_blocks(model))[:layer]
-    # Something else may have put its own forward on a block (accelerate does): it comes back.
+    # accelerate, for one, replaces a block's forward; its own is put back.
     own = [vars(block).get("forward") for block in skipped]
     try:
         for index, block in enumerate(skipped):
@@ -101,26 +109,26 @@ def from_layer(model: nn.Module, layer: int, entered: Iterable[torch.Tensor]) ->
 
 
 @torch.no_grad()
-def first_layers(
+def startable_layers(
     model: nn.Module, layers: Collection[int], run: Callable[[], torch.Tensor]
 ) -> set[int]:
-    """Those of `layers` at which `run` can begin: it then gives what the whole model gives.
+    """The layers at which a pass can start with the same result as a pass of the whole model.
 
     Args:
         model: the model that `run` uses.
-        layers: the layers to try, 0 among them or not.
-        run: any number of passes over a few tokens, of the kind that are going to be made; it
-            returns what came out. It is called once, and once more for every layer.
+        layers: the layers to try.
+        run: makes passes over a few tokens, like those to be made later, and returns their output;
+            called once, and once for every layer.
     """
-    with entering(model, layers) as entered:
+    with record_inputs(model, layers) as inputs:
         whole = run()
     bound = 1e-3 * whole.abs().max().item()
 
     def same(layer: int) -> bool:
         try:
-            with from_layer(model, layer, entered[layer]):
+            with start_at_layer(model, layer, inputs[layer]):
                 return torch.allclose(run(), whole, rtol=0, atol=bound)
-        except Exception:  # a model that misses what a skipped block leaves fails in its own way
+        except Exception:  # a model that needs more from a skipped block fails in its own way
             return False
 
     return {layer for layer in layers if layer == 0 or same(layer)}

@@ -1,7 +1,7 @@
-"""Where a model's transformer blocks are, found by structure and not by name.
+"""The parts of a model: blocks, backbone, text tower, found by structure and not by name.
 
-Knows nothing of architectures: the blocks are the longest list of modules of one kind inside the
-text decoder whose forward takes hidden states of the model's width.
+The blocks are the outermost list of modules in the text decoder that is as long as the
+configuration's number of layers.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from safesteer.errors import InputError
 
 
 def text_config(model: Any) -> Any:
-    """The configuration of the language model, also inside a vision-language model."""
+    """The configuration of the language model, which may be part of a vision-language model."""
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the model's transformer blocks, in the order in which they run.
+    """The model's transformer blocks, in the order in which they run.
 
-    Of all module lists in the model, or in the text tower of one that also sees or hears, the ones
-    as long as the configuration's number of layers come first, then the longest; lists that belong
-    to a vision or audio tower are passed over.
+    Of the outermost module lists, outside of vision and audio towers, the first that is as long as
+    the configuration's number of layers; without that number the longest.
 
-    Raises InputError, naming what was found, when there is no such list.
+    Raises:
+        InputError: there is no such list.
     """
     wanted = getattr(text_config(model), "num_hidden_layers", None)
     tower = backbone(model) if has_other_towers(model) else model
@@ -36,7 +36,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         for name, module in tower.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) >= 1
     ]
-    # Lists inside a block (experts, heads) can be longer than the list of blocks: only outermost.
+    # Lists inside a block (experts, heads) can be longer than the list of blocks.
     outermost = [
         (name, module)
         for name, module in found
@@ -54,16 +54,16 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         return max((module for _, module in text), key=len)
     seen = ", ".join(f"{name} ({len(module)})" for name, module in found) or "none"
     raise InputError(
-        f"cannot find the transformer blocks of {type(model).__name__}: looked for a module list of"
-        f" length {wanted}, found {seen}; only decoder models of transformers are supported"
+        f"cannot find the transformer blocks of {type(model).__name__}: no module list of length"
+        f" {wanted}, only {seen}. Try: a decoder model of transformers"
     )
 
 
 def backbone(model: Any) -> Any:
-    """The model without its output matrix: returns hidden states, also behind a PEFT adapter.
+    """The model without its output matrix, which returns hidden states; also of a PEFT model.
 
-    Of a model that also sees or hears it is the text tower: a text needs no more, and the whole
-    asks for what belongs to pictures in training.
+    Of a vision-language model it is the text tower: text needs no more, and in training the whole
+    would require image inputs.
     """
     inner = model
     if hasattr(inner, "get_base_model"):
@@ -74,20 +74,20 @@ def backbone(model: Any) -> Any:
 
 
 def has_other_towers(model: Any) -> bool:
-    """Whether the language model is a part of the model, beside a vision or audio tower."""
+    """Whether the model has a vision or audio tower beside its language model."""
     return text_config(model) is not model.config
 
 
 def text_tower_name(model: Any) -> str:
-    """The dotted name of the text tower in a model that has others."""
+    """The dotted name of the text tower in a model with other towers."""
     tower = backbone(model)
     return next(name for name, module in model.named_modules() if module is tower)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the weights are spread over processes, by FSDP 2 or ZeRO-3.
+    """Whether the weights are sharded over processes, by FSDP 2 or ZeRO-3.
 
-    Each pass through such a model has to be met by one of every other process.
+    All processes have to make each pass through such a model together.
     """
     if distributed.world_size() == 1:
         return False

@@ -1,8 +1,8 @@
-"""The output matrix: hidden states to log-probabilities, without a [positions, vocabulary] tensor.
+"""Log-probabilities from hidden states, streamed over the output matrix.
 
-One definition for every stage that needs log-probabilities. The log-sum-exp runs over blocks of the
-vocabulary and of positions, each of a fixed size; the logits of the chosen tokens are read from
-their rows alone, in float32. Scale, bias and soft-capping of the logits are honoured.
+The one definition of log-probabilities, without a [positions, vocabulary] tensor: the log-sum-exp
+runs over blocks of fixed size, and the logits of chosen tokens are read from their rows alone, in
+float32. Scale, bias and soft-capping of the logits are applied.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from torch import nn
 
 from safesteer.models.layers import text_config
 
-# Elements of one block of logits: 16 MiB in float32, which stay in a CPU's cache from the product
-# to the last of what is done with them, and large enough for full speed of the product.
+# Elements of one block of logits: 16 MiB in float32, which fit a CPU's cache and are enough for a
+# fast matrix product.
 _BLOCK_ELEMENTS = 1 << 22
-# Positions of one block: with fewer of them the output matrix is read more often.
+# Positions of one block; with fewer, the output matrix is read more often.
 _BLOCK_POSITIONS = 1024
 _ALL = slice(None)
 
 
 @dataclass
 class OutputHead:
-    """logits = softcap * tanh(scale * (h W^T + bias) / softcap) / temperature.
+    """The output head of a model: logits = softcap * tanh(scale * (h W^T + b) / softcap) / T.
 
-    The order is that of transformers.
+    The order of the operations is that of transformers.
 
     Attributes:
-        weight: [V, D].
-        bias: [V] or None.
+        weight: W [V, D].
+        bias: b [V], or None.
         scale: factor on the logits (Cohere, Granite, Falcon-H1).
         softcap: bound of the logits (Gemma), or None.
-        temperature: below 1 the distribution is surer than the model's own.
+        temperature: T; below 1 sharpens the distribution.
     """
 
     weight: torch.Tensor
@@ -45,7 +45,7 @@ class OutputHead:
 
     @classmethod
     def of(cls, model: nn.Module) -> OutputHead:
-        """The output head of a causal language model, also behind a PEFT adapter."""
+        """The output head of a causal language model, or of a PEFT model around one."""
         head = model.get_output_embeddings()  # type: ignore[operator]
         config = text_config(model)
         scale = 1.0
@@ -62,25 +62,31 @@ class OutputHead:
         softcap = getattr(config, "final_logit_softcapping", None)
         return cls(head.weight, getattr(head, "bias", None), scale, softcap)
 
-    def at(self, temperature: float) -> OutputHead:
+    def with_temperature(self, temperature: float) -> OutputHead:
         """The same head at another temperature."""
         return self if temperature == self.temperature else replace(self, temperature=temperature)
 
     @property
     def vocabulary(self) -> int:
-        """V, the number of rows of the output matrix."""
+        """V, the rows of the output matrix."""
         return self.weight.shape[0]
 
     def logits(
         self,
-        hidden: torch.Tensor,  # [N, D]
-        tokens: torch.Tensor | slice = _ALL,  # [K]
+        hidden: torch.Tensor,
+        tokens: torch.Tensor | slice = _ALL,
         *,
         exact: bool = False,
-    ) -> torch.Tensor:  # [N, V] or [N, K], float32
-        """Logits of all tokens, of a range, or of given ones.
+    ) -> torch.Tensor:
+        """Logits in float32.
 
-        Given ones, and with `exact` all, are computed in float32 throughout.
+        Args:
+            hidden: [N, D].
+            tokens: ids [K], a range of ids, or all.
+            exact: compute the product in float32 too, as always for ids.
+
+        Returns:
+            [N, K] or [N, V].
         """
         device = hidden.device
         hidden = hidden.to(self.weight.device)  # a model may lie on several devices
@@ -98,8 +104,8 @@ class OutputHead:
             raw = self.softcap * torch.tanh(raw / self.softcap)
         return (raw / self.temperature if self.temperature != 1.0 else raw).to(device)
 
-    def every_log_prob(self, hidden: torch.Tensor) -> torch.Tensor:  # [N, D] to [N, V]
-        """Log-probabilities of all tokens, in float32 throughout, for a few positions."""
+    def all_log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [N, V] of all tokens from `hidden` [N, D], in float32, for small N."""
         rows = max(1, _BLOCK_ELEMENTS // self.weight.shape[1])  # widened at once
         parts = [slice(first, first + rows) for first in range(0, self.vocabulary, rows)]
         logits = [self.logits(hidden, part, exact=True) for part in parts]
@@ -107,13 +113,19 @@ class OutputHead:
 
     def log_probs(
         self,
-        hidden: torch.Tensor,  # [N, D]
-        tokens: torch.Tensor,  # [K]
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # [N, K] log-probabilities, [N] entropy in nats
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of `tokens` under the softmax over the whole vocabulary.
 
-        Differentiable in `hidden`, and in the weight and bias if they require gradients. The
-        entropy carries no gradient.
+        Differentiable in `hidden`, and in weight and bias if they require gradients.
+
+        Args:
+            hidden: [N, D].
+            tokens: ids [K].
+
+        Returns:
+            Log-probabilities [N, K], and the entropy [N] in nats, which carries no gradient.
         """
         device = hidden.device
         hidden, tokens = hidden.to(self.weight.device), tokens.to(self.weight.device)
@@ -124,15 +136,12 @@ class OutputHead:
         return (chosen - log_z[:, None]).to(device), entropy.to(device)
 
     @torch.no_grad()
-    def fixed_log_probs(
+    def detached_log_probs(
         self,
-        hidden: torch.Tensor,  # [N, D]
-        tokens: torch.Tensor,  # [K]
-    ) -> torch.Tensor:  # [N, K]
-        """The log-probabilities of `log_probs` for one who does not learn: no gradient, no entropy.
-
-        The probabilities of the other tokens are then never written down, half of the time.
-        """
+        hidden: torch.Tensor,
+        tokens: torch.Tensor,
+    ) -> torch.Tensor:
+        """The log-probabilities of `log_probs` without gradient or entropy, in half the time."""
         device = hidden.device
         hidden, tokens = hidden.to(self.weight.device), tokens.to(self.weight.device)
         chosen = self.logits(hidden, tokens)
@@ -149,14 +158,13 @@ class OutputHead:
 
 
 class _LogPartition(torch.autograd.Function):
-    """log sum_v exp(logit_v) per position, with its gradient made in the same pass.
+    """log Z = log sum_v exp(logit_v) per position, with its gradient from the same pass.
 
-    Blocks of the vocabulary go by one after another; sums that were made against a smaller maximum
-    are scaled down when a larger one comes. With a frozen head the forward keeps only
-    d log Z / d h [N, D]; with a trainable head the backward goes through the blocks once more. The
-    logits of the chosen tokens, made in float32, stand in for the rounded ones of the product:
-    where one of them holds most of the mass, its probability would otherwise be off by the rounding
-    of its own logit, and could exceed one.
+    Goes through blocks of the vocabulary; when a larger maximum comes, the sums so far are scaled
+    down. With a frozen head the forward keeps d log Z / d h [N, D]; with a trainable head the
+    backward goes through the blocks once more. The float32 logits of the chosen tokens replace
+    those of the product: if one token holds most of the mass, the rounding of its logit would
+    otherwise show in its probability, which could exceed one.
     """
 
     @staticmethod
@@ -169,8 +177,8 @@ class _LogPartition(torch.autograd.Function):
         for rows, blocks in _blocks(head, tokens, len(hidden)):
             largest, total = _nothing_yet(log_z[rows])
             mean = torch.zeros_like(total)  # of the logits, not yet divided by the total
-            # Without bias and cap the mean logit is that of the mean row of the weights, which the
-            # gradient needs anyway: it spares a pass over the block and a copy of it.
+            # Without bias and cap the mean logit follows from the mean row of the weights, which
+            # the gradient needs anyway; that saves a pass over the block and a copy of it.
             by_gradient = needs_hidden and bias is None and head.softcap is None
             towards = torch.zeros_like(hidden[rows], dtype=torch.float32)  # [n, D], likewise
             for block in blocks:
@@ -233,7 +241,7 @@ class _LogPartition(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Block:
-    """A range of the vocabulary, and which of the chosen tokens lie in it, and where."""
+    """A range of the vocabulary, the chosen tokens in it (as indices of K), and their columns."""
 
     columns: slice
     chosen: torch.Tensor
@@ -242,7 +250,7 @@ class _Block:
     def logits(
         self, head: OutputHead, hidden: torch.Tensor, chosen: torch.Tensor
     ) -> torch.Tensor:  # [n, columns], float32
-        """Logits of the block, those of chosen tokens [n, K] as they were made already."""
+        """Logits of the block, with the given ones for chosen tokens [n, K]."""
         logits = head.logits(hidden, self.columns)
         if len(self.places):
             logits[:, self.places] = chosen[:, self.chosen]
@@ -252,7 +260,7 @@ class _Block:
 def _blocks(
     head: OutputHead, tokens: torch.Tensor, positions: int
 ) -> Iterator[tuple[slice, list[_Block]]]:
-    """Parts of the positions, each with the blocks of the vocabulary that it meets."""
+    """Slices of the positions, each with the blocks of the vocabulary."""
     step = max(1, min(positions, _BLOCK_POSITIONS, _BLOCK_ELEMENTS))
     width = max(1, _BLOCK_ELEMENTS // step)
     ids = tokens.cpu()
@@ -267,13 +275,13 @@ def _blocks(
 
 
 def _nothing_yet(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logit so far and the sum of exp(logit - largest), [n, 1] each."""
+    """Initial values of the largest logit and the sum of exp(logit - largest), [n, 1] each."""
     column = like[:, None]
     return torch.full_like(column, -torch.inf), torch.zeros_like(column)
 
 
 def _slope(logits: torch.Tensor, head: OutputHead) -> torch.Tensor | float:
-    """d logit / d raw logit: [n, V] under soft-capping, else a number."""
+    """d logit / d raw logit: [n, V] with soft-capping, else a number."""
     slope = head.scale / head.temperature
     if head.softcap is None:
         return slope

@@ -39,12 +39,12 @@ from safesteer.models.quantization import (
     BITSANDBYTES,
     check_device,
     check_quantization,
-    held_in,
-    is_rounded,
+    dequantize_on_load,
+    is_quantized,
+    loaded_bits,
     loading_arguments,
-    make_whole,
+    match_training,
     quantization_of,
-    steady,
 )
 
 _PROCESSOR = (
@@ -84,9 +84,9 @@ class ChatModel:
         return len(find_blocks(self.model))
 
     @property
-    def closed(self) -> ChatModel:
+    def without_thinking(self) -> ChatModel:
         """The same model with prompts that end where the answer begins, also if it thinks first."""
-        return replace(self, chat=self.chat.closed)
+        return replace(self, chat=self.chat.without_thinking)
 
     @property
     def identity(self) -> dict[str, str | None]:
@@ -138,7 +138,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     chat = ChatRenderer(tokenizer, settings.template_kwargs)
     find_blocks(model)
     head = model.get_output_embeddings().weight
-    if is_rounded(head):
+    if is_quantized(head):
         raise InputError(
             f"{settings.id}: its output matrix is stored in few bits too, and is needed whole; make"
             " the folder anew with the output matrix left out, or use --quantization"
@@ -155,7 +155,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     if device_map is None:
         torch.nn.Module.to(model, device)
     if quantization_of(model) is not None:
-        steady(model)
+        match_training(model)
     model.eval().requires_grad_(False)
     return ChatModel(
         model=model,
@@ -251,12 +251,12 @@ def _load_folder(
     older = path / "chat_template.json"  # of a processor, in folders of vision-language models
     if not tokenizer.chat_template and older.is_file():
         tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
-    bits = held_in(settings, "folder", path)
+    bits = loaded_bits(settings, "folder", path)
     place: Any = settings.advanced.device_map
     if bits in BITSANDBYTES:
         check_device(device, bits)
         place = place or {"": device}  # rounded where it stays
-    make_whole(config)
+    dequantize_on_load(config)
     model = _auto_class_of(config).from_pretrained(
         path,
         config=config,

@@ -63,7 +63,7 @@ def check_quantization(settings: ModelSettings, kind: str, path: Path, *, full: 
             f"{settings.id} is stored as {stored}, which cannot be trained here; give the model"
             " that it was made from, with --quantization 4bit if memory is short"
         )
-    bits = held_in(settings, kind, path)
+    bits = loaded_bits(settings, kind, path)
     if bits == "none":
         return bits
     if full:
@@ -138,13 +138,13 @@ def stored_quantization(folder: Path) -> str | None:
     return str(found.get("quant_method", "an unnamed format"))
 
 
-def held_in(settings: ModelSettings, kind: str, path: Path) -> str:
+def loaded_bits(settings: ModelSettings, kind: str, path: Path) -> str:
     """none, or the bits that bitsandbytes holds a base in: 8bit or 4bit."""
     stored = None if kind == "gguf" else stored_quantization(path)
     return stored if stored in BITSANDBYTES else settings.quantization
 
 
-def make_whole(config: Any) -> None:
+def dequantize_on_load(config: Any) -> None:
     """Let transformers turn stored fp8 or mxfp4 weights into ordinary ones, on every device.
 
     By itself it does so only where there are no kernels for them; ours read weights directly.
@@ -163,7 +163,7 @@ def quantization_of(model: Any) -> str | None:
     return None
 
 
-def steady(model: nn.Module) -> nn.Module:
+def match_training(model: nn.Module) -> nn.Module:
     """Let layers in 8 or 4 bits compute on the CPU what they compute in training; returns it.
 
     Outside of training bitsandbytes rounds the inputs of 8-bit layers there as well, and where the
@@ -177,13 +177,13 @@ def steady(model: nn.Module) -> nn.Module:
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
         elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
-            module.__class__ = _steady_8bit()
+            module.__class__ = _training_8bit()
             module.train()
     return model
 
 
 @cache
-def _steady_8bit() -> Any:
+def _training_8bit() -> Any:
     from bitsandbytes.nn import Linear8bitLt
 
     class SteadyLinear8bit(Linear8bitLt):
@@ -210,7 +210,7 @@ def dequantized(model: Any) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def is_rounded(weight: nn.Parameter) -> bool:
+def is_quantized(weight: nn.Parameter) -> bool:
     """Whether a weight holds the codes of bitsandbytes, which only its own layers can read."""
     return type(weight).__name__ in _ROUNDED
 

@@ -1,7 +1,7 @@
-"""Models that think before they answer: how a chat template opens and closes the thinking block.
+"""Detection of a chat template's thinking block, for models that think before they answer.
 
-Found by rendering small conversations and looking at what the template writes, so that no model's
-name is needed (docs/thinking.md). Knows nothing of models and tokens.
+Small conversations are rendered and compared, so that no model has to be known by name
+(docs/thinking.md).
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any
 
 Render = Callable[..., str]  # (messages, generation prompt, **template arguments) -> text
 
-# Arguments by which templates are told to let the model think; true asks for thinking here, also
-# where the template itself does not read the argument.
+# Arguments by which templates turn thinking on; here too, even if the template does not read them.
 SWITCHES = ("enable_thinking", "thinking")
-# Keys under which a message may carry its thinking.
+# Keys of a message's thoughts.
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
 # Private-use characters: they occur in no template and survive its trimming.
 _USER, _ANSWER, _THOUGHT = "\ue000", "\ue001", "\ue002"
@@ -26,15 +25,15 @@ _EMPTY = re.compile(r"(?:<(\w+)>\s*</\1>|\[(\w+)\]\s*\[/\2\])\s*$")
 
 @dataclass(frozen=True)
 class Thinking:
-    """The thinking block of a template, and what is done about it.
+    """The thinking block of a template, and its use.
 
     Attributes:
-        opening: what stands before the thoughts, white space included.
-        closing: what stands between the thoughts and the answer.
-        on: whether the model is let think; if not, its prompts end in a closed, empty block.
+        opening: text before the thoughts, including white space.
+        closing: text between the thoughts and the answer.
+        on: whether the model may think; if not, prompts end in an empty, closed block.
         template_kwargs: the template's arguments for that.
-        close: what closes the block, empty, at the end of a prompt; "" where the template does.
-        inside: whether a prompt of the template already opens the block.
+        close: text that closes the block at the end of a prompt; empty if the template does so.
+        inside: whether the template's prompts end inside the block.
     """
 
     opening: str
@@ -46,7 +45,7 @@ class Thinking:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the manifest of a run says about it."""
+        """The manifest's record of the block."""
         return {
             "on": self.on,
             "opening": self.opening.strip(),
@@ -59,10 +58,16 @@ class Thinking:
 def find_thinking(
     render: Render, template_kwargs: Mapping[str, Any], source: str
 ) -> Thinking | None:
-    """What the template says of thinking; None where it says nothing.
+    """Find the thinking block of a template.
 
-    A model that thinks is not let do so unless one of `SWITCHES` is true in `template_kwargs`.
-    `source`: the template's own text and the tokenizer's added tokens.
+    Args:
+        render: renders (messages, generation prompt, **template arguments) to text.
+        template_kwargs: the template's arguments; thinking stays off unless one of `SWITCHES` is
+            true in them.
+        source: text of the template and of the tokenizer's added tokens.
+
+    Returns:
+        The block; None if the template has none.
     """
     kwargs = dict(template_kwargs)
     shown = _USER in render([{"role": "user", "content": _USER}], True, **kwargs)
@@ -80,15 +85,15 @@ def find_thinking(
     elif closing.strip() in prompt:
         close = ""
     elif answered.startswith(prompt) and answered[len(prompt) :].strip():
-        close = answered[len(prompt) :]  # the template's own way to an answer without thoughts
+        close = answered[len(prompt) :]  # as the template writes an answer without thoughts
     else:
-        # Whether the model thinks by itself is not to be seen: only where the user says so.
+        # The template does not show whether the model thinks by itself; the user has to say so.
         close = opening + closing if on else ""
     return Thinking(opening, closing, on, kwargs, close, inside)
 
 
 def _block(render: Render, kwargs: Mapping[str, Any], source: str) -> tuple[str, str] | None:
-    """(opening, closing) of the thinking block, white space included; None if there is none."""
+    """(opening, closing) of the thinking block, including white space; None if there is none."""
     thinks = {**kwargs, **dict.fromkeys(SWITCHES, True)}
     prompts = [_prompt(render, thinks), _prompt(render, kwargs)]
     for name in _FIELDS:
@@ -108,26 +113,26 @@ def _block(render: Render, kwargs: Mapping[str, Any], source: str) -> tuple[str,
             continue
         name = tag[1] or tag[2]
         one, two = (f"<{name}>", f"</{name}>") if tag[1] else (f"[{name}]", f"[/{name}]")
-        # A tag that stands before answers without thoughts too is the answer's own.
+        # A tag before answers without thoughts belongs to the answer.
         if two in source and (pattern is _EMPTY or prompt != _before_answer(render, kwargs)):
             return one + "\n", "\n" + two + "\n\n"
     return None
 
 
 def _prompt(render: Render, kwargs: Mapping[str, Any]) -> str:
-    """What stands after the user's text where the model is to go on."""
+    """The end of a prompt, after the user's text."""
     text = render([{"role": "user", "content": _USER}], True, **kwargs)
     return text.rpartition(_USER)[2]
 
 
 def _before_answer(render: Render, kwargs: Mapping[str, Any]) -> str:
-    """What stands between the user's text and an answer without thoughts."""
+    """The text between the user's and an answer without thoughts."""
     answer = {"role": "assistant", "content": _ANSWER}
     return _after_user(render, kwargs, [answer]).partition(_ANSWER)[0]
 
 
 def _after_user(render: Render, kwargs: Mapping[str, Any], more: list[dict[str, str]]) -> str:
-    """The rest of a conversation after the user's text; "" where the template fails."""
+    """The rest of a conversation after the user's text; empty if the template fails."""
     try:
         text = render([{"role": "user", "content": _USER}, *more], False, **kwargs)
     except Exception:  # a template is a program: it can fail in any way

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from safesteer.models.layers import find_blocks, is_sharded
-from safesteer.models.quantization import is_rounded, quantization_of
+from safesteer.models.quantization import is_quantized, quantization_of
 
 _ROUNDED = (torch.bfloat16, torch.float16)
 
@@ -52,7 +52,7 @@ def in_float32(model: nn.Module) -> Iterator[torch.dtype]:
             else:
                 found = module.parameters(recurse=module in inside)
                 # Codes of 4 bits may be kept in numbers of 16.
-                weights = [w for w in found if w.dtype in _ROUNDED and not is_rounded(w)]
+                weights = [w for w in found if w.dtype in _ROUNDED and not is_quantized(w)]
                 if weights:
                     stack.enter_context(_widened(module, weights))
         if quantization_of(model) == "4bit":

@@ -248,7 +248,7 @@ def _log_probs(
     """
     head = OutputHead.of(variant.runner)
     if variant.teacher is not None:
-        head = head.at(variant.teacher.temperature)
+        head = head.with_temperature(variant.teacher.temperature)
     prompts = _prompts(variant, conversations)
     columns = torch.tensor(tokens, device=variant.model.model.device)
     pad_id = variant.model.tokenizer.pad_token_id
@@ -257,7 +257,7 @@ def _log_probs(
         with variant.active():
             batch = completion_states(variant.runner, prompts[rows], tails[rows], pad_id)
         for states in batch:
-            yield head.fixed_log_probs(states, columns)
+            yield head.detached_log_probs(states, columns)
 
 
 def _last_states(
@@ -292,7 +292,7 @@ def _last_states(
 def _prompts(variant: ModelVariant, conversations: Sequence[Conversation]) -> list[list[int]]:
     read = variant.teacher.messages if variant.teacher else list
     # Answers of a model that thinks follow an empty thinking block.
-    return [variant.model.chat.closed.ids(read(messages)) for messages in conversations]
+    return [variant.model.chat.without_thinking.ids(read(messages)) for messages in conversations]
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
