@@ -111,7 +111,7 @@ def test_the_students_adapter_says_what_it_belongs_on(run, adapter):
     with pytest.raises(Exception, match="merged:"):
         AutoPeftModelForCausalLM.from_pretrained(run / "adapter")
     card = (run / "README.md").read_text()
-    assert "merged into those of `base` first" in card and "vllm serve" not in card
+    assert "Load this adapter on the merged weights" in card and "vllm serve" not in card
 
 
 @torch.no_grad()
