@@ -87,7 +87,7 @@ def judge(contents: RunArtifacts, sets: dict[str, PromptSet]) -> dict[str, float
         student.runner,
         asked["harmless"][: settings.evaluate.drift_prompts],
         max_new_tokens=settings.evaluate.max_new_tokens,
-    )
+    ).to_json()
     opening = settings.direction.advanced.refusing_openings[0]
     known = {name: likelihoods(student, prompts, opening) for name, prompts in asked.items()}
     auc, tpr = separation(known["harmful"], known["harmless"] + known["borderline"])

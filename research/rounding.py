@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             ):
                 found = drift.measure_drift(
                     model, student, prompts, max_new_tokens=arguments.tokens
-                )
+                ).to_json()
             agreement, divergence = (found[name]["value"] for name in ("agreement", "divergence"))
             cells += [f"{agreement:.1%}", f"{divergence:.1e}"]
         print(table_row(scale, *cells), flush=True)

@@ -126,7 +126,7 @@ def measure(
             harmless[:DRIFT_PROMPTS],
             max_new_tokens=settings.evaluate.max_new_tokens,
             progress=lambda done, total: reporter.progress("drift", done, total),
-        )
+        ).to_json()
     return found
 
 

@@ -39,7 +39,7 @@ from bench.tables import mean_and_deviation, table_head, table_row
 from safesteer.config.load import load_settings
 from safesteer.config.settings import Settings
 from safesteer.errors import InputError
-from safesteer.evaluate.drift import drift_by_prompt
+from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
@@ -150,7 +150,7 @@ class Study:
         """{column: next-token agreement with the base on each of its prompts}."""
         longest = self.suite.settings.evaluate.max_new_tokens
         drifts = {
-            name: drift_by_prompt(self.model, student, each, max_new_tokens=longest)
+            name: measure_drift(self.model, student, each, max_new_tokens=longest)
             for name, each in self.drift_prompts.items()
         }
         return {name: np.array(drift.pairs)[:, 0] for name, drift in drifts.items()}

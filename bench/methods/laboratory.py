@@ -160,7 +160,7 @@ class Laboratory:
             harmless = _messages(self.sets["harmless"].test)[: settings.evaluate.drift_prompts]
             entries |= measure_drift(
                 self.model, student, harmless, max_new_tokens=settings.evaluate.max_new_tokens
-            )
+            ).to_json()
             for checkpoint in work.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
             student.unload()

@@ -22,7 +22,9 @@ PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]
 def test_an_untrained_student_has_not_drifted(tiny_chat_model):
     """A fresh adapter changes nothing; the interval says that three prompts prove little."""
     student = with_lora(tiny_chat_model.model, trained=False)
-    drift = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6, batch_size=2)
+    drift = measure_drift(
+        tiny_chat_model, student, PROMPTS, max_new_tokens=6, batch_size=2
+    ).to_json()
     assert drift["agreement"]["value"] == 1
     assert drift["agreement"]["ci95"] == list(wilson_interval(3, 3))
     assert drift["divergence"]["value"] == pytest.approx(0, abs=1e-6)
@@ -39,7 +41,7 @@ def test_drift_is_agreement_and_kl_on_the_bases_answers(
     base = new_chat_model()  # the same weights, without an adapter
     drift = measure_drift(
         tiny_chat_model, student, PROMPTS, max_new_tokens=6, batch_size=batch_size
-    )
+    ).to_json()
     agreements, divergences = [], []
     for messages in PROMPTS:
         ids = base.chat.ids(messages)
@@ -65,7 +67,7 @@ def test_rounding_is_not_drift(tiny_chat_model):
     student = compute_in_model_dtype(with_lora(tiny_chat_model.model, trained=True))
     ids = torch.tensor([tiny_chat_model.chat.ids(PROMPTS[2])])
     with rescale_adapter_scale(student, 1e-4), torch.no_grad():
-        drift = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
+        drift = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6).to_json()
         moved = student(ids).logits
     with torch.no_grad(), student.disable_adapter():
         assert not torch.equal(student(ids).logits, moved)
@@ -82,7 +84,7 @@ def test_with_a_kernel_for_16_bits_only_drift_is_measured_in_them(
     sizes = []  # bytes per number that batches are sized by
     fit = drifting.rows_that_fit
     monkeypatch.setattr(drifting, "rows_that_fit", lambda *a: sizes.append(a[-1]) or fit(*a))
-    exact = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
+    exact = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6).to_json()
 
     def kernel(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
         if inputs[0].dtype == torch.float32:
@@ -90,7 +92,7 @@ def test_with_a_kernel_for_16_bits_only_drift_is_measured_in_them(
 
     hook = model.model.layers[1].mlp.register_forward_pre_hook(kernel)
     with caplog.at_level(logging.WARNING, "safesteer"):
-        found = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6)
+        found = measure_drift(tiny_chat_model, student, PROMPTS, max_new_tokens=6).to_json()
     hook.remove()
     assert sizes == [4, 2]
     (record,) = caplog.records
@@ -107,7 +109,7 @@ def test_drift_of_a_trained_model_in_16_bits(tiny_chat_model, new_chat_model):
     trained = new_chat_model(seed=1).model
     for model in (tiny_chat_model.model, trained):
         model.to(torch.bfloat16)
-    found = measure_drift(tiny_chat_model, trained, PROMPTS, max_new_tokens=4)
+    found = measure_drift(tiny_chat_model, trained, PROMPTS, max_new_tokens=4).to_json()
     ids = [tiny_chat_model.chat.ids(messages) for messages in PROMPTS]
     answers = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, Decoding(4))
     wide = [copy.deepcopy(model).float() for model in (tiny_chat_model.model, trained)]
@@ -124,7 +126,11 @@ def test_drift_of_a_trained_model_in_16_bits(tiny_chat_model, new_chat_model):
 
 def test_drift_of_a_model_with_all_weights_trained(tiny_chat_model, new_chat_model):
     """A separate model is compared with the base; one with the same weights has not drifted."""
-    same = measure_drift(tiny_chat_model, new_chat_model().model, PROMPTS, max_new_tokens=4)
-    other = measure_drift(tiny_chat_model, new_chat_model(seed=1).model, PROMPTS, max_new_tokens=4)
+    same = measure_drift(
+        tiny_chat_model, new_chat_model().model, PROMPTS, max_new_tokens=4
+    ).to_json()
+    other = measure_drift(
+        tiny_chat_model, new_chat_model(seed=1).model, PROMPTS, max_new_tokens=4
+    ).to_json()
     assert same["agreement"]["value"] == 1
     assert other["agreement"]["value"] < 0.5 < other["divergence"]["value"]

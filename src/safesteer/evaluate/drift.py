@@ -44,7 +44,27 @@ class Drift:
     pairs: list[tuple[float, float]]
     dtype: str
 
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """The entries `agreement` and `divergence` of eval/aligned.json: means over prompts."""
+        agreement, divergence = [same for same, _ in self.pairs], [kl for _, kl in self.pairs]
+        return {
+            "agreement": self._entry(NEXT_TOKEN_AGREEMENT, agreement, share=True),
+            "divergence": self._entry(KL_BASE_ALIGNED, divergence),
+        }
 
+    def _entry(self, metric: str, values: list[float], *, share: bool = False) -> dict[str, Any]:
+        return {
+            "metric": metric,
+            "value": sum(values) / len(values),
+            "ci95": list(mean_interval(values, share=share)),  # over prompts, not tokens
+            "n": len(values),
+            "judge": None,
+            "kind": "capability",
+            "dtype": self.dtype,
+        }
+
+
+@torch.no_grad()
 def measure_drift(
     base: ChatModel,
     student: Any,
@@ -53,7 +73,7 @@ def measure_drift(
     max_new_tokens: int = 64,
     batch_size: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> Drift:
     """Measure next-token agreement and KL(base || student) on the base's greedy answers.
 
     Both models compute in float32 where they can, so that the change of the weights is measured
@@ -66,49 +86,7 @@ def measure_drift(
         max_new_tokens: length of the base's answers.
         batch_size: prompts in a batch; None takes as many as memory should hold.
         progress: called with (done, total) answers.
-
-    Returns:
-        The entries `agreement` and `divergence` of eval/aligned.json, each with its "dtype".
-        Values are means over prompts; intervals are over prompts too, not over tokens.
     """
-    drift = drift_by_prompt(
-        base,
-        student,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    agreement, divergence = [same for same, _ in drift.pairs], [kl for _, kl in drift.pairs]
-
-    def entry(metric: str, values: list[float], *, share: bool = False) -> dict[str, Any]:
-        return {
-            "metric": metric,
-            "value": sum(values) / len(values),
-            "ci95": list(mean_interval(values, share=share)),
-            "n": len(values),
-            "judge": None,
-            "kind": "capability",
-            "dtype": drift.dtype,
-        }
-
-    return {
-        "agreement": entry(NEXT_TOKEN_AGREEMENT, agreement, share=True),
-        "divergence": entry(KL_BASE_ALIGNED, divergence),
-    }
-
-
-@torch.no_grad()
-def drift_by_prompt(
-    base: ChatModel,
-    student: Any,
-    prompts: Sequence[Sequence[Message]],
-    *,
-    max_new_tokens: int = 64,
-    batch_size: int | None = None,
-    progress: Progress | None = None,
-) -> Drift:
-    """Measure drift for each prompt; arguments as in `measure_drift`."""
     rendered = [base.chat.ids(messages) for messages in prompts]
     with base_weights(base.model if student is None else student):
         answers = generate(

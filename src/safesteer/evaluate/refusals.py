@@ -56,17 +56,9 @@ class Sample:
     cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """A row of eval/samples, without its empty optional keys."""
-        row = asdict(self)
-        if not self.request:
-            del row["request"]
-        if not self.thinking:
-            del row["thinking"]
-        if self.finished:
-            del row["finished"]
-        if not self.cut:
-            del row["cut"]
-        return row
+        """A row of eval/samples, without optional keys at their usual value."""
+        usual = {"request": "", "thinking": "", "finished": True, "cut": False}
+        return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
 
 @dataclass(frozen=True)

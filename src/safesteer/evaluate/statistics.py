@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 # 97.5% quantile of the normal distribution.
 _Z = 1.959963984540054
 
@@ -47,8 +49,6 @@ def mean_interval(
     Returns:
         (low, high); NaN without values.
     """
-    import numpy as np
-
     if not values:
         return math.nan, math.nan
     data = np.asarray(values, dtype=float)
@@ -136,8 +136,6 @@ def paired_difference(
     Raises:
         ValueError: the lengths differ.
     """
-    import numpy as np
-
     first = np.asarray([float(value) for value in before])
     second = np.asarray([float(value) for value in after])
     if len(first) != len(second):
@@ -160,8 +158,6 @@ def paired_difference(
 
 def _sign_flip(change: list[float], resamples: int, seed: int) -> float:
     """p of a sign-flip test: share of sign changes, the observed one included, as extreme."""
-    import numpy as np
-
     data = np.asarray(change)
     generator = np.random.default_rng(seed)
     sums = [

@@ -10,36 +10,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 from safesteer.config.settings import Settings
 from safesteer.evaluate.benchmarks.capability import Capability, check_requirements
 from safesteer.evaluate.benchmarks.sources import Loaded, load_benchmarks
-from safesteer.evaluate.benchmarks.win_rate import Comparer, has_references, win_rate
+from safesteer.evaluate.benchmarks.win_rate import has_references, win_rate
 from safesteer.evaluate.refusals import Rate, judge_all, make_samples, with_one_leading_judge
+from safesteer.evaluate.scores import Score
 from safesteer.events import Reporter
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
 from safesteer.judges import Judge, Verdict, make_judge
+from safesteer.judges.endpoint import WinRateJudge
 from safesteer.judges.registry import win_rate_judge
 from safesteer.models.answer_cache import Cache
 from safesteer.models.chat import Response
 from safesteer.models.generate import Decoding, Progress
 from safesteer.prompts import PromptSet
 
-
-class Result(Protocol):
-    """The result of one benchmark: `safesteer.evaluate.refusals.Rate` or `scores.Score`."""
-
-    def to_json(self) -> dict[str, Any]:
-        """An entry of eval/MODEL.json."""
-        ...
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of eval/samples."""
-        ...
-
-
+Result = Rate | Score
 Results = dict[str, dict[str, Result]]  # {variant: {benchmark: result}}
 Answers = dict[str, dict[str, list[Response]]]  # {variant: {benchmark: responses}}
 
@@ -58,7 +47,7 @@ class Suite:
     settings: Settings
     benchmarks: list[Loaded]
     judges: list[Judge]
-    comparer: Comparer | None = None
+    comparer: WinRateJudge | None = None
     _capabilities: dict[str, Capability] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
 
@@ -240,7 +229,7 @@ class Suite:
                 )
 
 
-def _make_comparer(settings: Settings, cache_dir: Path | None) -> Comparer:
+def _make_comparer(settings: Settings, cache_dir: Path | None) -> WinRateJudge:
     models = [name.partition("=")[2] for name in settings.evaluate.judges if "endpoint=" in name]
     return win_rate_judge(settings.evaluate, (models or [""])[0] or None, cache_dir)
 

@@ -340,7 +340,7 @@ class Pipeline(RunArtifacts):
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.advanced.batch_size,
             progress=lambda d, t: self.reporter.progress("drift from the base", d, t),
-        )
+        ).to_json()
 
     def report(self) -> None:
         """Measure the models' insides, then write report.html and the model card."""

@@ -7,25 +7,14 @@ its length correction, figures do not compare with its leaderboard.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.sources import Loaded
 from safesteer.evaluate.metrics import WIN_RATE
 from safesteer.evaluate.scores import Score
+from safesteer.judges.endpoint import WinRateJudge
 from safesteer.models.generate import Progress
-
-
-class Comparer(Protocol):
-    """A judge that compares two answers: `safesteer.judges.endpoint.WinRateJudge`."""
-
-    name: str
-
-    def compare_answers(
-        self, triples: Sequence[tuple[str, str, str]], progress: Progress | None = None
-    ) -> list[float | None]:
-        """For each (instruction, a, b): 1 if b is better, 0 if a is, 0.5 for a tie, else None."""
-        ...
 
 
 def has_references(loaded: Loaded) -> bool:
@@ -34,7 +23,7 @@ def has_references(loaded: Loaded) -> bool:
 
 
 def win_rate(
-    comparer: Comparer,
+    comparer: WinRateJudge,
     loaded: Loaded,
     completions: Sequence[str],
     base: Sequence[str] | None,
@@ -73,9 +62,7 @@ def win_rate(
             "other": other,
             "score": score,
         }
-        for item, completion, other, score in zip(
-            loaded.items, completions, others, scores, strict=True
-        )
+        for item, (_, other, completion), score in zip(loaded.items, triples, scores, strict=True)
     ]
     details = {"against": against}
     return Score(loaded.name, WIN_RATE, rows, loaded.source, comparer.name, details)

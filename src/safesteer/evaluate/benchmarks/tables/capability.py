@@ -13,36 +13,36 @@ _capability = partial(
     Benchmark, kind="capability", metric=ACCURACY, judge="", checked="by lm-eval's own task"
 )
 
+_MMLU_TASK = Harness(
+    task="mmlu",
+    config="mmlu/default",
+    metric="acc",
+    files={"test": ("mmlu/test.jsonl", "mmlu/val.jsonl"), "dev": ("mmlu/dev.jsonl",)},
+    shots=5,
+    chat=False,
+)
+_MMLU = _capability(
+    name="mmlu",
+    prompts=14042,
+    license="MIT",
+    citation="Hendrycks et al. 2020, arXiv 2009.03300",
+    hub=Hub("cais/mmlu", split="test", column="question"),
+    harness=_MMLU_TASK,
+    note="likelihood of A, B, C, D after five examples of the same subject, no chat template",
+)
+
 CAPABILITY: tuple[Benchmark, ...] = (
-    _capability(
-        name="mmlu",
-        prompts=14042,
-        license="MIT",
-        citation="Hendrycks et al. 2020, arXiv 2009.03300",
-        hub=Hub("cais/mmlu", split="test", column="question"),
-        harness=Harness(
-            task="mmlu",
-            config="mmlu/default",
-            metric="acc",
-            files={"test": ("mmlu/test.jsonl", "mmlu/val.jsonl"), "dev": ("mmlu/dev.jsonl",)},
-            shots=5,
-            chat=False,
-        ),
-        note="likelihood of A, B, C, D after five examples of the same subject, no chat template",
-    ),
-    _capability(
+    _MMLU,
+    replace(
+        _MMLU,
         name="mmlu-generative",
-        prompts=14042,
-        license="MIT",
-        citation="Hendrycks et al. 2020, arXiv 2009.03300",
-        hub=Hub("cais/mmlu", split="test", column="question"),
-        harness=Harness(
+        harness=replace(
+            _MMLU_TASK,
             task="mmlu_generative",
             config="mmlu/generative",
             metric="exact_match",
             filter="get_response",
-            files={"test": ("mmlu/test.jsonl", "mmlu/val.jsonl"), "dev": ("mmlu/dev.jsonl",)},
-            shots=5,
+            chat=True,
         ),
         note="the model writes the letter, as in the SafeSteer paper; five examples",
     ),
