@@ -23,7 +23,7 @@ class Reporter:
     def note(self, text: str) -> None:
         """Something that a person should know."""
 
-    def update(self, metrics: dict[str, Any], total: int) -> None:
+    def training_step(self, metrics: dict[str, Any], total: int) -> None:
         """A training step of `total` is finished; `metrics` is its line of metrics.jsonl."""
 
     def result(self, stage: str, content: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ class LineReporter(PrintingReporter):
             self._tenth, self._printed = tenth, time.monotonic()
             self._print(f"  {what} {done}/{total}")
 
-    def update(self, metrics: dict[str, Any], total: int) -> None:
+    def training_step(self, metrics: dict[str, Any], total: int) -> None:
         self._print(f"  step {metrics['step']}/{total}  {step_words(metrics)}")
 
     def _print(self, text: str) -> None:
@@ -133,7 +133,7 @@ class LiveReporter(PrintingReporter):
     def progress(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total)
 
-    def update(self, metrics: dict[str, Any], total: int) -> None:
+    def training_step(self, metrics: dict[str, Any], total: int) -> None:
         self._show("training steps", metrics["step"], total, step_words(metrics))
 
     def finish(self) -> None:

@@ -265,7 +265,7 @@ class Pipeline(RunArtifacts):
         self.reporter.stage("train", "distilling the teacher on the safety tokens")
 
         def on_update(metrics: dict[str, Any], total: int) -> None:
-            self.reporter.update(metrics, total)
+            self.reporter.training_step(metrics, total)
             if stage is not None and metrics["step"] % settings.advanced.save_steps == 0:
                 stage.save_progress()
 

@@ -246,15 +246,15 @@ def _model(variant: ModelVariant, rows: int, total: int, progress: Progress | No
 
         def _model_call(self, inps: Any, *others: Any, **named: Any) -> Any:
             found = super()._model_call(inps, *others, **named)
-            self._count(len(inps))
+            self._advance(len(inps))
             return found
 
         def _model_generate(self, context: Any, *others: Any, **named: Any) -> Any:
             found = super()._model_generate(context, *others, **named)
-            self._count(len(context))
+            self._advance(len(context))
             return found
 
-        def _count(self, count: int) -> None:
+        def _advance(self, count: int) -> None:
             self.done = min(total, self.done + count)
             if progress is not None:
                 progress(self.done, total)
