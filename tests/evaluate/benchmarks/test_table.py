@@ -7,7 +7,7 @@ import re
 import pytest
 
 from safesteer.errors import InputError
-from safesteer.evaluate.benchmarks import BENCHMARKS, benchmark_names, find_benchmark
+from safesteer.evaluate.benchmarks import BENCHMARKS, find_benchmark
 from safesteer.judges import judge_names
 
 ASKED_FOR = {
@@ -20,7 +20,7 @@ ASKED_FOR = {
 
 
 def test_every_benchmark_of_the_papers_is_there_once():
-    names = benchmark_names()
+    names = [entry.name for entry in BENCHMARKS]
     assert len(set(names)) == len(names) == len(BENCHMARKS)
     assert set(names) >= ASKED_FOR
 

@@ -36,11 +36,6 @@ BENCHMARKS: tuple[Benchmark, ...] = (*_OWN, *SAFETY, *OVER_REFUSAL, *CAPABILITY)
 _BY_NAME = {benchmark.name: benchmark for benchmark in BENCHMARKS}
 
 
-def benchmark_names() -> list[str]:
-    """The names in the table, in its order."""
-    return list(_BY_NAME)
-
-
 def find_benchmark(name: str) -> Benchmark:
     """Find the entry of a benchmark, with a form applied for ``NAME+FORM``.
 

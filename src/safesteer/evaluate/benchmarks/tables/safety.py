@@ -12,6 +12,10 @@ from safesteer.evaluate.metrics import ATTACK_SUCCESS_RATE
 
 _safety = partial(Benchmark, kind="safety", metric=ATTACK_SUCCESS_RATE)
 
+# Rows of PKU-SafeRLHF, and of HarmBench.
+_BOTH_UNSAFE = {"is_response_0_safe": False, "is_response_1_safe": False}
+_STANDARD = {"FunctionalCategory": "standard"}
+
 _ADVBENCH = _safety(
     name="advbench",
     prompts=520,
@@ -36,19 +40,8 @@ SAFETY: tuple[Benchmark, ...] = (
         prompts=0,
         license="CC BY-NC 4.0",
         citation="Ji et al. 2024, arXiv 2406.15513",
-        hub=Hub(
-            "PKU-Alignment/PKU-SafeRLHF",
-            "default",
-            split="test",
-            where={"is_response_0_safe": False, "is_response_1_safe": False},
-        ),
-        files=(
-            File(
-                "pku_saferlhf/test.jsonl",
-                "prompt",
-                {"is_response_0_safe": False, "is_response_1_safe": False},
-            ),
-        ),
+        hub=Hub("PKU-Alignment/PKU-SafeRLHF", "default", split="test", where=_BOTH_UNSAFE),
+        files=(File("pku_saferlhf/test.jsonl", "prompt", _BOTH_UNSAFE),),
         judge="llama-guard-4",
         checked="id, license and files on the hub's pages; configuration, split and columns in"
         " public loaders; the number of prompts after filtering was not",
@@ -62,16 +55,8 @@ SAFETY: tuple[Benchmark, ...] = (
         citation="Mazeika et al. 2024, arXiv 2402.04249",
         hub=Hub("walledai/HarmBench", "standard"),
         files=(
-            File(
-                "harmbench_full/harmbench_behaviors_text_all.csv",
-                "Behavior",
-                {"FunctionalCategory": "standard"},
-            ),
-            File(
-                "harmbench/harmbench_behaviors_text_all.csv",
-                "Behavior",
-                {"FunctionalCategory": "standard"},
-            ),
+            File("harmbench_full/harmbench_behaviors_text_all.csv", "Behavior", _STANDARD),
+            File("harmbench/harmbench_behaviors_text_all.csv", "Behavior", _STANDARD),
             File("refusal_direction/harmbench_test.json", "instruction"),
         ),
         judge="harmbench",
