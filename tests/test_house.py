@@ -216,7 +216,6 @@ def test_few_modules_lie_loose_at_the_top():
     assert len(loose) <= MAX_LOOSE_MODULES, loose
 
 
-@being_mended
 def test_tests_mirror_the_tree():
     strangers = []
     for path in sorted(TESTS.rglob("test_*.py")):
