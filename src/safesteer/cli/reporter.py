@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -47,12 +46,7 @@ class CommandReporter(Reporter):
         logging.getLogger("safesteer").addHandler(self._notes)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         logging.getLogger("safesteer").removeHandler(self._notes)
         self.finish()
 

@@ -13,6 +13,7 @@ from safesteer.evaluate.suite import Suite
 from safesteer.events import Reporter
 from safesteer.models.answer_cache import user_cache
 from safesteer.pipeline.align import run_stages
+from safesteer.pipeline.stages import cache_dir
 from safesteer.prompts import load_prompt_sets
 from safesteer.runs.artifacts import load_variants
 from safesteer.runs.directory import RunDirectory
@@ -85,8 +86,8 @@ def evaluate_target(
     asked = [*sets, *settings.evaluate.benchmarks] if benchmarks is None else list(benchmarks)
     if not asked:
         raise InputError("no benchmark is named. Try: `safesteer benchmarks`, which lists them")
-    cache_dir = target.path / "eval" / "cache" if target.is_run else user_cache()
-    suite = Suite.plan(asked, settings, sets, cache_dir)
+    kept = cache_dir(target.path) if target.is_run else user_cache()
+    suite = Suite.plan(asked, settings, sets, kept)
     if name == "teacher" and all(b.benchmark.kind == "capability" for b in suite.benchmarks):
         raise InputError(
             f"benchmark {asked[0]}: capability is not measured for the teacher, which reads more"
@@ -96,7 +97,7 @@ def evaluate_target(
     # A win rate compares with the base, which then has to answer too.
     contest = target.is_run and name == "aligned" and suite.comparer is not None
     variants = load_variants(target, ["base", name] if contest else [name], reporter)
-    variant, results = list(suite.measure(variants, cache_dir, reporter).items())[-1]
+    variant, results = list(suite.measure(variants, kept, reporter).items())[-1]
     entries = {key: result.to_json() for key, result in results.items()}
     rows = {key: result.rows() for key, result in results.items()}
     if target.is_run and variant != "base":

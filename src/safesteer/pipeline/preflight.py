@@ -17,13 +17,12 @@ from safesteer.config.settings import ModelSettings, Settings
 from safesteer.distill.plan import completions_per_process
 from safesteer.distill.vllm import check_model, check_rollouts
 from safesteer.errors import InputError
-from safesteer.evaluate.suite import Suite
 from safesteer.events import Reporter
 from safesteer.memory.shape import read_shape
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
 from safesteer.models.files import fingerprint, locate
 from safesteer.models.quantization import check_quantization
-from safesteer.pipeline.stages import Pipeline
+from safesteer.pipeline.stages import Pipeline, plan_suite
 from safesteer.prompts import PromptSet
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.manifest import changed_keys
@@ -63,7 +62,10 @@ def open_pipeline(
         SafeSteerError: a server or a file that is needed cannot be reached.
     """
     path, settings = target.path, target.settings
-    suite = plan_suite(path, settings, prompts) if "evaluate" in stages else None
+    suite = None
+    if "evaluate" in stages and distributed.is_main():
+        with distributed.alone():
+            suite = plan_suite(path, settings, prompts)
     run = open_run(path, settings, fresh=fresh)
     try:
         if "train" in stages and not run.output_hashes("train"):
@@ -72,32 +74,13 @@ def open_pipeline(
                 check_model(settings.model)
             if distributed.is_main():
                 check_disk(run.path, settings)
-        if suite is not None and distributed.is_main() and not run.output_hashes("evaluate"):
+        if suite is not None and not run.output_hashes("evaluate"):
             with distributed.single_process():
                 suite.prepare()
         return Pipeline(run, reporter, prompts=prompts, suite=suite)
     except BaseException:
         run.close()
         raise
-
-
-def plan_suite(
-    path: str | Path, settings: Settings, prompts: Mapping[str, PromptSet]
-) -> Suite | None:
-    """The evaluation of a run; None on processes that do not evaluate.
-
-    Raises:
-        InputError: a benchmark or judge is unknown, or its file cannot be read.
-    """
-    if not distributed.is_main():
-        return None
-    with distributed.single_process():
-        return Suite.plan(
-            [*prompts, *settings.evaluate.benchmarks],
-            settings,
-            prompts,
-            Path(path) / "eval" / "cache",
-        )
 
 
 def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> RunDirectory:

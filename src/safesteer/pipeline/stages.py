@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from safesteer import distributed
-from safesteer.config.settings import ModelSettings
+from safesteer.config.settings import ModelSettings, Settings
 from safesteer.direction.extract import extract_direction
 from safesteer.distill.save import save_student
 from safesteer.distill.train import train
@@ -68,12 +67,7 @@ class Pipeline(RunArtifacts):
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.run.close()
 
     def run_all(self, stages: Sequence[str] = STAGES) -> None:
@@ -103,14 +97,8 @@ class Pipeline(RunArtifacts):
 
     @cached_property
     def suite(self) -> Suite:
-        """What the evaluation asks and who judges: our own sets, and the settings' benchmarks."""
-        names = [*self.prompts, *self.settings.evaluate.benchmarks]
-        return Suite.plan(names, self.settings, self.prompts, self.cache_dir)
-
-    @property
-    def cache_dir(self) -> Path:
-        """Where answers are kept while the evaluation is under way, and after it."""
-        return self.run.path / "eval" / "cache"
+        """The benchmarks and judges of the evaluation."""
+        return plan_suite(self.run.path, self.settings, self.prompts)
 
     def _inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
         """The inputs of a stage: model, seed, sections of the settings, and `more`."""
@@ -187,11 +175,7 @@ class Pipeline(RunArtifacts):
         prompts = self.prompts[chosen.prompts]
         stage = self._pending(
             "tokens",
-            self._inputs(
-                "tokens",
-                "teacher",
-                prompts=prompts.sha256,
-            ),
+            self._inputs("tokens", "teacher", prompts=prompts.sha256),
         )
         if stage is None:
             return
@@ -313,7 +297,7 @@ class Pipeline(RunArtifacts):
             return
         with stage:
             variants = (self.variant(name) for name in VARIANTS)
-            results = self.suite.measure(variants, self.cache_dir, self.reporter)
+            results = self.suite.measure(variants, cache_dir(self.run.path), self.reporter)
             rows = {
                 name: {key: result.rows() for key, result in found.items()}
                 for name, found in results.items()
@@ -374,6 +358,21 @@ class Pipeline(RunArtifacts):
                 evaluate=self.run.output_hashes("evaluate"),
             ),
         )
+
+
+def cache_dir(run: Path) -> Path:
+    """The folder of a run where answers are kept during the evaluation and after it."""
+    return run / "eval" / "cache"
+
+
+def plan_suite(run: Path, settings: Settings, prompts: Mapping[str, PromptSet]) -> Suite:
+    """Plan the evaluation of a run: our own prompt sets, and the settings' benchmarks.
+
+    Raises:
+        InputError: a benchmark or judge is unknown, or its file cannot be read.
+    """
+    names = [*prompts, *settings.evaluate.benchmarks]
+    return Suite.plan(names, settings, prompts, cache_dir(run))
 
 
 def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:
