@@ -64,7 +64,7 @@ def open_pipeline(
     path, settings = target.path, target.settings
     suite = None
     if "evaluate" in stages and distributed.is_main():
-        with distributed.alone():
+        with distributed.single_process():
             suite = plan_suite(path, settings, prompts)
     run = open_run(path, settings, fresh=fresh)
     try:
