@@ -290,15 +290,15 @@ def test_everything_is_checked_before_the_work_begins(
         assert outcome.code == 2 and not path.exists()
         return outcome.error
 
-    assert "expected USER/NAME" in refused("name")
+    assert "Try: USER/NAME" in refused("name")
     for name in ("me/", "/name", "a/b/c", "me/na me", "me/x--y", "me/x.git"):
-        with pytest.raises(InputError, match="expected USER/NAME"):
+        with pytest.raises(InputError, match="Try: USER/NAME"):
             check_hub(HubTarget(name))
     assert hub.requests == []  # a malformed name is nothing to ask the hub about
     assert "'other' is neither you (me)" in refused("other/theirs")
     assert "safesteer did not push" in refused("me/mine")
-    assert "is there and public; add --public" in refused("me/open")
-    assert "is there and private; leave out --public" in refused("me/closed", "--public")
+    assert "exists and is public. Try: --public" in refused("me/open")
+    assert "exists and is private. Try: without --public" in refused("me/closed", "--public")
     assert not hub.commits and "me/new" not in hub.repos
     assert "--push-to-hub" in safesteer("run", tiny_model_folder, "--public").error
 
@@ -313,9 +313,9 @@ def test_tokens_and_networks_that_do_not_do(hub, tmp_path, monkeypatch):
     check_hub(HubTarget("me/new"))
     assert hub.repos == {}  # asking makes nothing
     hub.role = "read"
-    assert "may only read" in refused()
+    assert "is read-only" in refused()
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "does not take the token" in refused()
+    assert "rejects the token" in refused()
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     assert "no Hugging Face token" in refused()
@@ -441,5 +441,5 @@ def test_the_rights_of_a_fine_grained_token(hub, rights, taken):
     if taken:
         check_hub(HubTarget("me/new"))
         return
-    with pytest.raises(InputError, match="fine-grained token of me may not write there"):
+    with pytest.raises(InputError, match="fine-grained token of me has no write access there"):
         check_hub(HubTarget("me/new"))

@@ -13,8 +13,8 @@ from safesteer.cli.main import main
 from safesteer.config.load import load_settings
 from safesteer.export import merged, output
 from safesteer.export.commands import commands
+from safesteer.export.formats import FORMATS
 from safesteer.export.output import RECORD
-from safesteer.export.proven import FORMATS
 from safesteer.files import write_json
 
 
@@ -133,8 +133,8 @@ def test_a_place_that_is_no_folder(command, make_run, tmp_path):
 
 
 def test_numpys_words_for_a_full_disk():
-    assert output._says_full(OSError("9216 requested and 512 written"))
-    assert not output._says_full(OSError(errno.EACCES, "Permission denied"))
+    assert output._is_disk_full(OSError("9216 requested and 512 written"))
+    assert not output._is_disk_full(OSError(errno.EACCES, "Permission denied"))
 
 
 def test_commands_name_what_is_there(command, make_run, tmp_path):

@@ -24,9 +24,9 @@ from transformers import (
 
 from safesteer.direction.vector import Direction
 from safesteer.errors import InputError, SafeSteerError
-from safesteer.export import gguf_file, merged, proven, steered, teacher
+from safesteer.export import formats, gguf_file, merged, steered, teacher
+from safesteer.export.formats import export
 from safesteer.export.output import RECORD
-from safesteer.export.proven import export
 from safesteer.models.chat import ChatRenderer
 from safesteer.teacher import Teacher, demonstrations
 
@@ -203,8 +203,8 @@ def test_what_a_tool_cannot_read_is_one_line(make_run, tmp_path, monkeypatch):
     def unreadable(source, target):
         raise KeyError("no such thing")
 
-    form = proven.FORMATS["merged"]._replace(read=unreadable)
-    monkeypatch.setitem(proven.FORMATS, "merged", form)
+    form = formats.FORMATS["merged"]._replace(read=unreadable)
+    monkeypatch.setitem(formats.FORMATS, "merged", form)
     with pytest.raises(SafeSteerError, match="cannot read the export"):
         export(make_run(), "merged", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -271,8 +271,8 @@ def test_an_export_that_differs_is_not_kept(make_run, tmp_path, monkeypatch):
         weights["model.layers.3.mlp.down_proj.weight"] *= 1.5
         save_file(weights, target / "model.safetensors", {"format": "pt"})
 
-    form = proven.FORMATS["merged"]._replace(write=spoiled)
-    monkeypatch.setitem(proven.FORMATS, "merged", form)
+    form = formats.FORMATS["merged"]._replace(write=spoiled)
+    monkeypatch.setitem(formats.FORMATS, "merged", form)
     with pytest.raises(SafeSteerError, match="differs by") as error:
         export(make_run(), "merged", tmp_path / "out")
     assert error.value.exit_code == 1
@@ -285,8 +285,8 @@ def test_another_chat_template_is_noticed(make_run, tmp_path, monkeypatch):
         with (target / "chat_template.jinja").open("a") as file:
             file.write("!")
 
-    form = proven.FORMATS["merged"]._replace(write=spoiled)
-    monkeypatch.setitem(proven.FORMATS, "merged", form)
+    form = formats.FORMATS["merged"]._replace(write=spoiled)
+    monkeypatch.setitem(formats.FORMATS, "merged", form)
     with pytest.raises(SafeSteerError, match="other tokens"):
         export(make_run(), "merged", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from safesteer.config.load import load_settings
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
 from safesteer.export.commands import commands
-from safesteer.export.proven import export
+from safesteer.export.formats import export
 from safesteer.models.files import fingerprint
 from safesteer.models.load import load_model
 from safesteer.models.loading_code import loading_code

@@ -19,7 +19,7 @@ from tiny import JOB_OF_SECONDS
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import safesteer
-from safesteer.export.proven import export
+from safesteer.export.formats import export
 from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks, text_tower_name
 from safesteer.models.upcast import in_float32

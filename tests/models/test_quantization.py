@@ -18,7 +18,7 @@ from safesteer.config.settings import ModelSettings, TrainSettings
 from safesteer.distill.lora import with_lora
 from safesteer.errors import InputError
 from safesteer.export.commands import commands
-from safesteer.export.proven import export
+from safesteer.export.formats import export
 from safesteer.inference.variant import ModelVariant
 from safesteer.models import quantization as quantize
 from safesteer.models.base_weights import base_weights

@@ -77,7 +77,7 @@ def export(
     check_output(output, form, force)
     with make_reporter(quiet) as reporter:
         reporter.start(run, str(output))
-        from safesteer.export.proven import export as write
+        from safesteer.export.formats import export as write
 
         made = write(run, form, output, dtype=dtype, force=force, reporter=reporter)
         reporter.finish()

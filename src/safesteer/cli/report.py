@@ -45,7 +45,7 @@ def report(
     with make_reporter(quiet) as reporter:
         reporter.start(target)
         from safesteer.pipeline.report import report_run
-        from safesteer.report.write import CARD, PAGE
+        from safesteer.runs.directory import CARD, PAGE
 
         note = report_run(found, reporter)
         reporter.finish()

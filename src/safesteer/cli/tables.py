@@ -10,7 +10,7 @@ from rich.text import Text
 
 from safesteer.report.rows import change_rows, result_lines, result_rows
 from safesteer.report.words import duration, percent, place_words, size
-from safesteer.runs.directory import RunDirectory
+from safesteer.runs.directory import CARD, PAGE, RunDirectory
 
 TOP_TOKENS = 20
 TOP_CANDIDATES = 8
@@ -88,8 +88,8 @@ def print_summary(
     console.print()
     lines = [f"run: {run.path}"]
     if last == "report":
-        lines.append(f"report: {run.path / 'report.html'}")
-        lines.append(f"model card: {run.path / 'README.md'}")
+        lines.append(f"report: {run.path / PAGE}")
+        lines.append(f"model card: {run.path / CARD}")
     if last in ("train", "evaluate", "report"):
         from safesteer.models.loading_code import loading_code
 

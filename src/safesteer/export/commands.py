@@ -1,13 +1,11 @@
-"""Command lines that serve or evaluate what a run made, in vLLM, Ollama and lm-eval.
-
-Only words: nothing is loaded and nothing is run.
-"""
+"""Command lines that serve or evaluate a run in vLLM, Ollama and lm-eval; nothing is executed."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,166 +13,164 @@ from safesteer.config.settings import Settings
 from safesteer.errors import InputError
 from safesteer.models.files import BUILTIN, locate, short_name
 from safesteer.models.quantization import loaded_bits
+from safesteer.report.card import lora_options
 
 _LM_EVAL = "--tasks ifeval,gsm8k --apply_chat_template --batch_size auto"
-# What vLLM accepts as --max-lora-rank.
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def commands(run: Path, settings: Settings, base: Mapping[str, Any] | None = None) -> str:
-    """Lines for a shell, each part under a comment that says what it is.
+    """Shell lines, each group under a comment that names it.
 
-    `base` is what the run's manifest says of the model: where that thinks, the tools are given the
-    same arguments of the template; where it is an adapter, they are given merged weights.
+    Args:
+        run: folder of the run.
+        settings: of the run.
+        base: the run's model as in its manifest. A model that thinks gets its template arguments;
+            where the base is an adapter, the tools get merged weights.
 
     Raises InputError for a run that is not trained.
     """
-    full, adapter = (run / "model").is_dir(), (run / "adapter").is_dir()
-    if not (full or adapter):
-        raise InputError(f"{run} is not trained; run `safesteer train {run}` first")
+    if not (run / "model").is_dir() and not (run / "adapter").is_dir():
+        raise InputError(f"{run} is not trained. Try: `safesteer train {run}`")
     base = base or {}
-    thinking = base.get("thinking")
-    # What vLLM and lm-eval cannot put an adapter on, they get as merged weights.
-    merged = bool(base.get("adapter_of")) or _is_rounded(settings)
-    name = f"{short_name(settings.model.id)}-safesteer".lower()
-    if thinking is not None:
-        model = settings.model.model_copy(update={"template_kwargs": thinking["template_kwargs"]})
-        settings = settings.model_copy(update={"model": model})
-    parts = [
-        _vllm(run, settings, name, full, plain=not (_is_gguf(settings) or merged)),
-        _ollama(run, settings, name, thinking),
-        _lm_eval(run, settings, full, f"{name}-merged" if merged else "", thinking),
-    ]
-    if thinking is not None and thinking["appended"]:
-        parts.insert(
-            0,
-            [
-                "# The run's answers follow an empty thinking block, which the chat template cannot"
-                " close by itself.",
-                f"# Append {thinking['appended']!r} to its prompts; without it the model thinks"
-                " first, which the run did not measure.",
-            ],
-        )
-    if settings.teacher.steers and not base.get("adapter_of"):
-        parts.append(_teacher(run, settings, thinking))
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    made = _Commands(run, settings, base.get("thinking"), bool(base.get("adapter_of")))
+    parts = [made.appended(), made.vllm(), made.ollama(), made.lm_eval()]
+    if settings.teacher.steers and not made.on_adapter:
+        parts.append(made.teacher())
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
-def _vllm(run: Path, settings: Settings, name: str, full: bool, *, plain: bool) -> list[str]:
-    merged = f"{name}-merged"
-    made = [_line("safesteer export", run, "--format merged --output", merged)]
-    lines = ["# vLLM: an OpenAI-compatible server"]
-    kwargs = settings.model.template_kwargs
-    template = ["--default-chat-template-kwargs", json.dumps(kwargs)] if kwargs else []
-    if full:
-        return [*lines, _line("vllm serve", run / "model", "--served-model-name", name, *template)]
-    lines += [*made, _line("vllm serve", merged, "--served-model-name", name, *template)]
-    if not plain:
-        return lines
-    rank = json.loads((run / "adapter" / "adapter_config.json").read_text("utf-8"))["r"]
-    largest = next((r for r in _VLLM_RANKS if r >= rank), rank)
-    revision = f"--revision {settings.model.revision}" if settings.model.revision else ""
-    adapter = run / "adapter"
-    return [
-        *lines,
-        "# vLLM: base and aligned model from one set of weights",
-        _line(
-            "vllm serve",
-            settings.model.id,
-            f"{revision} --enable-lora --max-lora-rank {largest} --lora-modules",
-            f"{name}={adapter}",
-            *template,
-        ),
-    ]
+@dataclass(frozen=True)
+class _Commands:
+    """A run as the tools take it.
 
-
-def _ollama(
-    run: Path, settings: Settings, name: str, thinking: Mapping[str, Any] | None
-) -> list[str]:
-    file = f"{name}.gguf"
-    kwargs = settings.model.template_kwargs
-    server = "llama-server -m FILE --jinja"
-    server += f" --chat-template-kwargs '{json.dumps(kwargs)}'" if kwargs else ""
-    think = "" if thinking is None else f"--think={'true' if thinking['on'] else 'false'}"
-    return [
-        f"# Ollama (llama.cpp: `{server}`)",
-        _line("safesteer export", run, "--format gguf --output", file),
-        _line("printf 'FROM ./%s\\nPARAMETER temperature 0\\n'", file, "> Modelfile"),
-        _line("ollama create", name, "-f Modelfile"),
-        _line("ollama run", name, think),
-    ]
-
-
-def _lm_eval(
-    run: Path, settings: Settings, full: bool, merged: str, thinking: Mapping[str, Any] | None
-) -> list[str]:
-    if full or merged:
-        arguments = {"pretrained": str(run / "model") if full else merged}
-    else:
-        adapter = str(run / "adapter")
-        arguments = {**_base_arguments(settings), "peft": adapter, "tokenizer": adapter}
-    return [
-        "# lm-eval: capability of the aligned model",
-        _line(
-            "lm_eval --model hf --model_args",
-            _model_arguments(arguments, settings, thinking),
-            _LM_EVAL,
-        ),
-    ]
-
-
-def _teacher(run: Path, settings: Settings, thinking: Mapping[str, Any] | None) -> list[str]:
-    if _is_rounded(settings):
-        arguments = _model_arguments({"pretrained": "teacher"}, settings, thinking)
-        return [
-            "# lm-eval: the same of the safety teacher",
-            _line("safesteer export", run, "--format teacher --output", "teacher"),
-            _line("lm_eval --model hf --model_args", arguments, _LM_EVAL),
-        ]
-    folder = "teacher-steered"
-    own = {"tokenizer": folder, "steer_path": f"{folder}/steered.pt"}
-    arguments = _model_arguments({**_base_arguments(settings), **own}, settings, thinking)
-    return [
-        "# lm-eval: the same of the safety teacher",
-        _line("safesteer export", run, "--format steered --output", folder),
-        _line("lm_eval --model steered --model_args", arguments, _LM_EVAL),
-    ]
-
-
-def _base_arguments(settings: Settings) -> dict[str, str]:
-    """How lm-eval finds the base."""
-    if _is_gguf(settings):
-        path = locate(settings.model)[1]
-        return {"pretrained": str(path.parent), "gguf_file": path.name}
-    revision = {"revision": settings.model.revision} if settings.model.revision else {}
-    return {"pretrained": settings.model.id, **revision}
-
-
-def _model_arguments(
-    arguments: dict[str, str], settings: Settings, thinking: Mapping[str, Any] | None
-) -> str:
-    """lm-eval's --model_args; as JSON where the template has arguments of its own."""
-    if thinking is not None and thinking["on"]:
-        arguments = {**arguments, "think_end_token": thinking["closing"]}
-    if settings.model.template_kwargs:
-        return json.dumps({**arguments, "chat_template_args": settings.model.template_kwargs})
-    return ",".join(f"{key}={value}" for key, value in arguments.items())
-
-
-def _is_gguf(settings: Settings) -> bool:
-    """Whether the base is a GGUF file, for which vLLM takes no adapter."""
-    return settings.model.id == BUILTIN or settings.model.id.endswith(".gguf")
-
-
-def _is_rounded(settings: Settings) -> bool:
-    """Whether the run's base is held in 8 or 4 bits, which is merged into ordinary weights.
-
-    How a hub model is stored is not looked up: nothing is asked for here.
+    Attributes:
+        run: folder of the run.
+        settings: of the run.
+        thinking: the manifest's record of a model that thinks, else None.
+        on_adapter: whether the run's base is itself an adapter.
     """
-    return loaded_bits(settings.model, "folder", Path(settings.model.id)) != "none"
+
+    run: Path
+    settings: Settings
+    thinking: Mapping[str, Any] | None
+    on_adapter: bool
+
+    @property
+    def name(self) -> str:
+        return f"{short_name(self.settings.model.id)}-safesteer".lower()
+
+    @property
+    def full(self) -> bool:
+        """Whether all weights were trained."""
+        return (self.run / "model").is_dir()
+
+    @property
+    def gguf(self) -> bool:
+        """Whether the base is a GGUF file, on which vLLM puts no adapter."""
+        model = self.settings.model.id
+        return model == BUILTIN or model.endswith(".gguf")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base is loaded in 8 or 4 bits. A hub model is not looked up."""
+        return loaded_bits(self.settings.model, "folder", Path(self.settings.model.id)) != "none"
+
+    @property
+    def merged(self) -> bool:
+        """Whether vLLM and lm-eval need merged weights, since they cannot load the base."""
+        return self.on_adapter or self.quantized
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        given = self.settings.model.template_kwargs
+        return given if self.thinking is None else dict(self.thinking["template_kwargs"])
+
+    def appended(self) -> list[str]:
+        """A note on text that the chat template cannot append by itself."""
+        if self.thinking is None or not self.thinking["appended"]:
+            return []
+        return [
+            "# The run's answers follow an empty thinking block, which the chat template cannot"
+            " close by itself.",
+            f"# Append {self.thinking['appended']!r} to its prompts. Without it the model thinks"
+            " first, which the run did not measure.",
+        ]
+
+    def vllm(self) -> list[str]:
+        kwargs = self.template_kwargs
+        options: list[object] = ["--served-model-name", self.name]
+        template = ["--default-chat-template-kwargs", json.dumps(kwargs)] if kwargs else []
+        lines = ["# vLLM: an OpenAI-compatible server"]
+        if self.full:
+            return [*lines, _line("vllm serve", self.run / "model", *options, *template)]
+        merged = f"{self.name}-merged"
+        lines.append(_line("safesteer export", self.run, "--format merged --output", merged))
+        lines.append(_line("vllm serve", merged, *options, *template))
+        if self.gguf or self.merged:
+            return lines
+        adapter, model = self.run / "adapter", self.settings.model
+        rank = json.loads((adapter / "adapter_config.json").read_text("utf-8"))["r"]
+        revision = f"--revision {model.revision}" if model.revision else ""
+        lora = lora_options(rank, self.name, shlex.quote(str(adapter)))
+        return [
+            *lines,
+            "# vLLM: base and aligned model from one set of weights",
+            _line("vllm serve", model.id, " ".join([revision, lora, *template[:1]]), *template[1:]),
+        ]
+
+    def ollama(self) -> list[str]:
+        file, kwargs, thinking = f"{self.name}.gguf", self.template_kwargs, self.thinking
+        server = "llama-server -m FILE --jinja"
+        server += f" --chat-template-kwargs '{json.dumps(kwargs)}'" if kwargs else ""
+        think = "" if thinking is None else f"--think={'true' if thinking['on'] else 'false'}"
+        return [
+            f"# Ollama (llama.cpp: `{server}`)",
+            _line("safesteer export", self.run, "--format gguf --output", file),
+            _line("printf 'FROM ./%s\\nPARAMETER temperature 0\\n'", file, "> Modelfile"),
+            _line("ollama create", self.name, "-f Modelfile"),
+            _line("ollama run", self.name, think),
+        ]
+
+    def lm_eval(self) -> list[str]:
+        adapter = str(self.run / "adapter")
+        if self.full:
+            arguments = {"pretrained": str(self.run / "model")}
+        elif self.merged:
+            arguments = {"pretrained": f"{self.name}-merged"}
+        else:
+            arguments = {**self._base_arguments(), "peft": adapter, "tokenizer": adapter}
+        return ["# lm-eval: capability of the aligned model", self._evaluate("hf", arguments)]
+
+    def teacher(self) -> list[str]:
+        title = "# lm-eval: capability of the safety teacher"
+        if self.quantized:
+            made = _line("safesteer export", self.run, "--format teacher --output", "teacher")
+            return [title, made, self._evaluate("hf", {"pretrained": "teacher"})]
+        folder = "teacher-steered"
+        made = _line("safesteer export", self.run, "--format steered --output", folder)
+        steered = {"tokenizer": folder, "steer_path": f"{folder}/steered.pt"}
+        return [title, made, self._evaluate("steered", {**self._base_arguments(), **steered})]
+
+    def _base_arguments(self) -> dict[str, str]:
+        """lm-eval's arguments for the base."""
+        model = self.settings.model
+        if self.gguf:
+            path = locate(model)[1]
+            return {"pretrained": str(path.parent), "gguf_file": path.name}
+        revision = {"revision": model.revision} if model.revision else {}
+        return {"pretrained": model.id, **revision}
+
+    def _evaluate(self, kind: str, arguments: dict[str, str]) -> str:
+        """A line of lm-eval; arguments of the chat template need them as JSON."""
+        if self.thinking is not None and self.thinking["on"]:
+            arguments = {**arguments, "think_end_token": self.thinking["closing"]}
+        given = ",".join(f"{key}={value}" for key, value in arguments.items())
+        if self.template_kwargs:
+            given = json.dumps({**arguments, "chat_template_args": self.template_kwargs})
+        return _line(f"lm_eval --model {kind} --model_args", given, _LM_EVAL)
 
 
 def _line(*parts: object) -> str:
-    """Words joined; those that stand at an odd place are arguments, quoted where they need it."""
+    """Words joined; those at odd positions are arguments, which are quoted where needed."""
     words = [shlex.quote(str(p)) if index % 2 else str(p) for index, p in enumerate(parts)]
     return " ".join(" ".join(words).split())

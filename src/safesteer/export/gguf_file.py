@@ -1,8 +1,8 @@
-"""The aligned model as one GGUF file for llama.cpp and what is built on it, Ollama among others.
+"""Export of the aligned model as one GGUF file for llama.cpp, Ollama and others.
 
-Written with llama.cpp's own `gguf` package. Tensors are renamed by its table; llama.cpp rotates
-neighbouring pairs where transformers rotates halves, so that the rows of Llama's queries and keys
-are put in another order. Nothing is quantised here: llama.cpp's `llama-quantize` does that.
+Written with llama.cpp's `gguf` package, whose table renames the tensors. llama.cpp rotates
+neighboring pairs where transformers rotates halves, so that the rows of Llama's queries and keys
+are reordered. To quantize the file, use llama.cpp's `llama-quantize`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.export import llama_cpp, merged
 from safesteer.export.gguf_tokenizer import split_name, write_tokenizer
-from safesteer.export.proof import Candidate
 from safesteer.export.source import Source
+from safesteer.export.verify import Candidate
 from safesteer.models.files import short_name
 from safesteer.models.layers import text_config
 
@@ -34,11 +34,11 @@ _FILE_TYPES = {
     torch.float16: (gguf.LlamaFileType.MOSTLY_F16, gguf.GGMLQuantizationType.F16),
     torch.bfloat16: (gguf.LlamaFileType.MOSTLY_BF16, gguf.GGMLQuantizationType.BF16),
 }
-_OTHER_WAY = "use --format merged and llama.cpp's convert_hf_to_gguf.py"
+_TRY = "Try: --format merged, then llama.cpp's convert_hf_to_gguf.py"
 
 
 def write(source: Source, target: Path, dtype: torch.dtype) -> None:
-    """Write the whole model: metadata, tokenizer, chat template, weights; norms stay float32.
+    """Write metadata, tokenizer, chat template and weights; norms stay in float32.
 
     Raises InputError for an architecture or a tokenizer that cannot be written.
     """
@@ -61,12 +61,12 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 
 
 def read(source: Source, target: Path) -> Candidate:
-    """Load the file with transformers' reader, after llama.cpp has read it where it is installed.
+    """Load the file with transformers, and with llama.cpp where that is installed.
 
-    Of what transformers does not read, Llama 3's rotation and the width of Qwen 3's heads, the
-    run's own values are taken; llama.cpp reads both from the file.
+    transformers does not read Llama 3's RoPE scaling and the width of Qwen 3's heads from the
+    file; they are set from the run. llama.cpp reads both.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     where: dict[str, Any] = {"gguf_file": target.name}
     config = AutoConfig.from_pretrained(target.parent, **where)
@@ -77,13 +77,13 @@ def read(source: Source, target: Path) -> Candidate:
         config.head_dim = own.head_dim
     model = AutoModelForCausalLM.from_pretrained(
         target.parent, config=config, dtype=torch.float32, **where
-    ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(target.parent, **where)
-    return Candidate(lambda ids: model(ids).logits, tokenizer, llama_cpp.reader(target))
+    )
+    candidate = Candidate.of(model, target.parent, **where)
+    return candidate._replace(llama_cpp=llama_cpp.reader(target))
 
 
 def require_supported(config: Any) -> None:
-    """Raise InputError for a model that this file cannot write."""
+    """Raise InputError for a model that cannot be written as GGUF."""
     kind = config.model_type
     problem = None
     if kind not in ARCHITECTURES:
@@ -97,7 +97,7 @@ def require_supported(config: Any) -> None:
     elif "sliding_attention" in (getattr(config, "layer_types", None) or []):
         problem = f"sliding windows of {kind}"
     if problem is not None:
-        raise InputError(f"cannot write a GGUF file with {problem}; {_OTHER_WAY}")
+        raise InputError(f"cannot write a GGUF file with {problem}. {_TRY}")
 
 
 def _write_configuration(writer: gguf.GGUFWriter, config: Any, rows: int) -> None:
@@ -118,7 +118,7 @@ def _write_configuration(writer: gguf.GGUFWriter, config: Any, rows: int) -> Non
 
 
 def _tensors(model: Any, config: Any, architecture: Any) -> dict[str, torch.Tensor]:
-    """Tensors under llama.cpp's names."""
+    """The weights under llama.cpp's names."""
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     found = {}
     for name, tensor in model.state_dict().items():
@@ -126,7 +126,7 @@ def _tensors(model: Any, config: Any, architecture: Any) -> dict[str, torch.Tens
             continue
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new is None:
-            raise SafeSteerError(f"llama.cpp has no name for the weights {name}; {_OTHER_WAY}")
+            raise SafeSteerError(f"llama.cpp has no name for the weights {name}. {_TRY}")
         if config.model_type == "llama" and ".attn_q." in new:
             tensor = _pairs(tensor, config.num_attention_heads)
         elif config.model_type == "llama" and ".attn_k." in new:
@@ -138,12 +138,12 @@ def _tensors(model: Any, config: Any, architecture: Any) -> dict[str, torch.Tens
 
 
 def _pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows [heads * d, D] reordered in each head from (first half, second half) to pairs."""
+    """Rows [heads * d, D] reordered in each head from two halves to pairs."""
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def _frequency_factors(model: Any, config: Any) -> torch.Tensor:  # [head_dim / 2]
-    """What llama.cpp divides each frequency of the rotation by."""
+    """The divisors by which llama.cpp scales RoPE frequencies."""
     head = _head_dim(config)
     plain = config.rope_parameters["rope_theta"] ** (-torch.arange(0, head, 2).double() / head)
     return (plain / model.model.rotary_emb.inv_freq.double()).float()
@@ -152,12 +152,12 @@ def _frequency_factors(model: Any, config: Any) -> torch.Tensor:  # [head_dim / 
 def _write_tensors(
     writer: gguf.GGUFWriter, tensors: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
-    """One tensor after the other, so that no second copy of the model is in memory."""
+    """Write one tensor after the other, so that memory holds no second copy of the model."""
     types = {name: dtype if tensor.dim() > 1 else torch.float32 for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         size = tensor.numel() * types[name].itemsize
         raw = _FILE_TYPES[types[name]][1]
-        # With the type given, the array's is not looked at.
+        # With the raw type given, the array's dtype is ignored.
         writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

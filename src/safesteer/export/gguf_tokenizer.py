@@ -1,7 +1,7 @@
-"""A byte-level BPE tokenizer and its chat template as the metadata of a GGUF file.
+"""Byte-level BPE tokenizers and their chat templates as metadata of a GGUF file.
 
-llama.cpp splits text before BPE by rules of its own that a file only names. The names written here
-are of splits that were recognised; a tokenizer of any other kind is refused.
+llama.cpp splits text before BPE by built-in rules, which a file only names. A tokenizer whose split
+is not recognized is rejected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safesteer.errors import InputError
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# llama.cpp's name of a split, by what the tokenizer does before BPE.
+# llama.cpp's names of splits, by the tokenizer's steps before BPE.
 _SPLITS = {
     (_WORDS + r"\p{N}{1,3}" + _REST, "bytes"): "llama-bpe",
     (_WORDS + r"\p{N}" + _REST, "bytes"): "qwen2",
@@ -32,8 +32,8 @@ def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, rows: int, split: s
     Args:
         writer: the file.
         tokenizer: a fast tokenizer for which `split_name` gave a name.
-        rows: of the output matrix; ids without a token are filled up.
-        split: llama.cpp's name of what happens before BPE.
+        rows: of the output matrix; ids without a token get a placeholder.
+        split: llama.cpp's name of the split before BPE.
     """
     words = {index: word for word, index in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
@@ -66,11 +66,13 @@ def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, rows: int, split: s
 
 
 def split_name(tokenizer: Any, base: Path | None = None) -> str:
-    """llama.cpp's name of what a tokenizer does before BPE.
+    """llama.cpp's name of a tokenizer's split before BPE.
 
-    `base` is the GGUF file that the tokenizer was read from, which names it.
+    Args:
+        tokenizer: of the run.
+        base: the GGUF file that it was read from, which names the split.
 
-    Raises InputError for a tokenizer of another kind.
+    Raises InputError for an unknown split.
     """
     if base is not None:
         fields = gguf.GGUFReader(base).fields
@@ -83,14 +85,14 @@ def split_name(tokenizer: Any, base: Path | None = None) -> str:
         if name is not None:
             return name
     raise InputError(
-        "cannot write this tokenizer into a GGUF file: it is not one of the byte-level kinds that"
-        " are known (GPT-2, SmolLM, Llama 3, Qwen 2 and 3); use --format merged and llama.cpp's"
+        "cannot write this tokenizer to a GGUF file: it is not of a known byte-level kind (GPT-2,"
+        " SmolLM, Llama 3, Qwen 2 and 3). Try: --format merged, then llama.cpp's"
         " convert_hf_to_gguf.py"
     )
 
 
 def _steps(state: dict[str, Any]) -> list[str]:
-    """What a tokenizer does before BPE, in the words of `_SPLITS`; [] if that is another model."""
+    """A tokenizer's steps before BPE, as in `_SPLITS`; [] for other tokenizers."""
     if state.get("model", {}).get("type") != "BPE" or state.get("pre_tokenizer") is None:
         return []
     before = state["pre_tokenizer"]

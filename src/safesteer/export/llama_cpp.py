@@ -1,6 +1,6 @@
-"""What llama.cpp itself says of a GGUF file, where the package `xllamacpp` is installed.
+"""A GGUF file read by llama.cpp itself, where the package `xllamacpp` is installed.
 
-It runs in a process of its own: its libraries and torch's do not get along in one.
+Runs in a separate process, because its libraries and torch's conflict in one.
 (echo '["Hi"]' | python -m safesteer.export.llama_cpp FILE)
 """
 
@@ -18,15 +18,15 @@ from typing import NamedTuple
 from safesteer.errors import SafeSteerError
 
 PACKAGE = "xllamacpp"
-TOP = 20  # likeliest tokens that are asked for
+TOP = 20  # likeliest tokens requested
 TIMEOUT = 1800.0  # seconds
 
 
 class Answer(NamedTuple):
-    """What llama.cpp makes of one prompt.
+    """llama.cpp's reading of one prompt.
 
     Attributes:
-        tokens: how many it reads.
+        tokens: length of the prompt in tokens.
         top: {id: log-probability} of the likeliest next tokens.
     """
 
@@ -54,13 +54,13 @@ def _ask(file: Path, prompts: Sequence[str]) -> list[Answer]:
         rows = json.loads(done.stdout.strip().splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         raise SafeSteerError(
-            f"llama.cpp ({PACKAGE}) cannot read the GGUF file; nothing was kept"
+            f"llama.cpp ({PACKAGE}) cannot read the GGUF file; it was deleted"
         ) from None
     return [Answer(row["tokens"], {int(k): v for k, v in row["top"].items()}) for row in rows]
 
 
 def main() -> None:
-    """Read prompts as JSON, print as JSON what follows each."""
+    """Read prompts as JSON from stdin; print the next tokens of each as JSON."""
     import xllamacpp  # type: ignore[import-not-found]
 
     parameters = xllamacpp.CommonParams()
@@ -68,7 +68,7 @@ def main() -> None:
     parameters.n_ctx, parameters.n_parallel = 1024, 1
     parameters.n_gpu_layers = 0
     parameters.warmup, parameters.verbosity = False, 0
-    # Its threads spin: with as many as cores, another process on the machine makes them crawl.
+    # Its threads spin: with one per core, any other process slows them down severely.
     threads = max(1, (os.cpu_count() or 2) // 2)
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
@@ -81,7 +81,7 @@ def main() -> None:
         top = {row["id"]: row["logprob"] for row in first["top_logprobs"]}
         rows.append({"tokens": answer["usage"]["prompt_tokens"], "top": top})
     print(json.dumps(rows), flush=True)
-    os._exit(0)  # its threads do not always end
+    os._exit(0)  # its threads may never end
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Full weights in one folder that transformers, vLLM and llama.cpp's converter read."""
+"""Export of full weights in a folder for transformers, vLLM and llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from safesteer.export.proof import Candidate
 from safesteer.export.source import Source, copy_processor
+from safesteer.export.verify import Candidate
 from safesteer.models.load import auto_class
 
 SHARD = "5GB"
 
 
 def write(source: Source, target: Path, dtype: torch.dtype) -> None:
-    """Merge the adapter in float32, then round to `dtype`; trained weights are taken as they are.
+    """Merge the adapter in float32, if there is one, then cast to `dtype` and save.
 
-    Sharded safetensors, configuration, generation configuration, tokenizer and chat template.
+    Writes sharded safetensors, configurations, tokenizer and chat template.
     """
     write_model(aligned_model(source), source.tokenizer, target, dtype)
     copy_processor(source, target)
@@ -25,23 +25,20 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 
 def read(source: Source, target: Path) -> Candidate:
     """Load the folder with transformers alone."""
-    from transformers import AutoTokenizer
-
     trust = source.settings.trust_remote_code
     model = auto_class(target, trust).from_pretrained(
         target, dtype=torch.float32, trust_remote_code=trust
     )
-    model.eval()
-    return Candidate(lambda ids: model(ids).logits, AutoTokenizer.from_pretrained(target))
+    return Candidate.of(model, target)
 
 
 def aligned_model(source: Source) -> Any:
-    """The aligned model without PEFT. The variant's own weights become it."""
+    """The aligned model without PEFT, merged in place into the variant's weights."""
     runner = source.variant.runner
     return runner.merge_and_unload() if hasattr(runner, "merge_and_unload") else runner
 
 
 def write_model(model: Any, tokenizer: Any, target: Path, dtype: torch.dtype) -> None:
-    """Save a model in `dtype` with its tokenizer."""
+    """Save a model in `dtype` with its tokenizer, in shards of `SHARD`."""
     model.to(dtype).save_pretrained(target, max_shard_size=SHARD)
     tokenizer.save_pretrained(target)

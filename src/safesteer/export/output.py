@@ -1,7 +1,4 @@
-"""Where an export goes: looked at before a model is loaded, written beside it, then renamed.
-
-Knows the names of the formats and nothing of what they hold.
-"""
+"""Output of an export: checked before a model is loaded, written under another name, renamed."""
 
 from __future__ import annotations
 
@@ -17,44 +14,41 @@ from safesteer.files import PARTIAL, write_error
 
 NAMES = ("adapter", "merged", "gguf", "teacher", "steered", "commands")
 DTYPES = ("float32", "bfloat16", "float16")
-ROUNDED = ("merged", "gguf", "teacher")  # those that store all weights, in a type of one's choice
-RECORD = "safesteer-export.json"  # in every folder that is an export: what it is made of
+WITH_DTYPE = ("merged", "gguf", "teacher")  # formats with all weights, in any dtype
+RECORD = "safesteer-export.json"  # marks a folder as an export
 
 
 def check_name(name: str, dtype: str | None) -> None:
-    """Raise InputError for an unknown format or type, or a type where none can be chosen."""
+    """Raise InputError for an unknown format or dtype, or a dtype where the format has none."""
     if name not in NAMES:
         raise InputError(
-            f"--format {name}: no such format{nearest(name, NAMES)}; there are {', '.join(NAMES)}"
+            f"--format {name}: unknown format{nearest(name, NAMES)}. Try: {', '.join(NAMES)}"
         )
     if dtype is not None and dtype not in DTYPES:
         raise InputError(
-            f"--dtype {dtype}: no such type{nearest(dtype, DTYPES)}; there are {', '.join(DTYPES)}"
+            f"--dtype {dtype}: unknown dtype{nearest(dtype, DTYPES)}. Try: {', '.join(DTYPES)}"
         )
-    if dtype is not None and name not in ROUNDED:
+    if dtype is not None and name not in WITH_DTYPE:
         raise InputError(
-            f"--dtype {dtype}: nothing is rounded with --format {name}; leave it out, or use"
-            f" {', '.join(ROUNDED)}"
+            f"--dtype {dtype} does not apply to --format {name}. Try: without it, or one of"
+            f" {', '.join(WITH_DTYPE)}"
         )
 
 
 def check_output(output: Path, name: str, force: bool) -> None:
-    """Raise InputError unless `output` may be written, or replaced with `force`.
-
-    Only what an earlier export has left is ever replaced.
-    """
+    """Raise InputError unless `output` is free, or an earlier export and `force` is set."""
     if name == "gguf" and output.suffix != ".gguf":
-        raise InputError(f"--output {output}: give a file whose name ends in .gguf")
+        raise InputError(f"--output {output} does not end in .gguf. Try: a name that does")
     if not os.path.lexists(output) or (name != "gguf" and _is_empty_folder(output)):
         return
     if not (_is_gguf(output) if name == "gguf" else (output / RECORD).is_file()):
-        raise InputError(f"{output} exists and is no earlier export; choose another --output")
+        raise InputError(f"--output {output} exists and is no earlier export. Try: another path")
     if not force:
-        raise InputError(f"{output} exists; choose another --output, or replace it with --force")
+        raise InputError(f"--output {output} exists. Try: another path, or --force to replace it")
 
 
 def require_space(output: Path, size: int) -> None:
-    """Raise the error of a full disk if `size` bytes do not fit where `output` goes."""
+    """Raise the error of a full disk if `size` bytes do not fit on the disk of `output`."""
     folder = output.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -63,25 +57,25 @@ def require_space(output: Path, size: int) -> None:
 
 
 @contextmanager
-def written_whole(output: Path) -> Iterator[Path]:
-    """A name beside `output` to write to; renamed at the end, deleted if anything fails.
+def replacing(output: Path) -> Iterator[Path]:
+    """A temporary path beside `output`: renamed to it at the end, deleted if anything fails.
 
-    What was at `output` goes away only then. Raises SafeSteerError for a full disk and InputError
-    for a place that may not be written to.
+    An earlier export at `output` is deleted only at the end. Raises SafeSteerError for a full disk,
+    and InputError for a path that cannot be written.
     """
     partial = output.with_name(f"{output.stem}{PARTIAL}{output.suffix}")
     earlier = output.with_name(f"{output.stem}.earlier{PARTIAL}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _delete(partial)  # of a process that was killed
+        _delete(partial)  # left by a killed process
         yield partial
-        if output.is_dir():  # a file is replaced by the rename itself
+        if output.is_dir():  # the rename below replaces files only
             os.replace(output, earlier)
         os.replace(partial, output)
     except SafeSteerError:
         raise
     except Exception as error:
-        if _says_full(error):
+        if _is_disk_full(error):
             raise write_error(output, _full(output)) from error
         if isinstance(error, OSError) and error.errno is not None:
             raise write_error(output, error) from error
@@ -96,8 +90,8 @@ def _full(output: Path) -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output))
 
 
-def _says_full(error: Exception) -> bool:
-    """Whether a library says that the disk is full: safetensors and numpy in words of their own."""
+def _is_disk_full(error: Exception) -> bool:
+    """Whether an error means a full disk; safetensors and numpy have their own messages."""
     text = str(error)
     return "No space left" in text or (" requested and " in text and " written" in text)
 

@@ -1,7 +1,4 @@
-"""What an export is made from: a run's aligned model or teacher, on the CPU in float32.
-
-Knows nothing of formats.
-"""
+"""Source of an export: a run's aligned model or teacher, on the CPU in float32."""
 
 from __future__ import annotations
 
@@ -32,15 +29,15 @@ from safesteer.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class Source:
-    """A variant of a run, and where its base is.
+    """A variant of a run, and the files of its base.
 
     Attributes:
         run: folder of the run.
-        settings: how the run's base is named and loaded.
+        settings: of the run's base, with dtype and device of the export.
         variant: the aligned model or the teacher; exports may change its weights.
-        kind: "gguf" or "folder", what the base is read from.
-        base: that file or folder; of a base that is an adapter, what its weights were merged into.
-        adapters: folders of the adapters that were merged into `base`, the first one first.
+        kind: what the base is read from, "gguf" or "folder".
+        base: that file or folder; below all adapters, if the run's base is itself an adapter.
+        adapters: folders of the adapters merged into `base`, in this order.
     """
 
     run: Path
@@ -52,7 +49,7 @@ class Source:
 
     @property
     def chat(self) -> ChatRenderer:
-        """Renders messages as the run does."""
+        """The run's chat renderer."""
         return self.variant.model.chat
 
     @property
@@ -62,12 +59,12 @@ class Source:
 
     @property
     def direction(self) -> Direction | None:
-        """What steers the variant, None where nothing does."""
+        """The direction that steers the variant, if any."""
         return self.variant.teacher.direction if self.variant.teacher else None
 
     @property
     def base_arguments(self) -> dict[str, str]:
-        """How ``from_pretrained`` finds the base: a folder's path, and a GGUF file in it."""
+        """The arguments with which ``from_pretrained`` finds the base."""
         if self.kind == "gguf":
             return {
                 "pretrained_model_name_or_path": str(self.base.parent),
@@ -77,11 +74,11 @@ class Source:
 
     @property
     def bits(self) -> str:
-        """none, or the bits that the run's base is held in: 8bit or 4bit."""
+        """The quantization of the run's base: none, 8bit or 4bit."""
         return loaded_bits(self.settings, self.kind, self.base)
 
     def load_base(self) -> Any:
-        """The base in float32, with transformers and peft alone, as a user would load it."""
+        """The base in float32, loaded as a user would with transformers and peft."""
         from transformers import AutoModelForCausalLM
 
         trust = self.settings.trust_remote_code
@@ -100,9 +97,9 @@ class Source:
         return model
 
     def stored_dtype(self) -> torch.dtype:
-        """The type that the weights are stored in; float16 for a base from a GGUF file.
+        """The dtype of the base's files, float16 for a GGUF file.
 
-        All weights trained have a type of their own, that of the run's folder `model`.
+        For the aligned model of a run that trained all weights, the dtype of these.
         """
         full = self.run / "model" / "config.json"
         trained = self.variant.name == "aligned" and full.is_file()
@@ -117,27 +114,31 @@ class Source:
 
 
 def copy_processor(source: Source, target: Path) -> None:
-    """Put the files of the base's processor, which turns pictures into tokens, into an export."""
+    """Copy the base's processor, which turns images into tokens, into an export."""
     if source.kind == "folder":
         copy_processor_files(source.base, target)
 
 
 def load_source(
-    run: RunDirectory, name: str, reporter: Reporter | None = None, *, whole: bool = True
+    run: RunDirectory, name: str, reporter: Reporter | None = None, *, dequantize: bool = True
 ) -> Source:
-    """The variant `name` (aligned, teacher) of a run.
+    """Load a variant of a run in float32, with four bytes of memory per parameter.
 
-    `whole` turns the layers of a base in 8 or 4 bits into ordinary ones of the same values.
+    In float32 rounding cannot hide a change: merging an adapter into bfloat16 weights loses part
+    of it.
 
-    Float32, since rounding would otherwise hide what an export changes: merging an adapter into
-    bfloat16 weights loses part of it. Takes four bytes of memory per parameter.
+    Args:
+        run: a trained run.
+        name: aligned or teacher.
+        reporter: receives progress.
+        dequantize: turn the layers of a quantized base into ordinary ones of the same values.
 
-    Raises InputError when the run has not come that far, or its base is not there any more.
+    Raises InputError when the run is not trained, or its base no longer exists.
     """
     model = run.settings.model.model_copy(update={"dtype": "float32", "device": "cpu"})
     run.settings = run.settings.model_copy(update={"model": model})
     pipeline = RunArtifacts(run, reporter)
-    if whole:
+    if dequantize:
         with quiet_libraries():
             pipeline.model.model = dequantized(pipeline.model.model)
     kind, base = locate(model)

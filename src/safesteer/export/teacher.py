@@ -1,8 +1,8 @@
-"""The safety teacher as an ordinary model: steering in a bias, what it reads first in the template.
+"""Export of the safety teacher as an ordinary model: steering in a bias, context in the template.
 
-Adding a vector to a block's input is adding it to what the block before writes last. Where that is
-the output of a linear layer with a bias, and nothing is done to it on the way, the bias can hold
-the vector and the model needs no hook. Whether it is so is measured and not looked up.
+Steering adds a vector to a block's input. Where that input is the unchanged output of a linear
+layer with a bias in the block before, the bias can hold the vector and the model needs no hook.
+This is verified by measurement, not by architecture.
 """
 
 from __future__ import annotations
@@ -19,25 +19,24 @@ from torch import nn
 from safesteer.direction.vector import Direction
 from safesteer.errors import InputError
 from safesteer.export import merged
-from safesteer.export.proof import (
+from safesteer.export.source import Source, copy_processor
+from safesteer.export.verify import (
     BOUNDS,
-    Candidate,
     Expected,
     expect,
     largest_difference,
     last_log_probs,
 )
-from safesteer.export.source import Source, copy_processor
 from safesteer.models.chat import Message
 from safesteer.models.layers import find_blocks, text_config
 
-_OTHER_WAY = "use --format steered, which keeps the hook"
+_TRY = "Try: --format steered, which keeps the hook"
 
 
 def write(source: Source, target: Path, dtype: torch.dtype) -> None:
-    """The base with the steering folded in, and a template that begins with the teacher's context.
+    """Write the base with the steering folded in, and the teacher's context in its template.
 
-    Raises InputError, one line, where the steering cannot be folded exactly.
+    Raises InputError where the steering cannot be folded exactly.
     """
     model = source.variant.model.model
     if source.direction is not None:
@@ -48,30 +47,24 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
     copy_processor(source, target)
 
 
-def read(source: Source, target: Path) -> Candidate:
-    """Load the folder with transformers alone."""
-    return merged.read(source, target)
-
-
 def folded(model: Any, direction: Direction) -> Any:
-    """A model whose bias before the steered block holds the direction.
+    """The model with the direction in the last bias before the steered block.
 
-    Gives the feed-forward layers biases, zero but for one, where the architecture has that option.
+    Where the architecture has the option, its feed-forward layers get biases, all but one zero.
 
-    Raises InputError where there is no such bias.
+    Raises InputError where there can be no such bias.
     """
     name = type(model).__name__
     if direction.layer == 0:
         raise InputError(
-            f"the teacher is steered before the first block, where no linear layer is; {_OTHER_WAY}"
+            f"the teacher is steered before the first block, where no linear layer is. {_TRY}"
         )
     if _last_linear(model, direction.layer - 1).bias is None:
         model = _with_feed_forward_biases(model)
     linear = _last_linear(model, direction.layer - 1)
     if linear.bias is None:
         raise InputError(
-            f"the feed-forward layers of {name} have no bias that could hold the steering;"
-            f" {_OTHER_WAY}"
+            f"the feed-forward layers of {name} have no bias that could hold the steering. {_TRY}"
         )
     with torch.no_grad():
         linear.bias.add_(direction.vector.to(linear.bias), alpha=direction.coefficient)
@@ -79,29 +72,32 @@ def folded(model: Any, direction: Direction) -> Any:
 
 
 def tokenizer_with_context(source: Source) -> Any:
-    """A copy of the tokenizer whose chat template begins with what the teacher reads first."""
+    """A copy of the tokenizer whose chat template begins with the teacher's context.
+
+    Raises InputError for templates that cannot hold it.
+    """
     tokenizer = copy.deepcopy(source.tokenizer)
     context = source.variant.teacher.context if source.variant.teacher else ()
     if not context:
         return tokenizer
     if source.chat.reads_parts:
         raise InputError(
-            "the chat template reads lists of parts, and the teacher's context is text; no format"
-            " writes such a teacher"
+            "the chat template reads lists of content parts, and the teacher's context is text, so"
+            " that no format can export this teacher. Try: --set teacher.context=none in a new run"
         )
     if not isinstance(tokenizer.chat_template, str):
         raise InputError(
-            "the tokenizer has several chat templates, and the teacher's context can be put before"
-            " one; keep one in the folder of the base"
+            "the tokenizer has several chat templates, and the teacher's context fits into one."
+            " Try: keep one template in the folder of the base"
         )
     tokenizer.chat_template = template_with_context(tokenizer.chat_template, context)
     return tokenizer
 
 
 def template_with_context(template: str, context: Sequence[Message]) -> str:
-    """The template with `context` before the messages; a system message of the user stays first.
+    """The template with `context` before the messages, by the rules of `Teacher.messages`.
 
-    The same rules as `Teacher.messages`.
+    A system message of the user stays first.
     """
     own = json.dumps(list(context), ensure_ascii=False)
     if context[0]["role"] == "system":
@@ -122,13 +118,13 @@ def _require_exact(model: Any, expected: Expected) -> None:
     difference = largest_difference(expected.log_probs, found)
     if not difference <= BOUNDS[torch.float32]:
         raise InputError(
-            f"steering folded into a bias of {type(model).__name__} is not exact: a log-probability"
-            f" differs by {difference:.3g}; {_OTHER_WAY}"
+            f"folding the steering into a bias of {type(model).__name__} is not exact: a"
+            f" log-probability differs by {difference:.3g} nats. {_TRY}"
         )
 
 
 def _last_linear(model: Any, layer: int) -> nn.Linear:
-    """The linear layer of a block that stands last and writes as wide as the residual stream."""
+    """The last linear layer of a block that is as wide as the residual stream."""
     width = text_config(model).hidden_size
     found = [
         module
@@ -137,14 +133,14 @@ def _last_linear(model: Any, layer: int) -> nn.Linear:
     ]
     if not found:
         raise InputError(
-            f"found no linear layer in a block of {type(model).__name__} that could hold the"
-            f" steering; {_OTHER_WAY}"
+            f"a block of {type(model).__name__} has no linear layer that could hold the steering."
+            f" {_TRY}"
         )
     return found[-1]
 
 
 def _with_feed_forward_biases(model: Any) -> Any:
-    """The same model with biases of zero in its feed-forward layers, if it can have them."""
+    """The same model with zero biases in its feed-forward layers, if it can have them."""
     if getattr(model.config, "mlp_bias", None) is not False:
         return model
     config = copy.deepcopy(model.config)

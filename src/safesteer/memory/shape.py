@@ -196,6 +196,6 @@ def read_shape(settings: ModelSettings) -> Shape:
         raise
     except Exception as error:  # hub, damaged file, unknown architecture: all differ
         raise InputError(
-            f"Cannot read the configuration of {settings.id} ({type(error).__name__})."
-            " Try: a hub id, or a folder that has a config.json."
+            f"cannot read the configuration of {settings.id} ({type(error).__name__})."
+            " Try: a hub id, or a folder that has a config.json"
         ) from None

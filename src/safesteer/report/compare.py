@@ -80,7 +80,7 @@ def read_entrants(paths: Sequence[str | Path]) -> list[Entrant]:
         if len(set(names)) == len(names):
             break
     else:
-        raise InputError("The same run is named twice. Try: name each run once.")
+        raise InputError("the same run is named twice. Try: name each run once")
     bare = [name.removesuffix(".json") for name in names]
     if len(set(bare)) == len(bare):
         names = bare
@@ -98,12 +98,12 @@ def _read(path: Path) -> Entrant:
             for entry in benchmarks.values()
         ):
             raise InputError(
-                f"{path} is no evaluation. Try: make one with `safesteer eval MODEL --json FILE`."
+                f"{path} is no evaluation. Try: make one with `safesteer eval MODEL --json FILE`"
             )
         return Entrant(path.name, benchmarks, answer_tokens=content.get("max_new_tokens"))
     run = RunDirectory.load(path)
     if not run.output_hashes("evaluate"):
-        raise InputError(f"{path} has not been evaluated. Try: `safesteer eval {path}`.")
+        raise InputError(f"{path} has not been evaluated. Try: `safesteer eval {path}`")
     folder = run.path / "eval"
     costs = run.summary()
     return Entrant(

@@ -6,9 +6,7 @@ from safesteer.files import write_text
 from safesteer.report.card import render_card
 from safesteer.report.findings import read_findings
 from safesteer.report.page import render_page
-from safesteer.runs.directory import RunDirectory
-
-PAGE, CARD = "report.html", "README.md"
+from safesteer.runs.directory import CARD, PAGE, RunDirectory
 
 
 def write_report(run: RunDirectory, note: str = "", *, missing_only: bool = False) -> None:

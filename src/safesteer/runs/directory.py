@@ -36,8 +36,9 @@ from safesteer.runs.stage import StageRecord
 from safesteer.runs.system import hardware, versions
 
 CONFIG_NAME = "config.yaml"
+PAGE, CARD = "report.html", "README.md"
 FOLDERS = ("direction", "tokens", "train", "adapter", "model", "eval", "report")
-FILES = (CONFIG_NAME, "report.html", "README.md")
+FILES = (CONFIG_NAME, PAGE, CARD)
 
 
 class StageCost(NamedTuple):

@@ -1,7 +1,4 @@
-"""One export: written under another name, read back with its tool, compared, and only then kept.
-
-Knows the formats by the table below; what each writes and how it is read is in its own file.
-"""
+"""Export formats, and one export: written, read back with its tool, verified, then kept."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ from safesteer.events import Reporter
 from safesteer.export import adapter, gguf_file, merged, steered, teacher
 from safesteer.export.output import (
     RECORD,
-    ROUNDED,
+    WITH_DTYPE,
     check_name,
     check_output,
+    replacing,
     require_space,
-    written_whole,
 )
-from safesteer.export.proof import BOUNDS, Candidate, compare, expect
 from safesteer.export.source import Source, load_source
+from safesteer.export.verify import BOUNDS, Candidate, compare, expect, mismatch
 from safesteer.files import write_json
 from safesteer.models.load import quiet_libraries
 from safesteer.runs.directory import RunDirectory
@@ -32,43 +29,43 @@ from safesteer.runs.system import versions
 
 
 class Format(NamedTuple):
-    """One way to hand on a run.
+    """One way to export a run.
 
     Attributes:
-        variant: who of the run it is, aligned or teacher.
-        tool: what reads it back.
-        write: makes the file or folder from a source, in a type.
-        read: loads it again.
-        whole: whether layers in few bits have to be ordinary ones for it.
+        variant: the model that is exported, aligned or teacher.
+        tool: the library that reads it back.
+        write: writes a source in a dtype to a file or folder.
+        read: loads what was written.
+        dequantize: whether a quantized base needs ordinary layers first.
     """
 
     variant: str
     tool: str
     write: Callable[[Source, Path, torch.dtype], None]
     read: Callable[[Source, Path], Candidate]
-    whole: bool = True
+    dequantize: bool = True
 
 
 FORMATS = {
     "adapter": Format("aligned", "transformers and peft", adapter.write, adapter.read, False),
     "merged": Format("aligned", "transformers", merged.write, merged.read),
     "gguf": Format("aligned", "transformers", gguf_file.write, gguf_file.read),
-    "teacher": Format("teacher", "transformers", teacher.write, teacher.read),
+    "teacher": Format("teacher", "transformers", teacher.write, merged.read),
     "steered": Format("teacher", "lm-eval", steered.write, steered.read),
 }
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and how well it agrees with the run.
+    """A finished export, and how well it agrees with the run.
 
     Attributes:
         format: key of `FORMATS`.
-        dtype: type of the weights.
+        dtype: of the weights.
         difference: largest difference of a next-token log-probability, in nats.
-        bound: what it was allowed to be.
+        bound: largest difference allowed, in nats.
         read_by: the tools that read it back.
-        prompts: how many prompts were compared.
+        prompts: number of prompts compared.
     """
 
     format: str
@@ -88,43 +85,41 @@ def export(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Export:
-    """Write a run's aligned model or teacher for other tools, and prove that it is the same.
+    """Write a run's aligned model or teacher for other tools, and verify that it is the same.
 
     Args:
         run_path: a trained run.
         name: a key of `FORMATS`.
-        output: folder, or file for gguf.
-        dtype: float32, bfloat16 or float16; None for the type that the base is stored in.
+        output: folder to write; a file for gguf.
+        dtype: float32, bfloat16 or float16; None for the dtype of the base's files.
         force: replace an earlier export.
-        reporter: told what happens.
+        reporter: receives progress.
 
-    Raises InputError for wrong input and SafeSteerError when the export is not the run's model; in
+    Raises InputError for wrong input, and SafeSteerError if the export is not the run's model. In
     both cases nothing is left behind.
     """
     reporter, form, output = reporter or Reporter(), FORMATS[name], Path(output)
     run = RunDirectory.load(run_path)
     check_name(name, dtype)
     check_output(output, name, force)
-    source = load_source(run, form.variant, reporter, whole=form.whole)
+    source = load_source(run, form.variant, reporter, dequantize=form.dequantize)
     stored = torch.float32
-    if name in ROUNDED:
+    if name in WITH_DTYPE:
         stored = getattr(torch, dtype) if dtype else source.stored_dtype()
         weights = source.variant.model.model.parameters()
         require_space(output, stored.itemsize * sum(p.numel() for p in weights))
-    bound = BOUNDS[stored]
     expected = expect(source)
-    shown = str(stored).removeprefix("torch.")
-    with written_whole(output) as partial, quiet_libraries():
+    shown, bound = str(stored).removeprefix("torch."), BOUNDS[stored]
+    with replacing(output) as partial, quiet_libraries():
         reporter.stage("export", f"writing {name} in {shown}")
         form.write(source, partial, stored)
         reporter.stage("export", f"reading it back with {form.tool}")
         candidate = _read(form, source, partial)
         difference = compare(expected, candidate)
         if not difference <= bound:
-            raise SafeSteerError(
-                f"the export is not the run's model: read back with {form.tool}, a next-token"
-                f" log-probability differs by {difference:.3g}, more than the {bound:g} allowed for"
-                f" {shown}; nothing was kept"
+            raise mismatch(
+                f"read back with {form.tool}, a next-token log-probability differs by"
+                f" {difference:.3g} nats; the limit for {shown} is {bound:g}"
             )
         read_by = [form.tool] + (["llama.cpp"] if candidate.llama_cpp else [])
         made = Export(name, shown, difference, bound, read_by, len(expected.prompts))
@@ -134,20 +129,19 @@ def export(
 
 
 def _read(form: Format, source: Source, target: Path) -> Candidate:
-    """Load an export; whatever its tool cannot do with it is one line."""
+    """Load an export; any failure of its tool becomes one line."""
     try:
         return form.read(source, target)
     except SafeSteerError:
         raise
-    except Exception as error:  # every tool has classes of its own
+    except Exception as error:  # every tool raises its own classes
         raise SafeSteerError(
-            f"{form.tool} cannot read the export ({type(error).__name__}: {error}); nothing was"
-            " kept"
+            f"{form.tool} cannot read the export ({type(error).__name__}: {error}); it was deleted"
         ) from error
 
 
 def _record(source: Source, made: Export) -> dict[str, Any]:
-    """What lies in an exported folder as `RECORD`."""
+    """The content of `RECORD` in an exported folder."""
     base = source.variant.model
     model = {"id": source.settings.id, "revision": base.revision, "sha256": base.sha256}
     return {"schema": 1, **asdict(made), "base": model, "versions": versions()}

@@ -1,12 +1,10 @@
-"""Whether an export says what the run's model says, by the next-token log-probabilities of both.
-
-Knows nothing of formats: it compares two functions from token ids to logits, and two tokenizers.
-"""
+"""Verification of an export: same token ids and next-token log-probabilities as the run's model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +14,13 @@ from safesteer.export.llama_cpp import Answer
 from safesteer.export.source import Source
 from safesteer.models.chat import ChatRenderer, Message
 
-# Largest difference of a log-probability, in nats, by the type that the export is stored in. Exact
-# arithmetic would leave zero; rounding alone leaves a quarter to a sixth of these on the built-in
-# model (docs/export.md).
+# Largest allowed difference of a log-probability, in nats, by the dtype of the export. Rounding
+# alone uses a sixth to a quarter of it on the built-in model (docs/export.md).
 BOUNDS = {torch.float32: 0.01, torch.float16: 0.05, torch.bfloat16: 0.5}
 POSITIONS = 16  # compared at the end of each prompt
-VISIBLE = 1e-3  # tokens that neither model gives this probability are not compared
+VISIBLE = 1e-3  # tokens below this probability under both models are not compared
 
-# Digits, line breaks, accents and other scripts: where readers of a tokenizer differ.
+# Digits, line breaks, accents and other scripts: here implementations of a tokenizer differ.
 _CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     ({"role": "user", "content": "How far is the moon?"},),
     (
@@ -33,7 +30,7 @@ _CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     ),
     (
         {"role": "system", "content": "Answer briefly."},
-        {"role": "user", "content": "Name three colours that don't clash."},
+        {"role": "user", "content": "Name three colors that don't clash."},
     ),
 )
 
@@ -43,24 +40,33 @@ class Candidate(NamedTuple):
 
     Attributes:
         logits: token ids [1, T] to logits [1, T, V].
-        tokenizer: the one that lies in the export.
-        llama_cpp: asks llama.cpp about prompts, where the export is for it and it is installed.
+        tokenizer: the export's own.
+        llama_cpp: prompts to llama.cpp's answers, for GGUF files where it is installed.
     """
 
     logits: Callable[[torch.Tensor], torch.Tensor]
     tokenizer: Any
     llama_cpp: Callable[[Sequence[str]], list[Answer]] | None = None
 
+    @classmethod
+    def of(cls, model: Any, folder: Path, **where: Any) -> Candidate:
+        """A transformers model with the tokenizer in `folder`."""
+        from transformers import AutoTokenizer
+
+        model.eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        return cls(lambda ids: model(ids).logits, tokenizer)
+
 
 class Expected(NamedTuple):
-    """What the run's model says.
+    """The run's model on a few conversations.
 
     Attributes:
-        conversations: what the user of the export writes.
+        conversations: messages as a user of the export writes them.
         prompts: the token ids that the run's model reads for each.
-        log_probs: one [POSITIONS, V] float32 for each.
+        log_probs: [POSITIONS, V] float32 for each.
         template_kwargs: arguments of the chat template.
-        appended: what closes an empty thinking block behind the template's prompt.
+        appended: text that closes an empty thinking block after the template's prompt.
     """
 
     conversations: list[tuple[Message, ...]]
@@ -71,7 +77,7 @@ class Expected(NamedTuple):
 
 
 def expect(source: Source) -> Expected:
-    """Ask the run's model; with a teacher, what it reads first is part of the prompt."""
+    """Run the source's model; a teacher's context is part of the prompt."""
     variant, chat = source.variant, source.chat
     conversations = [c for c in _CONVERSATIONS if _renders(chat, c)]
     teacher = variant.teacher
@@ -85,7 +91,7 @@ def expect(source: Source) -> Expected:
 def compare(expected: Expected, candidate: Candidate) -> float:
     """The largest difference of a log-probability, in nats, over prompts, positions and tokens.
 
-    Raises SafeSteerError when the export's template or tokenizer makes other token ids.
+    Raises SafeSteerError if the export's template or tokenizer gives other token ids.
     """
     texts = []
     for conversation, prompt in zip(expected.conversations, expected.prompts, strict=True):
@@ -97,7 +103,7 @@ def compare(expected: Expected, candidate: Candidate) -> float:
         )
         text += expected.appended
         if list(candidate.tokenizer(text, add_special_tokens=False)["input_ids"]) != prompt:
-            raise _other_tokens("its tokenizer and chat template make", conversation)
+            raise _other_tokens("its tokenizer and chat template give", conversation)
         texts.append(text)
     found = [last_log_probs(candidate.logits, prompt) for prompt in expected.prompts]
     difference = largest_difference(expected.log_probs, found)
@@ -107,15 +113,15 @@ def compare(expected: Expected, candidate: Candidate) -> float:
 
 
 def _compare_llama_cpp(expected: Expected, candidate: Candidate, texts: Sequence[str]) -> float:
-    """The same of llama.cpp, which tells the likeliest tokens after each prompt."""
+    """The same for llama.cpp, which returns the likeliest tokens after each prompt."""
     assert candidate.llama_cpp is not None
     tokenizer = candidate.tokenizer
     if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
-        texts = [text.removeprefix(tokenizer.bos_token) for text in texts]  # it adds its own
+        texts = [text.removeprefix(tokenizer.bos_token) for text in texts]  # llama.cpp adds its own
     largest = 0.0
     for index, answer in enumerate(candidate.llama_cpp(texts)):
         if answer.tokens != len(expected.prompts[index]):
-            raise _other_tokens("llama.cpp makes", expected.conversations[index])
+            raise _other_tokens("llama.cpp gives", expected.conversations[index])
         own = expected.log_probs[index][-1]
         for token, found in answer.top.items():
             if max(found, own[token].item()) >= math.log(VISIBLE):
@@ -123,25 +129,27 @@ def _compare_llama_cpp(expected: Expected, candidate: Candidate, texts: Sequence
     return largest
 
 
+def mismatch(reason: str) -> SafeSteerError:
+    """The error for an export that is not the run's model."""
+    return SafeSteerError(f"the export is not the run's model and was deleted: {reason}")
+
+
 def _other_tokens(who: str, conversation: Sequence[Message]) -> SafeSteerError:
-    return SafeSteerError(
-        f"the export is not the run's model: read back, {who} other tokens of"
-        f" {conversation[-1]['content']!r}; nothing was kept"
-    )
+    return mismatch(f"read back, {who} other tokens for {conversation[-1]['content']!r}")
 
 
 @torch.no_grad()
 def last_log_probs(
     logits: Callable[[torch.Tensor], torch.Tensor], prompt: Sequence[int]
 ) -> torch.Tensor:  # [POSITIONS, V] float32
-    """Log-probabilities of the next token at the last positions of a prompt."""
+    """Next-token log-probabilities at the last positions of a prompt."""
     return torch.log_softmax(logits(torch.tensor([prompt]))[0, -POSITIONS:].float(), dim=-1)
 
 
 def largest_difference(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor]) -> float:
-    """The largest difference of log-probabilities, over tokens that either finds visible.
+    """The largest difference of log-probabilities over tokens that either model gives `VISIBLE`.
 
-    Not finite values, and vocabularies of different size, are infinitely different.
+    Infinite for values that are not finite and for vocabularies of different size.
     """
     largest = 0.0
     for a, b in zip(one, two, strict=True):
@@ -153,9 +161,9 @@ def largest_difference(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor])
 
 
 def _renders(chat: ChatRenderer, conversation: Sequence[Message]) -> bool:
-    """Whether the template takes it: some refuse a system message."""
+    """Whether the template accepts the conversation; some reject a system message."""
     try:
         chat.text(conversation)
-    except Exception:  # a template is a program: it can fail in any way
+    except Exception:  # a template is a program and can fail in any way
         return False
     return True
