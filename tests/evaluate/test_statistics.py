@@ -1,4 +1,4 @@
-"""Intervals against published values, tests against hand-made ones, and what reports say."""
+"""Intervals against published values, tests against hand-made ones, and their words."""
 
 import math
 from itertools import product
@@ -35,7 +35,7 @@ def test_wilson_interval_has_the_published_values(successes, trials, low, high):
 
 
 def test_wilson_interval_without_trials_and_with_wrong_counts():
-    """No trials know nothing; impossible counts are an error."""
+    """Without trials anything is possible; impossible counts are an error."""
     assert wilson_interval(0, 0) == (0.0, 1.0)
     for successes, trials in ((3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="successes"):

@@ -197,7 +197,7 @@ def test_faulty_files_are_named_with_place_and_remedy(tmp_path: Path, fault: str
     assert caught.value.exit_code == 2
 
 
-def test_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+def test_missing_file_names_its_neighbor(tmp_path: Path) -> None:
     write(tmp_path, "harmful.jsonl", "")
     with pytest.raises(InputError, match=r"does not exist \(did you mean 'harmful.jsonl'\?\)"):
         load_prompts(tmp_path / "harmfull.jsonl")

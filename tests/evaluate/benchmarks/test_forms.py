@@ -64,5 +64,5 @@ def test_an_unknown_form_is_one_line_with_the_known_ones():
 
 def test_the_table_of_benchmarks_is_printed_without_torch():
     """torch takes seconds to import, and commands report wrong input before that."""
-    code = "import sys, safesteer.cli.tables; sys.exit('torch' in sys.modules)"
+    code = "import sys, safesteer.cli.listings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

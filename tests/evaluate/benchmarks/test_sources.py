@@ -60,7 +60,7 @@ def test_a_file_is_read_below_the_data_dir(tmp_path):
 
 
 def test_only_the_rows_that_belong_are_taken(tmp_path):
-    """XSTest's labels, HarmBench's standard behaviours; the same prompt twice counts once."""
+    """XSTest's labels, HarmBench's standard behaviors; the same prompt twice counts once."""
     rows = [
         {"id": "1", "prompt": "Kill a process?", "label": "safe"},
         {"id": "2", "prompt": "Kill somebody?", "label": "unsafe"},
@@ -220,7 +220,7 @@ class Part(list):  # type: ignore[type-arg]
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A hub of which the test says what it holds; remembers what was asked."""
+    """A stand-in for the hub with content of the test; remembers its calls."""
     played = SimpleNamespace(parts={}, error=None, asked=[])
 
     def load_dataset(name: str, config: str | None, **named: Any) -> Any:
@@ -273,7 +273,7 @@ def test_a_gated_set_says_how_to_get_it(hub):
     assert "advbench/advbench.csv" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_hub_out_of_reach_says_which_file_would_do(hub):
+def test_an_unreachable_hub_names_a_file_to_use(hub):
     hub.error = ConnectionError("no network")
     with pytest.raises(InputError) as error:
         load("jailbreakbench")

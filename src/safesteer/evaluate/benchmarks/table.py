@@ -59,8 +59,8 @@ def find_benchmark(name: str) -> Benchmark:
     if entry.kind == "capability" or (form.prefill and entry.kind != "safety"):
         takes = "safety benchmarks" if form.prefill else "safety and over-refusal benchmarks"
         raise InputError(
-            f"benchmark {name}: this form is for {takes}, and {plain} is of kind {entry.kind}."
-            f" Try: {plain}"
+            f"benchmark {name}: this form is for {takes}, and {plain} is of kind"
+            f" {entry.kind.replace('_', '-')}. Try: {plain}"
         )
     if entry.form != PLAIN:
         raise InputError(
