@@ -210,7 +210,7 @@ def test_a_model_over_all_devices_is_the_model(tiny_model_folder, monkeypatch):
     assert describe(spread)["device"] == "0, 1"
     _check_placement(tiny_model_folder, spread.model)
     spread.model.hf_device_map["lm_head"] = "disk"
-    with pytest.raises(InputError, match=r"does not fit on the devices here .* disk"):
+    with pytest.raises(InputError, match=r"does not fit on the GPUs.* disk"):
         _check_placement(tiny_model_folder, spread.model)
 
 

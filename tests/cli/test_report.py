@@ -62,4 +62,4 @@ def test_report_of_a_folder_without_a_run(safesteer, tmp_path):
     (tmp_path / "folder").mkdir()
     outcome = safesteer("report", tmp_path / "folder")
     assert outcome.code == 2
-    assert "no model folder" in outcome.error
+    assert "not a model folder" in outcome.error

@@ -142,7 +142,7 @@ def test_command_lines_serve_merged_weights(run, adapter):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("no base", "does not name the base"),
+        ("no base", "does not name the adapter.s base"),
         ("pickle", "pickled weights"),
         ("base gone", "no such model file or folder"),
     ],

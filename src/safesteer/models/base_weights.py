@@ -1,4 +1,4 @@
-"""Run a PEFT model as its base: adapters off, everything else untouched."""
+"""PEFT models with their adapters off."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import nn
 
 @contextmanager
 def base_weights(model: nn.Module) -> Iterator[None]:
-    """A context in which a LoRA model runs without its adapter; nothing for any other model.
+    """Run a model without its adapters while the context is open.
 
-    PEFT puts adapters into the base model in place, so `model` may be the PEFT model or the model
-    that it was made from. What was off stays off, and no ``requires_grad`` changes.
+    PEFT puts adapters into the base model in place, so `model` may be the PEFT model or the base
+    that it was made from; any other model runs unchanged. Adapters that were off stay off, and
+    ``requires_grad`` is restored.
     """
-    layers = [module for module in _adapter_layers(model) if not module.disable_adapters]
+    layers = [module for module in adapter_layers(model) if not module.disable_adapters]
     trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
@@ -30,8 +31,8 @@ def base_weights(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def _adapter_layers(model: nn.Module) -> list[Any]:
-    """The layers of PEFT in a model; none as long as PEFT, slow to import, is not in use."""
+def adapter_layers(model: nn.Module) -> list[Any]:
+    """PEFT's layers in a model; none if PEFT, which is slow to import, was not imported."""
     if "peft" not in sys.modules:
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -1,7 +1,7 @@
-"""How many answers a model can write at once, by the memory that they take.
+"""Batch sizes for generation, from the memory that a sequence takes.
 
-Depends on the model, the machine and the prompts alone, never on what else is in memory, so that
-the same evaluation is cut into the same batches again.
+They depend on model, machine and prompts alone, not on free memory, so that an evaluation is cut
+into the same batches every time.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import torch
 
 from safesteer.models.layers import text_config
 
-# On the CPU more rows at once gain nothing beyond this, and padding is work too.
+# Larger batches are no faster on the CPU, and padding is work too.
 CPU_TOKENS = 8192
 CPU_ROWS = 64
 CUDA_ROWS = 256
-# Of the memory that the weights leave; the rest is for a judge and for what libraries hold.
+# Share of the memory beside the weights; the rest is for a judge and for libraries.
 CUDA_SHARE = 0.5
 
 
 def rows_that_fit(model: Any, tokens: int, size: int | None = None) -> int:
-    """How many sequences of `tokens`, prompt and answer together, to generate at once.
+    """Sequences of `tokens`, prompt and answer together, to generate at once.
 
-    `size`: bytes of a number that the passes compute with; those of the model's own if None.
+    Args:
+        model: the model.
+        tokens: length of the longest sequence.
+        size: bytes of a number in the passes; None takes the model's own type.
     """
     device = next(model.parameters()).device
     if device.type != "cuda":
@@ -34,30 +37,38 @@ def rows_that_fit(model: Any, tokens: int, size: int | None = None) -> int:
 
 
 def rows_on_cpu(tokens: int) -> int:
-    """How many sequences of `tokens` a CPU is given at once."""
+    """Sequences of `tokens` at once on a CPU."""
     return max(1, min(CPU_ROWS, CPU_TOKENS // max(1, tokens)))
 
 
-def rows_on_gpu(card: float, weights: float, tokens: int, token: int) -> int:
-    """How many sequences of `tokens` a card is given at once.
+def rows_on_gpu(memory: float, weights: float, tokens: int, token: int) -> int:
+    """Sequences of `tokens` at once on a GPU.
 
-    `card`, `weights`: bytes of its memory and of the model; `token`: see `token_bytes`.
+    Args:
+        memory: bytes of the GPU.
+        weights: bytes of the model.
+        tokens: length of the longest sequence.
+        token: bytes of a token, see `token_bytes`.
     """
-    room = CUDA_SHARE * (card - weights)
+    room = CUDA_SHARE * (memory - weights)
     return max(1, min(CUDA_ROWS, int(room / (max(1, tokens) * token))))
 
 
 def token_bytes(size: int, layers: int, keys: int, width: int) -> int:
-    """Memory of one token while generating: its keys and values, and the states on their way.
+    """Bytes of one token while generating: its keys and values, and its activations.
 
-    `size`: bytes of a number; `keys`: width of a layer's keys, all heads together.
+    Args:
+        size: bytes of a number.
+        layers: number of layers.
+        keys: width of a layer's keys, all heads together.
+        width: hidden size.
     """
-    # About a dozen vectors of the model's width live at once in a block.
+    # About a dozen vectors of the hidden size are alive at once in a block.
     return size * (2 * layers * keys + 12 * width)
 
 
 def bytes_per_token(model: Any, size: int | None = None) -> int:
-    """`token_bytes` of a model, in its own type or with numbers of `size` bytes."""
+    """`token_bytes` of a model, with numbers of `size` bytes or in its own type."""
     config = text_config(model)
     size = size or model.dtype.itemsize
     heads = config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Where a model lies, and in which type: the device and the dtype for a setting."""
+"""Device and dtype of a model, from the settings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ _DTYPES = {
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for a setting; `auto` is CUDA, else the CPU.
+    """The device for a setting; `auto` is CUDA if there is any, else the CPU.
 
-    Apple's MPS has no float64, which the means of activations need, so it is never picked. Each of
-    several processes gets a CUDA device of its own.
+    Each of several processes gets its own CUDA device. Apple's MPS is not used: it has no float64,
+    which mean activations need.
+
+    Raises:
+        InputError: the device does not exist here.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return (
@@ -37,16 +40,18 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"model.device = '{name}': not a device; try auto, cpu or cuda") from None
+        raise InputError(
+            f"model.device = '{name}' is not a device. Try: auto, cpu or cuda"
+        ) from None
     if device.type == "mps":
-        raise InputError(f"model.device = '{name}': MPS has no float64, which we need; use cpu")
+        raise InputError(f"model.device = '{name}': MPS has no float64, which we need. Try: cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"model.device = '{name}': no CUDA device here; use cpu or auto")
+        raise InputError(f"model.device = '{name}': there is no CUDA device. Try: cpu or auto")
     return device
 
 
 def check_device_map(settings: ModelSettings) -> None:
-    """Raise InputError for one model over several devices where it cannot be."""
+    """Raise InputError if model.advanced.device_map cannot be used."""
     device_map = settings.advanced.device_map
     if device_map is not None and distributed.world_size() > 1:
         raise InputError(
@@ -59,7 +64,7 @@ def check_device_map(settings: ModelSettings) -> None:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The weights' type for a setting; `auto` takes bfloat16 where it is the faster one."""
+    """The weights' type for a setting; `auto` is bfloat16 if that is faster here, else float32."""
     if name != "auto":
         return _DTYPES[name]
     if device.type == "cuda":
@@ -69,10 +74,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @cache
 def bfloat16_speedup(size: int = 768, rounds: int = 40) -> float:
-    """How many times faster a bfloat16 matrix product is than a float32 one on this CPU.
+    """Speed of a bfloat16 matrix product relative to float32 on this CPU, measured once.
 
-    The best of many rounds of each, taking turns: other work on the machine disturbs most of them,
-    and two runs on one machine must not come to different types. Measured once in a process.
+    The best of many alternating rounds, since other work disturbs most of them and all runs on one
+    machine must choose the same type.
     """
     types = (torch.float32, torch.bfloat16)
     pairs = {t: (torch.ones(256, size, dtype=t), torch.ones(size, size, dtype=t)) for t in types}

