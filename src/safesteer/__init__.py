@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from safesteer.distill.trainer import SafeSteerTrainer
     from safesteer.evaluate.drift import measure_drift
     from safesteer.evaluate.refusals import refusal_rate
-    from safesteer.models.load import load_model
+    from safesteer.models.load import ChatModel, load_model
     from safesteer.pipeline.align import align
     from safesteer.prompts import load_prompt_set, load_prompts
     from safesteer.safety_tokens import select_safety_tokens
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChatModel",
     "Direction",
     "InputError",
     "SafeSteerError",
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "ChatModel": "safesteer.models.load",
     "Direction": "safesteer.direction.vector",
     "SafeSteerTrainer": "safesteer.distill.trainer",
     "Settings": "safesteer.config.settings",
