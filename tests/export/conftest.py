@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
+from safesteer.cli.main import main
 from safesteer.config.load import load_settings
 from safesteer.files import save_tensors, write_json
 from safesteer.models.files import fingerprint
@@ -86,3 +97,70 @@ def _write_student(path: Path, base: Path, method: str) -> Path:
     student.peft_config["default"].base_model_name_or_path = str(base)
     save_model(student, loaded.tokenizer, path / "adapter")
     return path / "adapter"
+
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+# Constructor, configuration, and what is not as the tiny Llama has it.
+MODELS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    # More rows than tokens.
+    "llama-tied-padded": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"tie_word_embeddings": True, "vocab_size": 340},
+    ),
+    "llama3-rope": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LLAMA3_ROPE}),
+    "llama-linear-rope": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LINEAR_ROPE}),
+    "llama-biases": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 24}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 16}),
+}
+
+
+@pytest.fixture
+def build(tokenizer):
+    """Makes one of `MODELS`, with random biases."""
+
+    def make(name):
+        torch.manual_seed(0)
+        constructor, config, changes = MODELS[name]
+        model = constructor(config(**{**TINY, "vocab_size": len(tokenizer), **changes}))
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                torch.nn.init.normal_(parameter)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `safesteer export`; gives exit code, stdout and the one line on stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main(["export", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        if code:
+            assert err.count("\n") == 1 and "Traceback" not in err, err
+        return code, out, err.strip()
+
+    return run

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from tiny import plain
 
-from safesteer.config.settings import ModelSettings, Settings
-from safesteer.errors import InputError
+from safesteer.config.settings import Settings
 from safesteer.memory.gpus import gpu_fits, largest_micro_batch, peak_of_run, suggest
-from safesteer.memory.shape import Shape, read_shape
+from safesteer.memory.shape import Shape
 from safesteer.memory.stages import Lengths, Placement
 
 LENGTHS = Lengths(prompt=40, teacher=40)
@@ -59,12 +58,3 @@ def test_training_of_all_weights_is_pointed_to_lora(new_chat_model):
     full = SETTINGS.model_copy(update={"train": train})
     room = 0.9 * peak_of_run(shape, full, LENGTHS, CUDA, 1)
     assert "train.method=lora" in suggest(shape, full, LENGTHS, CUDA, room)
-
-
-def test_a_folder_with_a_configuration_alone(new_chat_model, tmp_path):
-    model = new_chat_model().model
-    model.config.save_pretrained(tmp_path)
-    assert read_shape(ModelSettings(id=str(tmp_path))) == Shape.of(model)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(InputError, match="has a config"):
-        read_shape(ModelSettings(id=str(tmp_path)))

@@ -95,6 +95,14 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def check(self, page: Path, width: int, dark: bool = False) -> None:
+        """Open a page with all its details: it makes no error and no request, and it fits."""
+        self.open(page, width, dark)
+        self.value("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        assert self.value("document.documentElement.scrollWidth") <= width
+        assert self.errors == []
+        assert [url for url in self.requests if not url.startswith("file:")] == []
+
     def picture(self, file: Path, whole: bool = True) -> None:
         """Save a screenshot as PNG."""
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole,

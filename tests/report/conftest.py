@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +237,12 @@ def hostile() -> str:
     return HOSTILE
 
 
-def read(path: Path) -> Any:
-    """A JSON file."""
-    return json.loads(path.read_text("utf-8"))
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium (apt-get install chromium); tests that use it are skipped without it."""
+    from browser import PATH, Browser
+
+    if PATH is None:
+        pytest.skip("there is no Chromium here")
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened

@@ -163,3 +163,11 @@ def test_a_run_and_a_file_of_one_name_are_told_apart(new_run, tmp_path):
     file = run.parent / "same.json"
     write_json(file, {"benchmarks": read_entrants([run])[0].benchmarks})
     assert len({entrant.name for entrant in read_entrants([run, file])}) == 2
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_comparison_fits(browser, new_run, tmp_path, width):
+    paths = [new_run(f"run-{i}", refused=(10 + i, i, 1)).path for i in range(4)]
+    page = tmp_path / "compare.html"
+    page.write_text(render_comparison(compare(read_entrants(paths))))
+    browser.check(page, width)

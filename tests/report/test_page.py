@@ -1,56 +1,15 @@
-"""report.html: everything that is there is shown, nothing that a model wrote is obeyed."""
+"""report.html: all findings are shown, nothing a model wrote is obeyed; also in a browser."""
 
 from __future__ import annotations
 
-import html.parser
 import re
-from pathlib import Path
 
 import pytest
+from parsed import Page
 
 from safesteer.config.settings import TrainSettings
-from safesteer.files import write_jsonl
-from safesteer.report import transcripts
 from safesteer.report.findings import read_findings
 from safesteer.report.page import render_page
-from safesteer.report.results import change_words
-from safesteer.report.template import tight
-
-VOID = {"meta", "link", "br", "img", "input", "hr", "rect", "line", "circle", "polygon", "polyline"}
-
-
-class Page(html.parser.HTMLParser):
-    """Elements, attributes and text, and whether every element is closed where it should be."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.within: list[str] = []  # the element that each piece of text is in, as a path
-        self._open: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append((tag, dict(attrs).get("class") or ""))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open and self._open[-1][0] == tag, (tag, self._open[-3:])
-        self._open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-        self.within.append(" ".join(f"{tag}.{style}" for tag, style in self._open))
-
-    def places_of(self, piece: str) -> list[str]:
-        """Where a piece of text stands."""
-        return [place for place, text in zip(self.within, self.text, strict=True) if piece in text]
 
 
 def test_a_finished_run_shows_every_section(new_run, judged):
@@ -169,14 +128,6 @@ def test_an_unfinished_and_a_stale_stage_are_named(new_run):
     assert "Stage evaluate was interrupted." in render_page(read_findings(run))
 
 
-def test_long_transcripts_are_cut_with_a_note(new_run, monkeypatch):
-    monkeypatch.setattr(transcripts, "TRANSCRIPT_CHARACTERS", 60_000)
-    text = render_page(read_findings(new_run(text="word " * 2000)))
-    assert len(text) < 400_000
-    assert "[…]" in text
-    assert re.search(r"harmful requests: first \d+ of 20; all are in eval/samples", text)
-
-
 def test_optional_keys_may_be_missing(new_run):
     bare = {"other": {"metric": "accuracy", "value": None, "n": 0, "kind": "capability"}}
     run = new_run(benchmarks={"aligned": bare})
@@ -205,33 +156,38 @@ def test_the_page_is_the_same_each_time(new_run):
     assert render_page(read_findings(run)) == render_page(read_findings(run))
 
 
-def test_pairs_need_the_same_prompts(new_run):
-    run = new_run(refused=(20, 0, 1))
-    findings = read_findings(run)
-    assert change_words(findings, "harmful").startswith("+95.0 points")
-    assert change_words(findings, "agreement") == ""
-    findings.samples["harmful"]["aligned"][3]["prompt"] = "another"
-    assert change_words(findings, "harmful") == ""
-    findings.samples["harmful"]["aligned"].pop()
-    assert change_words(findings, "harmful") == ""
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_fits_and_keeps_quiet(browser, new_run, hostile, judged, width, dark):
+    page = new_run(text=hostile, benchmarks=judged).path / "report.html"
+    page.write_text(render_page(read_findings(new_run("again", text=hostile, benchmarks=judged))))
+    browser.check(page, width, dark)
+    assert browser.value("document.title").startswith("some-chat-model")
+    assert browser.value("document.querySelectorAll('img').length") == 0
 
 
-def test_answers_that_are_right_or_wrong_are_shown_as_such(new_run):
-    run = new_run()
-    rows = [{"id": "a", "category": "", "prompt": "2 + 2?", "completion": "4", "score": 1.0}]
-    rows += [{**rows[0], "id": "b", "score": 0.0}, {**rows[0], "id": "c", "score": None}]
-    write_jsonl(run.path / "eval" / "samples" / "aligned-gsm8k.jsonl", rows)
-    page = Page(render_page(read_findings(run)))
-    assert page.text.count("right") == 1 and page.text.count("wrong") == 1
+def test_the_filter_hides_and_counts(browser, new_run):
+    page = new_run().path / "report.html"
+    page.write_text(render_page(read_findings(new_run("again"))))
+    browser.check(page, 1280)
+    assert browser.value("document.getElementById('filter-count').textContent") == "60 of 60"
+    choose = (
+        "(function (id, value) { var box = document.getElementById(id); box.value = value;"
+        " box.dispatchEvent(new Event('change')); })"
+    )
+    browser.value(f"{choose}('filter-set', 'harmful')")
+    browser.value(f"{choose}('filter-verdict', 'aligned-answered')")
+    assert browser.value("document.getElementById('filter-count').textContent") == "4 of 60"
+    shown = "[...document.querySelectorAll('.transcript')].filter(row => row.offsetParent).length"
+    assert browser.value(shown) == 4
 
 
-def test_figures_do_not_break_over_lines():
-    assert tight("6.7% (3-16, n = 60)") == "6.7% (3\u201316, n\u00a0=\u00a060)"
-
-
-def test_templates_are_in_the_package():
-    import safesteer.report
-
-    folder = Path(safesteer.report.__file__).parent
-    names = {path.name for path in folder.iterdir()}
-    assert {"page.html.j2", "compare.html.j2", "card.md.j2", "style.css", "filter.js"} <= names
+def test_harmful_answers_are_not_seen_until_they_are_asked_for(browser, new_run):
+    page = new_run().path / "report.html"
+    page.write_text(render_page(read_findings(new_run("again", text="SECRET"))))
+    browser.open(page, 375)
+    seen = "[...document.querySelectorAll('.answer')].filter(e => e.checkVisibility()).length"
+    assert browser.value(seen) == 0
+    browser.value("document.querySelectorAll('.warning').forEach(d => { d.open = true; })")
+    browser.value("document.querySelectorAll('.transcript').forEach(d => { d.open = true; })")
+    assert browser.value(seen) == 180

@@ -1,0 +1,23 @@
+"""Shapes of models, from the model and from its configuration alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from safesteer.config.settings import ModelSettings
+from safesteer.errors import InputError
+from safesteer.memory.shape import Shape, read_shape
+
+
+def test_a_configuration_alone_gives_the_same_shape(new_chat_model):
+    model = new_chat_model(num_key_value_heads=1).model
+    assert Shape.of_config(model.config) == Shape.of(model)
+
+
+def test_a_folder_with_a_configuration_alone(new_chat_model, tmp_path):
+    model = new_chat_model().model
+    model.config.save_pretrained(tmp_path)
+    assert read_shape(ModelSettings(id=str(tmp_path))) == Shape.of(model)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match="has a config"):
+        read_shape(ModelSettings(id=str(tmp_path)))

@@ -1,0 +1,43 @@
+"""Rows of words for the terminal: every judge, shares over our own sets, drift, changes."""
+
+from __future__ import annotations
+
+from safesteer.report.rows import change_rows, result_lines, result_rows, step_words
+
+
+def test_rows_name_figures_judges_and_drift(judged):
+    drift = {"metric": "next_token_agreement", "value": 0.95, "ci95": [0.9, 1.0], "n": 20}
+    results = {"base": judged["base"], "aligned": {**judged["aligned"], "agreement": drift}}
+    rows = {row[0]: row[1:] for row in result_rows(results)}
+    assert list(rows) == [
+        "harmbench: attack success (lower is better)",
+        "  offline-refusal: not refused",
+        "  judges disagree",
+        "mmlu: accuracy (higher is better)",
+        "same next token as the base (higher is better)",
+    ]
+    assert rows["harmbench: attack success (lower is better)"] == [
+        "60.0% (55-65; 50; 2 without verdict)",
+        "20.0% (15-25; 50; 2 without verdict)",
+    ]
+    assert rows["  judges disagree"] == ["10.0%", "10.0%"]
+    assert rows["same next token as the base (higher is better)"] == ["", "95.0%"]
+
+
+def test_changes_and_lines(judged):
+    assert change_rows({"aligned": judged["aligned"]}) == [
+        ["harmbench", "-40.0 points (95% -50 to -30, n = 50, p < 0.001)"]
+    ]
+    own = {"metric": "refusal_rate", "value": 0.9, "ci95": [0.8, 1.0], "n": 20}
+    lines = result_lines("aligned", {"harmful": own, "mmlu": judged["aligned"]["mmlu"]})
+    assert lines == [
+        "aligned refused: 90.0% of harmful requests",
+        "aligned, mmlu: accuracy: 40.0% (30-50; 80)",
+    ]
+
+
+def test_a_step_in_a_few_words():
+    metrics = {"loss": 0.25, "refusal_rate": 0.5, "anchor_refusal_rate": 0.0, "unfinished": None}
+    assert step_words(metrics) == "loss 0.2500  refused 50%  anchors refused 0%"
+    mass = {"mass_student": 0.4, "mass_teacher": 0.5}
+    assert step_words({"loss": 1.0, **mass}) == "loss 1.0000  p(S) 0.40 (teacher 0.50)"
