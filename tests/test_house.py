@@ -56,13 +56,10 @@ TESTS_THAT_SPAN = {
     "cli/test_devices.py": "the command in several processes",
     "cli/test_push.py": "the command, the push and a stand-in of the hub",
     "distill/test_thinking_loss.py": "teacher and training of a model that thinks",
-    "export/test_command.py": "the command and every format",
-    "export/test_formats.py": "every format, each read back",
     "models/test_adapter_base.py": "a run whose base is an adapter",
     "models/test_architectures.py": "a run of every architecture",
     "models/test_seeing.py": "loading, training and saving of models with a vision tower",
     "pipeline/test_thinking_run.py": "a run of a model that thinks",
-    "report/test_browser.py": "page and comparison in a browser",
     "runs/test_processes.py": "lock and directory in several processes",
 }
 

@@ -1,1 +1,1 @@
-"""A run's result for other tools, each export proven by reading it back before it is kept."""
+"""Exports of a run for other tools, each verified by reading it back before it is kept."""

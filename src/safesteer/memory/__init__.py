@@ -1,1 +1,1 @@
-"""How much memory each stage takes, by arithmetic alone: a model's shape, settings, bytes."""
+"""Predicted memory of each stage, computed from a model's shape and the settings."""

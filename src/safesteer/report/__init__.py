@@ -1,1 +1,1 @@
-"""What a run found, for people: report.html, the model card, and runs side by side."""
+"""Results of a run for people: report.html, the model card, and comparisons of runs."""

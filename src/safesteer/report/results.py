@@ -80,10 +80,10 @@ def headline(benchmarks: dict[str, Any], kind: str) -> str | None:
     return names[0] if names else None
 
 
-def card(findings: Findings) -> list[dict[str, Any]]:
+def columns(findings: Findings) -> list[dict[str, Any]]:
     """A column per kind of benchmark: its headline and every interval."""
     aligned = findings.results.get("aligned", {})
-    columns = []
+    made = []
     for kind in KINDS:
         name = headline(aligned, kind)
         if name is None:
@@ -93,7 +93,7 @@ def card(findings: Findings) -> list[dict[str, Any]]:
         names = sorted(
             (n for n, e in aligned.items() if e.get("kind") == kind and is_rate(e)), key=set_order
         )
-        columns.append(
+        made.append(
             {
                 "title": KIND_TITLES[kind],
                 "goal": _GOALS[kind],
@@ -111,7 +111,7 @@ def card(findings: Findings) -> list[dict[str, Any]]:
                 ],
             }
         )
-    return columns
+    return made
 
 
 def _split(words: str) -> dict[str, str]:
