@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tiny import TINY
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -99,15 +100,7 @@ def _write_student(path: Path, base: Path, method: str) -> Path:
     return path / "adapter"
 
 
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-}
+SIZES = {**TINY, "num_key_value_heads": 1, "initializer_range": 0.2}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -142,7 +135,7 @@ def build(tokenizer):
     def make(name):
         torch.manual_seed(0)
         constructor, config, changes = MODELS[name]
-        model = constructor(config(**{**TINY, "vocab_size": len(tokenizer), **changes}))
+        model = constructor(config(**{**SIZES, "vocab_size": len(tokenizer), **changes}))
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("bias"):
                 torch.nn.init.normal_(parameter)

@@ -13,8 +13,6 @@ import yaml
 
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
-from safesteer.evaluate.metrics import KINDS
-from safesteer.evaluate.stored import set_order
 from safesteer.inference import VARIANTS
 from safesteer.models.files import BUILTIN, builtin_path, locate, short_name
 from safesteer.models.loading_code import adapter_code, loading_code
@@ -23,6 +21,7 @@ from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
 from safesteer.report.template import environment
 from safesteer.report.words import (
+    benchmarks_of,
     better_arrow,
     figure,
     label,
@@ -192,25 +191,15 @@ def _source(source: str) -> str:
 
 
 def _rows(findings: Findings) -> list[dict[str, Any]]:
-    names = dict.fromkeys(name for found in findings.results.values() for name in found)
-    entries = {
-        name: {model: found.get(name) for model, found in findings.results.items()}
-        for name in names
-    }
-    known = {name: next(e for e in found.values() if e) for name, found in entries.items()}
-    order = sorted(
-        names, key=lambda n: (KINDS.index(known[n].get("kind", "capability")), *set_order(n))
-    )
+    results = findings.results
     return [
         {
             "label": _cell(label(name)),
-            "metric": f"{metric_words(known[name])} {better_arrow(known[name])}",
-            "values": [
-                figure(entries[name].get(model)) for model in VARIANTS if model in findings.results
-            ],
+            "metric": f"{metric_words(known)} {better_arrow(known)}",
+            "values": [figure(results[model].get(name)) for model in VARIANTS if model in results],
             "words": _cell(change_words(findings, name)),
         }
-        for name in order
+        for name, known in benchmarks_of(results).items()
     ]
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from safesteer.errors import InputError
 from safesteer.evaluate.metrics import DRIFT, KINDS
-from safesteer.evaluate.stored import read_samples, set_order
+from safesteer.evaluate.stored import read_samples
 from safesteer.files import read_json
 from safesteer.models.files import short_name
 from safesteer.report import plots
 from safesteer.report.results import paired
 from safesteer.report.template import environment
 from safesteer.report.words import (
+    benchmarks_of,
     better_words,
     duration,
     figure,
@@ -151,13 +152,8 @@ def _prompts(entry: dict[str, Any]) -> int:
 def compare(entrants: Sequence[Entrant]) -> dict[str, Any]:
     """The content of the JSON file: benchmarks, tests, costs, axes and the Pareto front."""
     first = entrants[0]
-    names = dict.fromkeys(name for entrant in entrants for name in entrant.benchmarks)
-    known = {n: next(e.benchmarks[n] for e in entrants if n in e.benchmarks) for n in names}
-    order = sorted(
-        names, key=lambda n: (KINDS.index(known[n].get("kind") or "capability"), *set_order(n))
-    )
     rows = []
-    for name in order:
+    for name, known in benchmarks_of({e.name: e.benchmarks for e in entrants}).items():
         cells = {}
         for entrant in entrants:
             entry = entrant.benchmarks.get(name)
@@ -169,7 +165,7 @@ def compare(entrants: Sequence[Entrant]) -> dict[str, Any]:
                 "not_comparable": reason,
                 "versus_first": "" if reason else _versus(name, first, entrant),
             }
-        rows.append({"benchmark": name, "kind": known[name].get("kind"), "runs": cells})
+        rows.append({"benchmark": name, "kind": known.get("kind"), "runs": cells})
     axes = _axes(entrants, rows)
     return {
         "first": first.name,

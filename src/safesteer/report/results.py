@@ -14,6 +14,7 @@ from safesteer.report.findings import Findings
 from safesteer.report.words import (
     KIND_TITLES,
     Entry,
+    benchmarks_of,
     better_arrow,
     better_words,
     dtype_words,
@@ -21,6 +22,7 @@ from safesteer.report.words import (
     interval_text,
     is_rate,
     judged_by,
+    kind_of,
     label,
     metric_words,
     percent,
@@ -163,26 +165,18 @@ def benchmarks(findings: Findings) -> list[dict[str, Any]]:
     """Groups by kind, with a row per benchmark and a cell per model."""
     groups = []
     for kind in KINDS:
-        names = dict.fromkeys(
-            name
-            for results in findings.results.values()
-            for name, entry in results.items()
-            if entry.get("kind") == kind
-        )
-        rows = []
-        for name in sorted(names, key=set_order):
-            entries = {m: findings.results.get(m, {}).get(name) for m in VARIANTS}
-            known = next(entry for entry in entries.values() if entry is not None)
-            rows.append(
-                {
-                    "label": label(name),
-                    "metric": metric_words(known),
-                    "better": better_arrow(known),
-                    "cells": [_cell(entry) for entry in entries.values()],
-                    **_split(change_words(findings, name)),
-                    "judge": known.get("judge"),
-                }
-            )
+        rows = [
+            {
+                "label": label(name),
+                "metric": metric_words(known),
+                "better": better_arrow(known),
+                "cells": [_cell(findings.results.get(model, {}).get(name)) for model in VARIANTS],
+                **_split(change_words(findings, name)),
+                "judge": known.get("judge"),
+            }
+            for name, known in benchmarks_of(findings.results).items()
+            if kind_of(known) == kind
+        ]
         if rows:
             groups.append({"title": KIND_TITLES[kind], "rows": rows})
     return groups
@@ -208,9 +202,8 @@ def judges(findings: Findings) -> dict[str, Any] | None:
     names = dict.fromkeys(judge for entry in entries for judge in entry.get("judges") or {})
     if len(names) < 2:
         return None
-    benchmarks = dict.fromkeys(name for found in findings.results.values() for name in found)
     rows = []
-    for benchmark in sorted(benchmarks, key=set_order):
+    for benchmark in benchmarks_of(findings.results):
         for model in VARIANTS:
             entry = findings.results.get(model, {}).get(benchmark)
             if entry is not None and entry.get("judges"):

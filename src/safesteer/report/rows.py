@@ -8,6 +8,7 @@ from typing import Any
 from safesteer.evaluate.metrics import DRIFT
 from safesteer.prompts import PROMPT_SETS
 from safesteer.report.words import (
+    benchmarks_of,
     better_words,
     figure,
     judged_by,
@@ -24,28 +25,24 @@ Entries = Mapping[str, dict[str, Any]]  # {benchmark: entry of eval/MODEL.json}
 def result_rows(results: Mapping[str, Entries]) -> list[list[str]]:
     """Every figure of one or more models, a column for each.
 
-    Our own prompt sets come first, then other benchmarks, each with all its judges; last what the
-    answers to our own sets have in common, and drift.
+    Benchmarks by kind, each with all its judges; then shares of all answers to our own prompt sets,
+    and drift.
     """
-    measured = {name: entry for entries in results.values() for name, entry in entries.items()}
-    names = [name for name in PROMPT_SETS if name in measured]
-    names += [name for name in measured if name not in (*PROMPT_SETS, *DRIFT)]
-    rows = []
-    for name in names:
+    rows, drift = [], []
+    for name, known in benchmarks_of(results).items():
         found = [entries.get(name) for entries in results.values()]
-        rows.append([_title(name, measured[name]), *map(figure, found)])
-        rows += _judge_rows(found)
+        row_name = f"{title(name, known)} ({better_words(known)})"
+        if name in DRIFT:
+            drift.append([row_name, *("" if e is None else value_text(e) for e in found)])
+        else:
+            rows.append([row_name, *map(figure, found)])
+            rows += _judge_rows(found)
     for text, share, of in (
         ("looping answers", "looping", "n"),
         ("refusals that end within the token limit", "refusals_ended", "refusals"),
     ):
         rows.append([text, *(_overall(entries, share, of) for entries in results.values())])
-    for name in DRIFT:
-        if name in measured:
-            found = [entries.get(name) for entries in results.values()]
-            cells = ["" if entry is None else value_text(entry) for entry in found]
-            rows.append([_title(name, measured[name]), *cells])
-    return [row for row in rows if any(row[1:])]
+    return [row for row in rows + drift if any(row[1:])]
 
 
 def change_rows(results: Mapping[str, Entries]) -> list[list[str]]:
@@ -89,10 +86,6 @@ def step_words(metrics: Mapping[str, Any]) -> str:
     if metrics.get("mass_student") is not None:
         parts.append(f"p(S) {metrics['mass_student']:.2f} (teacher {metrics['mass_teacher']:.2f})")
     return "  ".join(parts)
-
-
-def _title(name: str, entry: Mapping[str, Any]) -> str:
-    return f"{title(name, entry)} ({better_words(entry)})"
 
 
 def _judge_rows(entries: Sequence[dict[str, Any] | None]) -> list[list[str]]:

@@ -19,6 +19,7 @@ from safesteer.evaluate.metrics import (
     NEXT_TOKEN_AGREEMENT,
     REFUSAL_RATE,
 )
+from safesteer.evaluate.stored import set_order
 from safesteer.judges.offline import OfflineJudge
 
 KIND_TITLES = {"safety": "Safety", "over_refusal": "Over-refusal", "capability": "Capability"}
@@ -86,6 +87,24 @@ def better_words(entry: Entry) -> str:
 def better_arrow(entry: Entry) -> str:
     """`↑` where higher is better, else `↓`."""
     return "↑" if higher_is_better(entry) else "↓"
+
+
+def kind_of(entry: Entry) -> str:
+    """safety, over_refusal or capability."""
+    return str(entry.get("kind") or "capability")
+
+
+def benchmarks_of(results: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
+    """{benchmark: one model's entry of it}, by kind, our own prompt sets first.
+
+    `results` is {model: {benchmark: entry}}.
+    """
+    found: dict[str, Entry] = {}
+    for entries in results.values():
+        found = {**entries, **found}
+    kinds = list(KIND_TITLES)
+    order = sorted(found, key=lambda name: (kinds.index(kind_of(found[name])), *set_order(name)))
+    return {name: found[name] for name in order}
 
 
 # Figures -----------------------------------------------------------------------------------------
