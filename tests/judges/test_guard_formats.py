@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from safesteer.judges.guard_formats import (
@@ -121,6 +123,20 @@ def test_prompts_are_rendered_to_the_letter(tokenizer, template, start, around_a
     assert text.startswith(start)
     assert around_answer in text
     assert text.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("template", "digest"),
+    [
+        (WILDGUARD, "26457b76e6e99909"),
+        (HARMBENCH_LLAMA, "145587407a3579fc"),
+        (HARMBENCH_MISTRAL, "586b44429b0417c8"),
+        (STRONGREJECT, "fd3c0abce9acd629"),
+    ],
+)
+def test_the_wording_of_the_prompts_is_fixed(template, digest):
+    """The models were trained on these words: renaming across the source must not reach them."""
+    assert hashlib.sha256(template.encode()).hexdigest().startswith(digest)
 
 
 def test_each_guard_has_a_hub_id_and_a_way_to_be_read():
