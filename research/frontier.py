@@ -38,6 +38,7 @@ from safesteer.runs.directory import RunDirectory
 
 RATES = ("harmful", "harmful+prefill", "harmless", "borderline")
 COLUMNS = (*RATES, "agreement", "divergence", "AUC", "TPR")
+DIGITS = {"divergence": 4, "AUC": 3}  # of figures that are no percentages
 FALSE_POSITIVES = 0.05
 
 
@@ -120,7 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
         cells = []
         for name in COLUMNS:
             values = [one[name] for one in each]
-            plain = {"scale": 1, "digits": 4, "unit": ""} if name == "divergence" else {}
+            plain = {"scale": 1, "digits": DIGITS[name], "unit": ""} if name in DIGITS else {}
             cells.append(mean_and_deviation(values, **plain))
         print(table_row(f"{scale:g}", *cells))
 

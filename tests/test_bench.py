@@ -78,6 +78,7 @@ def test_every_package_lists_its_scripts(package, monkeypatch, capsys):
 
 def test_commands_on_pages_exist(monkeypatch, capsys):
     known: dict[str, str] = {}
+    methods = import_module("bench.methods.table").METHODS.keys()
     for page in PAGES:
         text = " ".join(page.read_text("utf-8").replace("\\\n", " ").split())
         for module, rest in re.findall(r"python -m ((?:bench|research)[\w.]*)([^`|]*)", text):
@@ -91,6 +92,8 @@ def test_commands_on_pages_exist(monkeypatch, capsys):
             given = rest.partition(" python ")[0].partition(" safesteer ")[0]
             for option in re.findall(r"(?<!\S)--[a-z-]+", given):
                 assert option in known[command], f"{page.name}: {command} {option}"
+            for listed in re.findall(r"--methods ([a-z]\S+)", given):
+                assert set(listed.split(",")) <= methods, f"{page.name}: {listed}"
     assert len(known) > 12
 
 

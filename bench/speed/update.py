@@ -88,7 +88,8 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     found = harmful_prompts()
     needed = arguments.rows * arguments.steps
     prompts = (found * (needed // len(found) + 1))[:needed]
-    answer = torch.randint(1000, 2000, (arguments.new_tokens,)).tolist()
+    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    answer = (torch.randint(1000, 2000, (arguments.new_tokens,)) % vocabulary).tolist()
     work = ours if name == "ours" else two_models
     with PeakMemory() as peak:
         seconds = work(model, settings, prompts, answer)
@@ -107,7 +108,7 @@ def ours(
     model: ChatModel, settings: TrainSettings, prompts: list, answer: list[int]
 ) -> list[float]:
     """Seconds of each step of `train`, with given rollouts."""
-    trainer.generate = lambda student, tokenizer, ids, **kwargs: [answer] * len(ids)  # type: ignore[assignment]
+    trainer.generate = lambda student, tokenizer, ids, *_, **__: [answer] * len(ids)  # type: ignore[assignment]
     seconds: list[float] = []
 
     def note(line: dict[str, Any], _total: int) -> None:
