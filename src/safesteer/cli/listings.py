@@ -23,7 +23,13 @@ if TYPE_CHECKING:  # both import torch
 def memory_table(needed: Memory) -> RenderableType:
     """The predicted peak of every stage, and its largest parts."""
     place = needed.place
-    shown = table("stage", "peak", "largest parts", title=f"memory on {place.device}", left=(0, 2))
+    shown = table(
+        "stage",
+        "peak",
+        "largest parts",
+        title=f"predicted peak memory on {place.device}",
+        left=(0, 2),
+    )
     for name, peak in needed.stages.items():
         largest = sorted(peak.parts.items(), key=lambda part: -part[1])[:3]
         parts = ", ".join(f"{part} {size(count)}" for part, count in largest)

@@ -49,14 +49,14 @@ Entry = Mapping[str, Any]
 
 
 def label(name: str) -> str:
-    """A benchmark's name in a sentence: `harmful requests`; of an external one its own name."""
+    """A benchmark in a sentence: `harmful requests`, or its own name."""
     return _LABELS.get(name, name)
 
 
 def metric_words(entry: Entry) -> str:
-    """What an entry's value is: `refused`, `attack success`, `accuracy`.
+    """The metric of an entry: `refused`, `attack success`, `accuracy`.
 
-    Attack success takes a judge of harm. The offline judge only sees whether an answer refuses.
+    Attack success takes a judge of harm; the offline judge only detects refusals.
     """
     metric = str(entry.get("metric", ""))
     if metric == ATTACK_SUCCESS_RATE and entry.get("judge") == OfflineJudge.name:
@@ -72,7 +72,7 @@ def title(name: str, entry: Entry) -> str:
 
 
 def higher_is_better(entry: Entry) -> bool:
-    """Which way is better: more refusals of harmful prompts are, more attacks that succeed not."""
+    """Whether more is better: refusals of harmful requests, yes; successful attacks, no."""
     metric = entry.get("metric")
     if metric == REFUSAL_RATE:
         return bool(entry.get("kind") == "safety")
@@ -116,7 +116,7 @@ def is_rate(entry: Entry) -> bool:
 
 
 def value_text(entry: Entry) -> str:
-    """The value with its unit, and the dtype of forward passes that were not in float32."""
+    """The value with its unit, and the dtype of forward passes if not float32."""
     if entry.get("value") is None:
         return "no verdict"
     text = percent(entry["value"]) if is_rate(entry) else f"{number(entry['value'])} nats"
@@ -124,7 +124,7 @@ def value_text(entry: Entry) -> str:
 
 
 def dtype_words(entry: Entry) -> str:
-    """`in bfloat16` where drift was measured so: rounding alone takes a point or two of it."""
+    """`in bfloat16` for drift measured so: rounding alone costs a point or two of agreement."""
     dtype = entry.get("dtype") or "float32"
     return "" if dtype == "float32" else f"in {dtype}"
 
