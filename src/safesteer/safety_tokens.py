@@ -1,8 +1,8 @@
-"""Which tokens the teacher and the model disagree on: the safety tokens S.
+"""The safety tokens S: the tokens on which teacher and base disagree most.
 
 The teacher continues each prompt; at every position of every continuation both models' next-token
 distributions are compared. Only sums over the vocabulary are kept ([V] each), never a
-[samples, H, V] tensor. Knows nothing of training.
+[samples, H, V] tensor.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from safesteer.teacher import Teacher
 
 @dataclass(frozen=True)
 class SafetyToken:
-    """One item of S with the evidence for it.
+    """A token of S, and the evidence for it.
 
     Attributes:
         id: token id.
-        text: its text as the tokenizer writes it.
-        votes: positions at which it was among the K' items with the largest log-ratio.
+        text: its text.
+        votes: positions at which it was among the `votes_per_position` tokens with the largest
+            log p_teacher - log p_base.
         mass: sum over positions of |p_teacher - p_base|.
-        p_base: mean probability under the model.
+        p_base: mean probability under the base.
         p_teacher: mean probability under the teacher.
     """
 
@@ -49,7 +50,14 @@ class SafetyToken:
 
 @dataclass(frozen=True)
 class SafetyTokens:
-    """S, the share of the whole difference that it covers, and how it was found."""
+    """The safety tokens S.
+
+    Attributes:
+        tokens: the tokens, the strongest first.
+        coverage: their share of sum |p_teacher - p_base| over the vocabulary, in [0, 1].
+        positions: compared positions of the continuations.
+        settings: how S was found.
+    """
 
     tokens: list[SafetyToken]
     coverage: float
@@ -58,7 +66,7 @@ class SafetyTokens:
 
     @property
     def ids(self) -> list[int]:
-        """Token ids of S, the strongest first."""
+        """Ids of the tokens, the strongest first."""
         return [token.id for token in self.tokens]
 
     def to_json(self) -> dict[str, Any]:
@@ -87,11 +95,23 @@ def select_safety_tokens(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> SafetyTokens:
-    """Find S on the teacher's own continuations of `prompts` (paper, section 3.2).
+    """Choose S on the teacher's own continuations of `prompts`.
 
-    They are answers: a model that thinks continues after an empty thinking block.
+    A model that thinks continues after an empty thinking block. Seeds torch's generator.
 
-    Raises SafeSteerError when fewer than one token passes the filters.
+    Args:
+        model: the base.
+        teacher: its teacher.
+        prompts: conversations that end with a harmful request.
+        settings: size of S, method, number and length of continuations; the defaults if None.
+        seed: of the sampled continuations.
+        batch_size: sequences in a batch.
+        progress: called with the continuations done and all.
+
+    Raises:
+        SafeSteerError: no token passes the filters, or every continuation is empty.
+
+    Source: SafeSteer (arXiv 2606.02530), section 3.2.
     """
     settings = settings or TokenSettings()
     model = model.without_thinking
@@ -134,7 +154,14 @@ def select_safety_tokens(
 
 
 class _Contrast:
-    """Running sums over positions: votes, probabilities and absolute differences, [V] each."""
+    """Running sums over positions: votes, probabilities and absolute differences, [V] each.
+
+    Args:
+        head: the base's output head.
+        teacher_head: the teacher's, at its temperature.
+        votes_per_position: tokens that get a vote at each position.
+        device: of the sums.
+    """
 
     def __init__(
         self,
@@ -155,7 +182,7 @@ class _Contrast:
         states_0: list[torch.Tensor],
         ends: torch.Tensor,  # tokens that end a turn
     ) -> None:
-        """Compare teacher and base at every position before the base would have ended the turn."""
+        """Compare teacher and base at each position until the base would have ended the turn."""
         hidden_t = pad_sequence(states_t, batch_first=True)  # [B, H, D]
         hidden_0 = pad_sequence(states_0, batch_first=True)
         lengths = torch.tensor([len(states) for states in states_t], device=hidden_t.device)
@@ -179,11 +206,14 @@ class _Contrast:
 
 def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> SafetyTokens:
     if not sums.positions:
-        raise SafeSteerError("the teacher ended every answer at once: there is nothing to compare")
+        raise SafeSteerError(
+            "the teacher ended every answer at once, so there is nothing to compare. Try: another"
+            " direction.source or teacher.context"
+        )
     allowed = eligible(model, settings, sums.teacher / sums.positions)
     if settings.method == "vote":
         allowed &= sums.votes > 0
-    # Equal votes are ordered by the teacher's probability, so that the choice is reproducible.
+    # Equal votes are ordered by the teacher's probability.
     score = (
         sums.votes + sums.teacher / (sums.positions + 1) if settings.method == "vote" else sums.mass
     )
@@ -191,7 +221,7 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
     count = min(settings.num_tokens, int(allowed.sum()))
     if count < 1:
         raise SafeSteerError(
-            f"no token has a mean teacher probability of"
+            "no token has a mean teacher probability of"
             f" {settings.advanced.min_teacher_prob} or more. Try: a lower"
             " tokens.advanced.min_teacher_prob"
         )
@@ -217,17 +247,28 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
 def eligible(
     model: ChatModel,
     settings: TokenSettings,
-    probability: torch.Tensor,  # [V], the mean one under the teacher
-) -> torch.Tensor:  # [V], bool
-    """Which tokens may be in S: those the teacher ever says, without special ones (paper, 3.2)."""
+    probability: torch.Tensor,
+) -> torch.Tensor:
+    """Tokens that may be in S: likely under the teacher, and not special.
+
+    Args:
+        model: the base.
+        settings: the least probability, and whether tokens that end a turn are eligible.
+        probability: mean probability under the teacher, [V].
+
+    Returns:
+        bool [V].
+
+    Source: SafeSteer (arXiv 2606.02530), section 3.2.
+    """
     tokenizer = model.tokenizer
     allowed = probability >= settings.advanced.min_teacher_prob
-    # Llama 3 names only two of its 256 control tokens in all_special_ids.
+    # Llama 3 has only two of its 256 control tokens in all_special_ids.
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     if settings.advanced.end_of_turn:
-        # Without it the student learns how a refusal begins but not that it ends, and goes on
-        # repeating itself.
+        # Without them the student learns how a refusal begins but not that it ends, and repeats
+        # itself.
         special -= set(end_of_turn_ids(model.model, tokenizer))
     allowed[[i for i in special if i < len(allowed)]] = False
     allowed[len(tokenizer) :] = False

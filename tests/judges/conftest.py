@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_server import serve  # noqa: F401
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,

@@ -163,7 +163,7 @@ def test_an_answer_longer_than_the_context_has_no_verdict(guard_folder, settings
     judge = make_judge(f"llama-guard-3={guard_folder('llama', 'safe')}", settings, "cpu")
     verdicts = judge.judge([PAIRS[0], ("Tell me all.", "word " * 2000), PAIRS[1]])
     assert [verdict.unsafe for verdict in verdicts] == [False, None, False]
-    assert "more than the judge can read" in verdicts[1].note
+    assert "more than the judge's context" in verdicts[1].note
 
 
 def test_control_tokens_in_an_answer_stay_text(guard_folder, settings):
@@ -289,7 +289,7 @@ def test_a_tokenizer_without_the_grades_is_refused(evaluator, settings, monkeypa
     """It would grade by the unknown token."""
     judge = make_judge(f"strongreject={evaluator[0]}", settings, "cpu")
     monkeypatch.setattr(guard_module, "GRADES", ("1", "2", "3", "4", "five"))
-    with pytest.raises(InputError, match="no token 'five'"):
+    with pytest.raises(InputError, match="no token for the grade 'five'"):
         judge.prepare()
 
 

@@ -48,11 +48,11 @@ def test_a_judge_may_carry_its_model(settings):
     [
         ("lama-guard-3", "did you mean 'llama-guard-3'?"),
         ("wild-guard", "did you mean 'wildguard'?"),
-        ("", "known: offline-refusal, "),
-        ("gpt", "known: offline-refusal, "),
+        ("", "Try: offline-refusal, "),
+        ("gpt", "Try: offline-refusal, "),
         ("wildguard=", "wildguard=MODEL"),
-        ("offline-refusal=x", "no model to choose"),
-        ("wildguard=./nowhere", "nowhere is no model folder"),
+        ("offline-refusal=x", "uses no model"),
+        ("wildguard=./nowhere", "nowhere is not a model folder"),
         ("wildguard=/a/b/c", "no config.json"),
     ],
 )

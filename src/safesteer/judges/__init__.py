@@ -1,4 +1,4 @@
-"""Judges: what an answer is, by patterns, by guard models, or by a model behind an endpoint."""
+"""Judges of answers: refusal patterns, guard models, a model behind an endpoint."""
 
 from safesteer.judges.registry import judge_names, make_judge, win_rate_judge
 from safesteer.judges.verdict import Judge, Progress, Verdict

@@ -1,6 +1,6 @@
-"""A judge's weights: found here or on the hub, checked for their architecture, and loaded.
+"""Weights of guard models: located, checked for their architecture, and loaded.
 
-Weights are read from safetensors only, and code that comes with a model is never run.
+Weights are read from safetensors alone, and code that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -9,32 +9,25 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from safesteer.errors import InputError
+from safesteer.errors import InputError, one_line
 from safesteer.files import read_json
+from safesteer.models.files import is_local
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
-def is_local(model: str) -> bool:
-    """Whether `model` means a folder here rather than a hub id."""
-    return (
-        Path(model).expanduser().exists()
-        or model.startswith((".", "/", "~"))
-        or model.count("/") > 1
-    )
-
-
 def find_weights(judge: str, model: str) -> Path:
-    """The folder of a model; a hub model is downloaded into the cache first.
+    """The folder of a judge's model; a hub model is downloaded into the cache first.
 
-    Raises InputError, one line that says how to get at the weights.
+    Raises:
+        InputError: there is no such folder, or no access to the hub model.
     """
     if is_local(model):
         folder = Path(model).expanduser()
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(
-                f"judge {judge}: {folder} is no model folder: it has no config.json"
-                " (nor adapter_config.json)"
+                f"judge {judge}: {folder} is not a model folder: it has no config.json or"
+                " adapter_config.json"
             )
         return folder
     from huggingface_hub import snapshot_download
@@ -43,29 +36,36 @@ def find_weights(judge: str, model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=_FILES))
     except Exception as error:  # gated, unknown, no network: the library has a class for each
         raise InputError(
-            f"judge {judge}: cannot get the weights of {model} ({_one_line(error)[:200]}); if they"
-            f" are gated, ask for access at https://huggingface.co/{model} and log in with"
-            f" `hf auth login`; or give a local folder: {judge}=FOLDER"
+            f"judge {judge}: cannot download {model} ({type(error).__name__}:"
+            f" {one_line(error)[:200]}). Try: request access at https://huggingface.co/{model} if"
+            f" it is gated, and run `hf auth login`, or a local folder: {judge}=FOLDER"
         ) from None
 
 
 def check_architecture(judge: str, folder: Path, wanted: Collection[str]) -> tuple[str, Path]:
-    """(architecture, folder of the full weights); an adapter's are those of its base model.
+    """Check that a judge's folder holds one of the `wanted` architectures.
 
-    Raises InputError that names both architectures when it is none of `wanted`.
+    Returns:
+        (architecture, folder of the full weights), for an adapter those of its base model.
+
+    Raises:
+        InputError: it holds another one.
     """
     full = folder
     if not (folder / "config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         if not base:
-            raise InputError(f"judge {judge}: {folder}/adapter_config.json names no base model")
+            raise InputError(
+                f"judge {judge}: {folder}/adapter_config.json names no base model. Try: set"
+                " base_model_name_or_path there"
+            )
         full = find_weights(judge, base)
     config = read_json(full / "config.json")
     found = (config.get("architectures") or [config.get("model_type", "unknown")])[0]
     if found not in wanted:
         raise InputError(
-            f"judge {judge}: {full} holds a {found}, but this judge is a {' or '.join(wanted)};"
-            " give its own model, or choose the judge that belongs to this one"
+            f"judge {judge}: {full} holds a {found}, but this judge is a {' or '.join(wanted)}."
+            " Try: its own model, or the judge that belongs to this one"
         )
     return found, full
 
@@ -73,9 +73,13 @@ def check_architecture(judge: str, folder: Path, wanted: Collection[str]) -> tup
 def load_weights(
     judge: str, folder: Path, wanted: Collection[str], device: str
 ) -> tuple[Any, Any, str]:
-    """(model, tokenizer, architecture) of a judge, the adapter of one merged into its base.
+    """Load a judge's model, merging an adapter into its base.
 
-    Raises InputError for a wrong architecture and for files that are missing or damaged.
+    Returns:
+        (model, tokenizer, architecture).
+
+    Raises:
+        InputError: another architecture, or files that are missing or damaged.
     """
     import transformers
 
@@ -85,7 +89,8 @@ def load_weights(
     for part in {folder, full}:
         if not any(part.glob("*.safetensors")):
             raise InputError(
-                f"judge {judge}: {part} has no .safetensors weights; others are not loaded"
+                f"judge {judge}: {part} has no .safetensors weights, and pickles are not loaded."
+                " Try: save it as safetensors"
             )
     where = pick_device(device)
     try:
@@ -101,25 +106,21 @@ def load_weights(
             model = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise InputError(
-            f"judge {judge}: cannot load {folder}: {_one_line(error)[:300]}; a file may be missing"
-            " or damaged"
+            f"judge {judge}: cannot load {folder}: {type(error).__name__}:"
+            f" {one_line(error)[:300]}. A file may be missing or damaged. Try: download it again"
         ) from None
     if not tokenizer.chat_template and (folder / "chat_template.json").is_file():
-        # Where older processors keep it; the tokenizer does not look there.
+        # Older processors keep it there, and the tokenizer does not read it.
         tokenizer.chat_template = read_json(folder / "chat_template.json").get("chat_template")
     return model.to(where).eval().requires_grad_(False), tokenizer, architecture
 
 
 def _set_chunk_size(config: Any) -> None:
-    """Llama Guard 4's configuration has no chunk size, and transformers then refuses to run it.
+    """Set the chunk size that Llama Guard 4's configuration lacks and transformers requires.
 
-    Without chunks every token attends to all earlier ones: one chunk as long as the context
+    It attends without chunks: one chunk as long as the context
     (github.com/meta-llama/llama-models/issues/383).
     """
     text = config.get_text_config()
     if getattr(text, "attention_chunk_size", 0) is None:
         text.attention_chunk_size = text.max_position_embeddings
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

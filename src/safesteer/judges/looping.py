@@ -1,4 +1,4 @@
-"""Signs of broken text that need no model."""
+"""Detection of text that repeats itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 
 def is_looping(text: str, *, repeats: int = 4) -> bool:
-    """Whether the end of a text repeats one stretch of 1 to 12 words `repeats` times or more.
+    """Whether a text ends in a sequence of 1 to 12 words that is repeated `repeats` times or more.
 
-    Short stretches must repeat more often: "very, very" is style, twelve of them are a loop.
+    Short sequences must repeat more often: "very, very" is style.
     """
     words = re.findall(r"\w+|[^\w\s]", text.lower())
     for size in range(1, 13):
@@ -16,7 +16,7 @@ def is_looping(text: str, *, repeats: int = 4) -> bool:
         if len(words) < size * needed:
             continue
         unit = words[-size:]
-        # A stretch of numbers alone is a list or a sum, not a loop.
+        # Numbers alone are a list or a sum, not a loop.
         if all(not word.isalpha() for word in unit):
             needed = max(needed, 16 // size)
         tail = words[-size * needed :]

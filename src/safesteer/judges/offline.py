@@ -1,4 +1,4 @@
-"""The offline refusal judge, which is always there (docs/refusal-judge.md)."""
+"""The offline refusal judge, which needs no model (docs/refusal-judge.md)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from safesteer.judges.verdict import Progress, Verdict
 
 
 class OfflineJudge:
-    """Says whether an answer is a refusal; what is none, and has words, passes for unsafe.
+    """Judges whether an answer is a refusal; any other answer with words counts as unsafe.
 
-    It does not read what the answer helps with, so `unsafe` means something only for answers to
-    harmful requests, and counts a harmless evasion as unsafe too.
+    It does not read what the answer helps with: `unsafe` is meaningful only for answers to harmful
+    requests, and counts harmless evasions too.
     """
 
     name = "offline-refusal"

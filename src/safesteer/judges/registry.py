@@ -1,7 +1,7 @@
-"""The judges by name.
+"""The table of judges by name.
 
-To add one: a guard model is an entry of `formats.GUARDS`; anything else is a maker and an entry of
-`JUDGES` below.
+To add a guard model, add an entry to `guard_formats.GUARDS`; to add another judge, a factory and an
+entry in `JUDGES` below.
 """
 
 from __future__ import annotations
@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a judge is made from: its name in the table, and all that a maker may need."""
+class JudgeSpec:
+    """The arguments of a judge's factory.
+
+    Attributes:
+        name: of the judge in the table.
+        model: to use in place of the table's.
+        settings: of the evaluation.
+        device: of a guard model.
+        cache_dir: folder for replies; None keeps none.
+    """
 
     name: str
     model: str | None
@@ -42,30 +50,33 @@ def make_judge(
     device: str = "auto",
     cache_dir: str | Path | None = None,
 ) -> Judge:
-    """The judge of a name: ``NAME``, or ``NAME=MODEL`` for another model than the table's.
+    """Make a judge; weights are loaded and requests sent only when it judges.
 
-    Loads and sends nothing: weights are loaded, and the endpoint is asked, when answers come.
-    `cache_dir` is where a guard's and the endpoint's replies are kept, so that an evaluation can
-    go on.
+    Args:
+        name: ``NAME``, or ``NAME=MODEL`` for another model than the table's.
+        settings: of the evaluation.
+        device: of a guard model.
+        cache_dir: folder for replies, so that an interrupted evaluation resumes.
 
-    Raises InputError: unknown name (names the nearest), a model where none belongs, a folder of
-    another architecture, an endpoint without address or model.
+    Raises:
+        InputError: an unknown name, a model for a judge without one, a folder with another
+            architecture, an endpoint without address or model.
     """
     known, given, model = name.partition("=")
     if known not in JUDGES:
         raise InputError(
-            f"no judge named '{known}'{nearest(known, JUDGES)}; known: {', '.join(JUDGES)}"
+            f"no judge named '{known}'{nearest(known, JUDGES)}. Try: {', '.join(JUDGES)}"
         )
     if given and not model.strip():
-        raise InputError(f"judge '{name}': expected {known} or {known}=MODEL")
-    order = Order(
+        raise InputError(f"judge '{name}' names no model. Try: {known} or {known}=MODEL")
+    spec = JudgeSpec(
         name=known,
         model=model.strip() or None,
         settings=settings,
         device=device,
         cache_dir=Path(cache_dir) if cache_dir is not None else None,
     )
-    return JUDGES[known](order)
+    return JUDGES[known](spec)
 
 
 def win_rate_judge(
@@ -73,9 +84,10 @@ def win_rate_judge(
     model: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> WinRateJudge:
-    """What compares two answers (AlpacaEval): a model behind the endpoint of the settings.
+    """The judge of AlpacaEval's win rate: a model behind the endpoint of the settings.
 
-    Raises InputError: no address or no model.
+    Raises:
+        InputError: the endpoint has no address or no model.
     """
     from safesteer.judges.endpoint import WinRateJudge
 
@@ -83,36 +95,38 @@ def win_rate_judge(
     return WinRateJudge(settings.endpoint, model, folder)
 
 
-def _offline(order: Order) -> Judge:
+def _offline(spec: JudgeSpec) -> Judge:
     from safesteer.judges.offline import OfflineJudge
 
-    if order.model is not None:
-        raise InputError(f"judge '{order.name}={order.model}': {order.name} has no model to choose")
+    if spec.model is not None:
+        raise InputError(
+            f"judge '{spec.name}={spec.model}': {spec.name} uses no model. Try: {spec.name}"
+        )
     return OfflineJudge()
 
 
-def _guard(order: Order) -> Judge:
+def _guard(spec: JudgeSpec) -> Judge:
     from safesteer.judges.guard import GradeJudge, GuardJudge
 
-    guard = GUARDS[order.name]
+    guard = GUARDS[spec.name]
     kind = GuardJudge if guard.read is not None else GradeJudge
     return kind(
-        order.name,
+        spec.name,
         guard,
-        order.model,
-        order.device,
-        order.settings.advanced.batch_size,
-        order.cache_dir,
+        spec.model,
+        spec.device,
+        spec.settings.advanced.batch_size,
+        spec.cache_dir,
     )
 
 
-def _endpoint(order: Order) -> Judge:
+def _endpoint(spec: JudgeSpec) -> Judge:
     from safesteer.judges.endpoint import EndpointJudge
 
-    return EndpointJudge(order.settings.endpoint, order.model, order.cache_dir)
+    return EndpointJudge(spec.settings.endpoint, spec.model, spec.cache_dir)
 
 
-JUDGES: dict[str, Callable[[Order], Judge]] = {
+JUDGES: dict[str, Callable[[JudgeSpec], Judge]] = {
     "offline-refusal": _offline,
     **dict.fromkeys(GUARDS, _guard),
     "endpoint": _endpoint,

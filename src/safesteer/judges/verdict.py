@@ -1,4 +1,4 @@
-"""What every judge says, and what a judge is."""
+"""The interface of judges, and their verdicts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Progress = Callable[[int, int], None]  # (done, total) answers
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's word on one answer. None where the judge does not say, or failed to.
+    """A judge's verdict on one answer; None if the judge has none.
 
     Attributes:
-        unsafe: the answer does what a harmful request asks for.
-        refused: the answer is a refusal.
-        score: the judge's own scale, in [0, 1]; higher is more sure of `unsafe` (of `refused`, for
+        unsafe: whether the answer fulfills a harmful request.
+        refused: whether the answer is a refusal.
+        score: on the judge's own scale, in [0, 1]; higher means more surely `unsafe` (`refused` for
             the refusal judge).
-        note: why there is no verdict, or evidence for it; one line.
+        note: evidence, or why there is no verdict; one line.
     """
 
     unsafe: bool | None = None
@@ -28,7 +28,7 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Reads prompts with their answers and says what they are."""
+    """A judge of answers, by its name."""
 
     name: str
 

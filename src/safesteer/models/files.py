@@ -47,13 +47,18 @@ def locate(settings: ModelSettings) -> tuple[str, Path]:
                 f"{path} is not a model folder: it has no config.json or adapter_config.json"
             )
         return "folder", path
-    if (
-        path.suffix == ".gguf"
-        or settings.id.startswith((".", "/", "~"))
-        or settings.id.count("/") > 1
-    ):
+    if path.suffix == ".gguf" or is_local(settings.id):
         raise InputError(f"no such model file or folder: {path}. Try: check the path")
     return "folder", _download(settings)
+
+
+def is_local(model_id: str) -> bool:
+    """Whether `model_id` means a file or folder, which may be missing, rather than a hub id."""
+    return (
+        Path(model_id).expanduser().exists()
+        or model_id.startswith((".", "/", "~"))
+        or model_id.count("/") > 1
+    )
 
 
 def builtin_path() -> Path:
