@@ -23,7 +23,7 @@ import torch
 from peft.helpers import rescale_adapter_scale
 
 from bench.command_line import names, run_script
-from bench.inputs import with_validation_prompts
+from bench.inputs import OWN, with_validation_prompts
 from bench.tables import mean_and_deviation, table_head, table_row
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
@@ -36,8 +36,7 @@ from safesteer.prompts import PromptSet
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory
 
-RATES = ("harmful", "harmful+prefill", "harmless", "borderline")
-COLUMNS = (*RATES, "agreement", "divergence", "AUC", "TPR")
+COLUMNS = (*OWN, "agreement", "divergence", "AUC", "TPR")
 DIGITS = {"divergence": 4, "AUC": 3}  # of figures that are no percentages
 FALSE_POSITIVES = 0.05
 
@@ -75,7 +74,7 @@ def judge(contents: RunArtifacts, sets: dict[str, PromptSet]) -> dict[str, float
     settings = contents.settings
     student = contents.variant("aligned")
     with tempfile.TemporaryDirectory() as work:
-        suite = Suite.plan(RATES, settings, sets, Path(work))
+        suite = Suite.plan(OWN, settings, sets, Path(work))
         (entries,) = suite.measure([student], Path(work)).values()
     refused = {}
     for name, result in entries.items():

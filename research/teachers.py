@@ -48,11 +48,10 @@ from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.steering import edit_block_input
-from safesteer.prompts import load_prompt_set
+from safesteer.prompts import PROMPT_SETS, load_prompt_set
 from safesteer.teacher import Teacher, demonstrations
 
 Prompts = Sequence[Sequence[Message]]
-SETS = ("harmful", "harmless", "borderline")
 LAYERS = (9, 12, 15, 17)
 TOKENS = 24
 PLAIN = "the base model"
@@ -88,7 +87,7 @@ class Laboratory:
     def __init__(self, model: ChatModel, limit: int) -> None:
         self.model = model
         self.probes: dict[int, Any] = {}  # {layer: its linear probe}
-        sets = {name: load_prompt_set(name) for name in SETS}
+        sets = {name: load_prompt_set(name) for name in PROMPT_SETS}
         self.train = {name: [p.messages for p in found.train] for name, found in sets.items()}
         self.judged = {
             name: [p.messages for p in found.validation][:limit] for name, found in sets.items()
@@ -213,7 +212,7 @@ class Laboratory:
         model, chat = self.model, self.model.chat
         entry: dict[str, Any] = {}
         nll = tokens = loops = count = 0.0
-        for name in (*SETS, "harmful+prefill"):
+        for name in (*PROMPT_SETS, "harmful+prefill"):
             prompts = self.judged[name.partition("+")[0]]
             prefill = PREFILL if "+" in name else ""
             answers = self.answers(candidate, prompts, prefill)
@@ -256,7 +255,7 @@ class Laboratory:
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """The rates in Markdown."""
-    columns = (*SETS, "harmful+prefill")
+    columns = (*PROMPT_SETS, "harmful+prefill")
     lines = [table_head("teacher", *columns, "perplexity", "loops")]
     own = found[PLAIN]["nll"]
     for name, entry in found.items():

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.command_line import names
-from bench.evidence.unseen import OWN, seen_texts, unseen, with_files
+from bench.evidence.unseen import seen_texts, unseen, with_files
+from bench.inputs import OWN
 from bench.tables import table_head, table_row
 from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError

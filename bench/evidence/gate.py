@@ -34,7 +34,7 @@ from peft.helpers import rescale_adapter_scale
 
 from bench.command_line import names
 from bench.evidence.probe import Probe, check_layers
-from bench.inputs import of_benchmarks, with_validation_prompts
+from bench.inputs import OWN, of_benchmarks, with_validation_prompts
 from bench.tables import mean_and_deviation, table_head, table_row
 from safesteer.config.load import load_settings
 from safesteer.config.settings import Settings
@@ -47,7 +47,6 @@ from safesteer.models.load import ChatModel, load_model
 from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.prompts import PromptSet, load_prompt_sets
 
-OWN = ("harmful", "harmful+prefill", "harmless", "borderline")
 EVERYWHERE = "everywhere"
 
 

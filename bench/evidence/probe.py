@@ -41,9 +41,8 @@ from safesteer.models.chat import Message
 from safesteer.models.layers import backbone, find_blocks
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.steering import edit_block_input
-from safesteer.prompts import load_prompt_sets
+from safesteer.prompts import PROMPT_SETS, load_prompt_sets
 
-KINDS = ("harmful", "harmless", "borderline")
 PLACES = ("end", "prompt", "attended")
 BATCH = 32
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -144,15 +143,15 @@ class Probe:
     Args:
         model: the base model.
         layer: the layer whose input is read.
-        train: training prompts of KINDS. Four fifths of each fit the probe; the last fifth chooses
-            its penalty and sets `threshold`.
+        train: training prompts of the three sets. Four fifths of each fit the probe; the last fifth
+            chooses its penalty and sets `threshold`.
     """
 
     def __init__(
         self, model: ChatModel, layer: int, train: Mapping[str, Sequence[Sequence[Message]]]
     ) -> None:
         self.model, self.layer = model, layer
-        kinds = [self._read(train[name]) for name in KINDS]
+        kinds = [self._read(train[name]) for name in PROMPT_SETS]
         parts = [np.split(kind, [len(kind) * 4 // 5]) for kind in kinds]
         rest = [part[1] for part in parts]
         self.regression = fitted([part[0] for part in parts], rest)
@@ -198,10 +197,13 @@ def run(arguments: argparse.Namespace) -> None:
     check_layers(model, layers)
     model.model.set_attn_implementation("eager")  # the only one that returns attention weights
     split = {
-        part: [features(model, [p.messages for p in getattr(sets[k], part)], layers) for k in KINDS]
+        part: [
+            features(model, [p.messages for p in getattr(sets[k], part)], layers)
+            for k in PROMPT_SETS
+        ]
         for part in ("train", "validation", "test")
     }
-    asked = dict(zip(KINDS, split["test"], strict=True))
+    asked = dict(zip(PROMPT_SETS, split["test"], strict=True))
     for one in benchmarks:
         asked[one.name] = features(model, [item.prompt.messages for item in one.items], layers)
     print(table_head("layer", "reads", *asked))

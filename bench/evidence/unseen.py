@@ -18,14 +18,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench.inputs import of_benchmarks
+from bench.inputs import OWN, of_benchmarks
 from safesteer.config.load import load_settings
 from safesteer.config.settings import EvaluateSettings
 from safesteer.evaluate.benchmarks import BENCHMARKS, Benchmark, load_benchmarks
 from safesteer.evaluate.benchmarks.sources import Loaded, evenly, found_files
 from safesteer.prompts.load import load_prompts
-
-OWN = ("harmful", "harmful+prefill", "harmless", "borderline")
 
 
 def with_files(settings: EvaluateSettings) -> list[Benchmark]:

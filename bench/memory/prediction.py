@@ -6,11 +6,11 @@
 The models are a Llama of about 25 million parameters and one of about 360 million with random
 weights, written here with the tokenizer of the built-in model, and the built-in model (135
 million). Each stage of each model is a process of its own, forked from one that has imported the
-libraries and nothing else; it loads the model in bfloat16 and runs the functions of the stage on a
-few prompts, the longest ones, in batches of the real shape. Measured is the largest resident memory
-of the process (on CUDA what torch allocated), less the constant that the same stage takes for a
-model of two blocks of width 64 beyond its own prediction: interpreter and libraries, which are the
-same for every model. Prints that constant, the rest, the prediction, and their ratio.
+libraries and holds no model. It loads the model in bfloat16 and runs the functions of the stage on
+a few prompts, the longest ones, in batches of the real shape. Measured is the largest resident
+memory of the process (on CUDA what torch allocated), less the constant that the same stage takes
+for a model of two blocks of width 64 beyond its own prediction: interpreter and libraries, which
+are the same for every model. Prints that constant, the rest, the prediction, and their ratio.
 """
 
 from __future__ import annotations
@@ -25,14 +25,35 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import GenerationConfig
 
 from bench.command_line import names
-from bench.inputs import harmful_prompts, plain_training
+from bench.inputs import (
+    builtin_tokenizer,
+    harmful_prompts,
+    plain_training,
+    random_direction,
+    random_llama,
+)
 from bench.peak_memory import PeakMemory
 from bench.tables import table_head, table_row
+from safesteer.cli.silence import silence_libraries
 from safesteer.config.settings import ModelSettings, Settings
+from safesteer.direction.activations import answer_means, prompt_means
+from safesteer.direction.behavior import observe
+from safesteer.direction.candidates import Candidate, score_candidates
+from safesteer.direction.refusal_tokens import refusal_first_tokens
+from safesteer.direction.vector import Direction
+from safesteer.distill.lora import with_lora
+from safesteer.distill.train import train as distill
+from safesteer.evaluate.drift import measure_drift
+from safesteer.inference.variant import ModelVariant
 from safesteer.memory.shape import Shape, gguf_file
 from safesteer.memory.stages import Lengths, Placement, predict
+from safesteer.models.generate import Decoding
+from safesteer.models.load import load_model
+from safesteer.safety_tokens import select_safety_tokens
+from safesteer.teacher import Teacher, make_teacher
 
 BUILTIN = "smollm2-135m"
 SMALLEST = "none"
@@ -75,30 +96,12 @@ def settings_for(stage: str, layers: int) -> Settings:
 
 def make_models(folder: Path, wanted: list[str]) -> dict[str, str]:
     """{name: folder or id} of these models; those with random weights are written to `folder`."""
-    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    from safesteer.models.files import builtin_path
-    from safesteer.models.load import quiet_libraries
-
-    path = builtin_path()
     found = {"135M": BUILTIN}
-    with quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        for name, (width, intermediate, layers, heads, keys) in RANDOM.items():
-            if name not in wanted:
-                continue
-            config = LlamaConfig(
-                hidden_size=width,
-                intermediate_size=intermediate,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=keys,
-                vocab_size=len(tokenizer),
-                tie_word_embeddings=True,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            model = LlamaForCausalLM(config).to(torch.bfloat16)
+    tokenizer = builtin_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    for name, size in RANDOM.items():
+        if name in wanted:
+            model = random_llama(size, len(tokenizer), **ends).to(torch.bfloat16)
             # Answers of random weights reach the cap, as long answers do.
             model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
             model.save_pretrained(folder / name)
@@ -110,9 +113,6 @@ def make_models(folder: Path, wanted: list[str]) -> dict[str, str]:
 def measure(model_id: str, stage: str, answer: Any) -> None:
     """Run the stage in this process and put {"measured", "predicted", "parts"} into `answer`."""
     torch.set_num_threads(max(1, psutil.cpu_count(logical=False) or 1))
-    from safesteer.cli.silence import silence_libraries
-    from safesteer.models.load import load_model
-
     silence_libraries(debug=False)
     begin = 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
     peak = PeakMemory()
@@ -150,12 +150,7 @@ def longest_prompts(model: Any, count: int = 64) -> list[Any]:
 
 def teacher_for(model: Any, settings: Settings) -> Any:
     """A teacher that reads refusals and is steered at the middle layer by a random direction."""
-    from safesteer.direction.vector import Direction
-    from safesteer.teacher import make_teacher
-
-    width = model.model.get_input_embeddings().weight.shape[1]
-    vector = 0.01 * torch.randn(width, generator=torch.Generator().manual_seed(0))
-    return make_teacher(settings.teacher, Direction(vector, model.layers // 2))
+    return make_teacher(settings.teacher, random_direction(model, size=0.01))
 
 
 def lengths_of(model: Any, settings: Settings, prompts: list[Any]) -> Lengths:
@@ -169,12 +164,6 @@ def lengths_of(model: Any, settings: Settings, prompts: list[Any]) -> Lengths:
 
 def direction(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """Means, scores of candidates that all pass, answers under steering."""
-    from safesteer.direction.activations import answer_means, prompt_means
-    from safesteer.direction.behavior import observe
-    from safesteer.direction.candidates import Candidate, score_candidates
-    from safesteer.direction.refusal_tokens import refusal_first_tokens
-    from safesteer.direction.vector import Direction
-
     passing = {"max_kl": 1e9, "min_addition_score": -1e9}
     advanced = settings.direction.advanced.model_copy(update=passing)
     chosen = settings.direction.model_copy(update={"advanced": advanced})
@@ -190,8 +179,6 @@ def direction(model: Any, settings: Settings, prompts: list[Any]) -> None:
 
 def tokens(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """The whole stage, one sample of each prompt."""
-    from safesteer.safety_tokens import select_safety_tokens
-
     chosen = settings.tokens
     teacher = teacher_for(model, settings)
     select_safety_tokens(model, teacher, prompts[: chosen.advanced.num_prompts], chosen)
@@ -199,13 +186,9 @@ def tokens(model: Any, settings: Settings, prompts: list[Any]) -> None:
 
 def train(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """Two steps: the optimizer has its moments after the first."""
-    from safesteer.distill.train import train as distill
-
     full = settings.train.method == "full"
     student, frozen = model, None
     if full:  # as the pipeline does: the base stays, the student is loaded beside it
-        from safesteer.models.load import load_model
-
         student = load_model(ModelSettings(id=model.id), for_full_training=True)
         frozen = model.model
     with tempfile.TemporaryDirectory() as folder:
@@ -218,12 +201,6 @@ def train(model: Any, settings: Settings, prompts: list[Any]) -> None:
 
 def evaluate(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """Answers of base and teacher, and drift of an adapter without training."""
-    from safesteer.distill.lora import with_lora
-    from safesteer.evaluate.drift import measure_drift
-    from safesteer.inference.variant import ModelVariant
-    from safesteer.models.generate import Decoding
-    from safesteer.teacher import Teacher
-
     new = settings.evaluate.max_new_tokens
     student = with_lora(model.model, settings.train, 0).eval()
     for teacher in (Teacher(), teacher_for(model, settings)):

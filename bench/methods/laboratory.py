@@ -18,9 +18,8 @@ import torch
 from peft import PeftModel
 
 from bench.evidence.solutions import SOLUTIONS, measure_solutions, read_problems
-from bench.inputs import with_validation_prompts
+from bench.inputs import OWN, with_validation_prompts
 from bench.methods.imitate import imitate
-from bench.methods.show import COLUMNS
 from bench.methods.table import METHODS, Method, settings_of
 from safesteer.config.settings import Settings
 from safesteer.direction.activations import prompt_means
@@ -75,7 +74,7 @@ class Laboratory:
         self.model: ChatModel = load_model(self.settings.model)
         self.sets = with_validation_prompts(load_prompt_sets(self.settings.prompts, 0))
         # A wrong name, file or judge is reported before anything is trained.
-        self._suite(self.settings, [*COLUMNS[:4], *self.benchmarks]).prepare()
+        self._suite(self.settings, [*OWN, *self.benchmarks]).prepare()
 
     def direction(self, settings: Settings) -> Direction:
         """The direction that these settings find; it is kept in the output folder."""
@@ -154,7 +153,7 @@ class Laboratory:
         if student is not None:
             student.save_pretrained(work / "adapter")
         started = time.perf_counter()
-        names = [*COLUMNS[:4], *measurable(method, self.benchmarks)]
+        names = [*OWN, *measurable(method, self.benchmarks)]
         entries = self._judge(settings, method, student, names)
         if student is not None:
             harmless = _messages(self.sets["harmless"].test)[: settings.evaluate.drift_prompts]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.evidence.solutions import SOLUTIONS
+from bench.inputs import OWN
 from bench.methods.table import METHODS
 from bench.tables import mean_and_deviation, table_head, table_row
 from safesteer.errors import InputError
 from safesteer.files import read_json, write_text
 from safesteer.report.compare import Entrant, compare, render_comparison
 
-# Our own sets and the agreement, as eval/MODEL.json names them; other benchmarks follow.
-COLUMNS = ("harmful", "harmful+prefill", "harmless", "borderline", "agreement")
+COLUMNS = (*OWN, "agreement")
 Found = dict[str, list[dict[str, Any]]]  # {method: one result per seed}
 
 

@@ -18,20 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from bench.inputs import harmful_prompts, plain_training
+from bench.inputs import (
+    builtin_tokenizer,
+    harmful_prompts,
+    plain_training,
+    random_direction,
+    random_llama,
+)
 from bench.peak_memory import PeakMemory
 from bench.tables import table_head, table_row
 from bench.timing import in_own_process, in_turns, medians, timed
 from safesteer.config.settings import TokenSettings
 from safesteer.direction.activations import prompt_means
-from safesteer.direction.vector import Direction
 from safesteer.distill.train import train
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.files import builtin_path
 from safesteer.models.generate import Decoding, generate
-from safesteer.models.load import ChatModel, quiet_libraries
+from safesteer.models.load import ChatModel
 from safesteer.safety_tokens import select_safety_tokens
 from safesteer.teacher import Teacher
 
@@ -72,24 +75,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make_model(layers: int, vocabulary: int) -> ChatModel:
     """A random Llama of so many layers and tokens, with the built-in model's tokenizer."""
-    path = builtin_path()
-    with quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            num_hidden_layers=layers,
-            vocab_size=vocabulary,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,  # every answer has its full length
-        )
+    # Without end of turn every answer has its full length.
+    model = random_llama(
+        (WIDTH, 3 * WIDTH, layers, 4, 4), vocabulary, bos_token_id=None, eos_token_id=None
     )
-    return ChatModel(model.eval().requires_grad_(False), ChatRenderer(tokenizer), id="random")
+    chat = ChatRenderer(builtin_tokenizer())
+    return ChatModel(model.eval().requires_grad_(False), chat, id="random")
 
 
 def measure(size: dict[str, int]) -> None:
@@ -97,7 +89,7 @@ def measure(size: dict[str, int]) -> None:
     model = make_model(size["layers"], size["vocabulary"])
     model.tokenizer.eos_token = None
     prompts = harmful_prompts()[: size["prompts"]]
-    teacher = Teacher(Direction(torch.randn(WIDTH), size["layers"] // 2))
+    teacher = Teacher(random_direction(model))
     new = size["new_tokens"]
     settings = plain_training(
         num_prompts=len(prompts), prompts_per_step=BATCH, max_completion_length=new

@@ -25,18 +25,16 @@ from typing import Any
 
 import torch
 
-from bench.inputs import harmful_prompts, plain_training
+from bench.inputs import harmful_prompts, plain_training, random_direction
 from bench.peak_memory import PeakMemory
 from bench.tables import table_head, table_row
 from bench.timing import in_own_process, in_turns, medians, timed
 from safesteer.config.settings import TrainSettings
-from safesteer.direction.vector import Direction
 from safesteer.distill import trainer
 from safesteer.distill.lora import with_lora
 from safesteer.distill.train import train
 from safesteer.models.chat import pad_left
 from safesteer.models.hidden_states import positions
-from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.steering import steer
 from safesteer.teacher import Teacher
@@ -97,13 +95,6 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     print(json.dumps({"seconds": statistics.median(seconds[1:]), "bytes": weights + peak.bytes}))
 
 
-def direction_for(model: ChatModel) -> Direction:
-    """A random direction in the middle of the model: its meaning costs no time."""
-    width = model.model.get_input_embeddings().weight.shape[1]
-    generator = torch.Generator().manual_seed(0)
-    return Direction(torch.randn(width, generator=generator), len(find_blocks(model.model)) // 2)
-
-
 def ours(
     model: ChatModel, settings: TrainSettings, prompts: list, answer: list[int]
 ) -> list[float]:
@@ -117,7 +108,7 @@ def ours(
     with tempfile.TemporaryDirectory() as folder:
         train(
             model,
-            Teacher(direction_for(model)),
+            Teacher(random_direction(model)),
             list(range(TOKENS)),
             prompts,
             settings=settings,
@@ -131,7 +122,7 @@ def two_models(
     model: ChatModel, settings: TrainSettings, prompts: list, answer: list[int]
 ) -> list[float]:
     """Seconds of each step of a plain loop."""
-    direction = direction_for(model)
+    direction = random_direction(model)
     teacher = copy.deepcopy(model.model)
     student = with_lora(model.model, settings, 0, direction.layer).train()
     optimizer = torch.optim.AdamW(
