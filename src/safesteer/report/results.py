@@ -131,10 +131,12 @@ def _interval_row(findings: Findings, name: str) -> dict[str, Any]:
         low, high = entry.get("ci95") or (entry["value"], entry["value"])
         text = f"{model} {value_text(entry)} ({interval_text(entry)}, n = {entry['n']})"
         bars.append(charts.Bar(model, entry["value"], low, high, text))
+    aligned = findings.results["aligned"][name]
+    row_name = title(name, aligned)
     return {
-        "label": label(name),
-        "better": better_words(findings.results["aligned"][name]),
-        "chart": charts.intervals(bars, (0.0, 1.0), label(name)),
+        "label": row_name,
+        "better": better_words(aligned),
+        "chart": charts.intervals(bars, (0.0, 1.0), row_name),
     }
 
 
