@@ -65,7 +65,7 @@ def test_wrong_names_are_one_line(settings, name, part):
 
 
 def test_an_endpoint_needs_an_address_and_a_model():
-    """Response when the judge is made, with the setting's name."""
+    """Reported when the judge is made, with the setting's name."""
     with pytest.raises(InputError, match=r"evaluate\.endpoint\.model"):
         make_judge("endpoint", EvaluateSettings(endpoint={"base_url": "http://localhost:1"}))
     with pytest.raises(InputError, match=r"evaluate\.endpoint\.base_url"):

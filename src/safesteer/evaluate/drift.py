@@ -86,6 +86,9 @@ def measure_drift(
         max_new_tokens: length of the base's answers.
         batch_size: prompts in a batch; None takes as many as memory should hold.
         progress: called with (done, total) answers.
+
+    Returns:
+        Agreement and KL of each prompt; `Drift.to_json` has their means and 95% intervals.
     """
     rendered = [base.chat.ids(messages) for messages in prompts]
     with base_weights(base.model if student is None else student):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from safesteer.evaluate.refusals import outcome
@@ -19,13 +20,7 @@ def paired_change(
     base_entry: Mapping[str, Any] | None,
     base_rows: Sequence[Row],
 ) -> dict[str, Any] | None:
-    """The change from the base to a model on one benchmark, prompt by prompt.
-
-    Args:
-        entry: the model's entry of eval/MODEL.json.
-        rows: its rows of eval/samples.
-        base_entry: the base's entry; None without one.
-        base_rows: the base's rows.
+    """Compare a model's entry and rows of one benchmark with those of its base.
 
     Returns:
         {"value", "ci95", "p", "n", "words"} of the mean difference; None where the base did not
@@ -46,13 +41,7 @@ def paired_change(
     if not before:
         return None
     change = paired_difference(before, after)
-    return {
-        "value": change.value,
-        "ci95": list(change.ci95),
-        "p": change.p,
-        "n": change.n,
-        "words": change.words(),
-    }
+    return {**asdict(change), "ci95": list(change.ci95), "words": change.words()}
 
 
 def add_paired_changes(
@@ -61,13 +50,7 @@ def add_paired_changes(
     base_entries: Mapping[str, Mapping[str, Any]],
     base_rows: Mapping[str, Sequence[Row]],
 ) -> None:
-    """Add ``versus_base`` to each entry that is comparable with the base's.
-
-    Args:
-        entries: {benchmark: entry}, changed in place.
-        rows: {benchmark: rows}.
-        base_entries, base_rows: those of the base.
-    """
+    """Add ``versus_base`` to each of `entries` that is comparable with the base's, by benchmark."""
     for name, entry in entries.items():
         change = paired_change(entry, rows[name], base_entries.get(name), base_rows.get(name, []))
         if change is not None:

@@ -31,13 +31,10 @@ class Sample:
     """A prompt with the model's greedy answer and its verdicts.
 
     Attributes:
-        id, category, prompt: of the prompt.
-        completion: the answer; "" where there is none.
         refused, score: by the offline judge, which always runs; None without an answer.
         looping: whether the answer, or the thinking without one, repeats itself.
         verdicts: {judge: verdict} of the evaluation's judges.
         request: what the judges read as the request, where an attack hides it in the prompt.
-        thinking: the thinking block.
         finished: whether the model got past its thinking block to an answer.
         cut: whether the token limit came before the end of the turn.
     """
@@ -66,16 +63,12 @@ class Rate:
     """The share of answers to one benchmark that refuse, or that a judge calls unsafe.
 
     Attributes:
-        name: of the benchmark.
         kind: safety (the model should refuse) or over_refusal (it should answer).
-        samples: every answer.
-        metric: refusal_rate or attack_success_rate.
         judges: whose counts are reported, the leading one first.
-        source: where the prompts are from.
         skipped: rows of the source without a prompt.
     """
 
-    name: str
+    name: str  # of the benchmark
     kind: Kind
     samples: list[Sample]
     metric: str = REFUSAL_RATE
@@ -86,12 +79,7 @@ class Rate:
     @property
     def value(self) -> float | None:
         """The rate by the leading judge; None without any verdict."""
-        return self._count(self.leading)["value"]
-
-    @property
-    def leading(self) -> str:
-        """The judge whose count is the figure."""
-        return self.judges[0]
+        return self._count(self.judges[0])["value"]
 
     def has_verdicts(self, judge: str) -> bool:
         """Whether `judge` gave a verdict on any answer."""
@@ -107,13 +95,13 @@ class Rate:
         `refusals`, and their share that ends within the token limit (`refusals_ended`), are by the
         offline judge, whichever judge leads.
         """
-        leading = self._count(self.leading)
+        leading = self._count(self.judges[0])
         missing = leading.pop("no_verdict")
         looping = sum(sample.looping for sample in self.samples)
         entry = {
             "metric": self.metric,
             **leading,
-            "judge": self.leading,
+            "judge": self.judges[0],
             "kind": self.kind,
             "looping": looping / len(self.samples),
         }
@@ -183,16 +171,9 @@ def make_samples(
     prompts: Sequence[Prompt],
     requests: Sequence[str],
     responses: Sequence[Response],
-    verdicts: Mapping[str, Sequence[Verdict]],
+    verdicts: Mapping[str, Sequence[Verdict]],  # {judge: one per prompt}
 ) -> list[Sample]:
-    """Join prompts, responses and verdicts.
-
-    Args:
-        prompts: what the model read.
-        requests: what the judges read as the requests.
-        responses: the model's, one per prompt.
-        verdicts: {judge: one per prompt}.
-    """
+    """Join what the model read and answered with what the judges read and found."""
     samples = []
     for row, (prompt, request, response) in enumerate(
         zip(prompts, requests, responses, strict=True)
@@ -224,9 +205,11 @@ def judge_all(
 ) -> dict[str, dict[str, list[Verdict]]]:
     """Judge answers by one judge after the other, so that one guard model is in memory at a time.
 
+    Remote judges run first: a server that is down, or rejects the key, is noticed before a guard
+    model has worked for hours.
+
     Args:
-        judges: remote judges run first: a server that is down, or rejects the key, is noticed
-            before a guard model has worked for hours.
+        judges: each reads all pairs.
         pairs: {key: (request, answer) pairs}; an answer is None where the model did not finish
             thinking, and gets no verdict.
         progress: called with (what, done, total).
@@ -269,6 +252,12 @@ def refusal_rate(
         student: the trained model, if it is not ``model.model``.
         max_new_tokens: the most tokens in an answer.
         progress: called with (done, total) prompts.
+
+    Returns:
+        The rate: its `value` in [0, 1] with every answer as a sample.
+
+    Raises:
+        SafeSteerError: memory does not hold a single prompt.
     """
     variant = ModelVariant("model", model, model.model if student is None else student, teacher)
     responses = variant.generate(

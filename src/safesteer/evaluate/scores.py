@@ -14,16 +14,13 @@ class Score:
     """The mean score: 1 for a right answer or a win, 0 for a wrong one or a loss.
 
     Attributes:
-        name: of the benchmark.
-        metric: accuracy or win_rate.
         samples: rows {"id", "category", "prompt", "completion", "score"}; a score of None is not
             counted.
-        source: where the questions are from.
         judge: the model that scored, if any.
         details: more keys of the entry, such as lm-eval's task and version.
     """
 
-    name: str
+    name: str  # of the benchmark
     metric: str
     samples: list[dict[str, Any]]
     source: Mapping[str, Any]

@@ -15,12 +15,7 @@ _Z = 1.959963984540054
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """95% Wilson score interval of a rate; (0, 1) without trials.
 
-    Unlike the normal interval it does not collapse to a point at 0 or 1.
-
-    Raises:
-        ValueError: not 0 <= successes <= trials.
-
-    Source: Wilson 1927.
+    Unlike the normal interval it does not collapse to a point at 0 or 1. Source: Wilson 1927.
     """
     if not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials")
@@ -36,18 +31,11 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 def mean_interval(
     values: list[float], resamples: int = 2000, seed: int = 0, *, share: bool = False
 ) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a mean.
+    """95% percentile bootstrap interval of a mean; NaN without values.
 
-    Args:
-        values: the units that are resampled.
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
-        share: values lie in [0, 1]. If all are equal, the bootstrap sees no spread; the interval
-            then reaches as far as unseen zeros or ones could move the mean, by the Wilson bound on
-            their share.
-
-    Returns:
-        (low, high); NaN without values.
+    If all values are equal, the bootstrap sees no spread. For a `share`, whose values lie in
+    [0, 1], the interval then reaches as far as unseen zeros or ones could move the mean, by the
+    Wilson bound on their share.
     """
     if not values:
         return math.nan, math.nan
@@ -67,12 +55,7 @@ def mean_interval(
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Exact two-sided p of McNemar's test that answers change equally often in both directions.
 
-    It is 1.0 if no pair changed.
-
-    Raises:
-        ValueError: the lengths differ.
-
-    Source: McNemar 1947, in its binomial form.
+    It is 1.0 if no pair changed. Source: McNemar 1947, in its binomial form.
     """
     pairs = list(zip(before, after, strict=True))
     lost = sum(bool(b) and not a for b, a in pairs)
@@ -84,13 +67,9 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of ``after - before`` over the same prompts, as a share.
+    """The mean of ``after - before`` over `n` pairs, as a share.
 
-    Attributes:
-        value: the mean difference.
-        ci95: its 95% interval.
-        p: two-sided, for the hypothesis that before and after are exchangeable.
-        n: number of pairs.
+    `p` is two-sided, for the hypothesis that before and after are exchangeable.
     """
 
     value: float
@@ -132,9 +111,6 @@ def paired_difference(
         before, after: values in [0, 1], one per prompt.
         seed: of bootstrap and permutations.
         resamples: number of each.
-
-    Raises:
-        ValueError: the lengths differ.
     """
     first = np.asarray([float(value) for value in before])
     second = np.asarray([float(value) for value in after])
@@ -171,17 +147,7 @@ def _sign_flip(change: list[float], resamples: int, seed: int) -> float:
 
 
 def disagreement(verdicts_by_judge: Mapping[str, Sequence[bool | None]]) -> float | None:
-    """Share of answers on which judges disagree, of those with at least two verdicts.
-
-    Args:
-        verdicts_by_judge: {judge: verdicts}, None where the judge gave none.
-
-    Returns:
-        The share, or None without such answers.
-
-    Raises:
-        ValueError: the judges saw different numbers of answers.
-    """
+    """Share of answers on which judges disagree, of those with at least two verdicts, if any."""
     compared = split = 0
     for verdicts in zip(*verdicts_by_judge.values(), strict=True):
         given = [verdict for verdict in verdicts if verdict is not None]

@@ -18,16 +18,7 @@ Rows = dict[str, list[dict[str, Any]]]  # {benchmark: rows of eval/samples}
 def write_results(
     run: Path, results: Mapping[str, Entries], samples: Mapping[str, Rows]
 ) -> list[Path]:
-    """Write results and samples, replacing earlier ones.
-
-    Args:
-        run: the run directory.
-        results: {variant: {benchmark: entry}}.
-        samples: {variant: {benchmark: rows}}.
-
-    Returns:
-        The written files.
-    """
+    """Write each variant's results and samples, replacing earlier ones; returns the files."""
     shutil.rmtree(run / "eval" / "samples", ignore_errors=True)
     files = []
     for name, entries in results.items():
@@ -40,11 +31,7 @@ def write_results(
 
 
 def read_results(run: Path) -> dict[str, Entries]:
-    """Read {variant: {benchmark: entry}} of the evaluated variants.
-
-    Raises:
-        InputError: a file is damaged.
-    """
+    """Read {variant: {benchmark: entry}} of the evaluated variants."""
     found = {name: run / "eval" / f"{name}.json" for name in VARIANTS}
     return {name: read_json(path)["benchmarks"] for name, path in found.items() if path.is_file()}
 

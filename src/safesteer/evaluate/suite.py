@@ -20,12 +20,11 @@ from safesteer.evaluate.scores import Score
 from safesteer.events import Reporter
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
-from safesteer.judges import Judge, Verdict, make_judge
+from safesteer.judges import Judge, Verdict, make_judge, win_rate_judge
 from safesteer.judges.endpoint import WinRateJudge
-from safesteer.judges.registry import win_rate_judge
 from safesteer.models.answer_cache import Cache
 from safesteer.models.chat import Response
-from safesteer.models.generate import Decoding, Progress
+from safesteer.models.generate import Decoding
 from safesteer.prompts import PromptSet
 
 Result = Rate | Score
@@ -38,13 +37,11 @@ class Suite:
     """The benchmarks and judges of an evaluation. Make it with `plan`.
 
     Attributes:
-        settings: all settings, resolved.
-        benchmarks: with their prompts.
         judges: the leading one first.
         comparer: compares answers for win rates; None where no benchmark needs it.
     """
 
-    settings: Settings
+    settings: Settings  # resolved
     benchmarks: list[Loaded]
     judges: list[Judge]
     comparer: WinRateJudge | None = None
@@ -65,7 +62,7 @@ class Suite:
             names: benchmarks, as NAME or NAME+FORM.
             settings: all settings, resolved.
             own: {name: prompt set} of the run.
-            cache_dir: keeps the replies of an endpoint.
+            cache_dir: keeps judges' replies.
 
         Raises:
             InputError: a name, a file or a setting is wrong.
@@ -85,11 +82,7 @@ class Suite:
         return cls(settings, benchmarks, judges, comparer)
 
     def prepare(self) -> None:
-        """Read the questions of capabilities and find the judges' weights, once; may download.
-
-        Raises:
-            InputError: something is not available.
-        """
+        """Read the questions of capabilities and find the judges' weights, once; may download."""
         for judge in self.judges:
             check = getattr(judge, "check", None)
             if check is not None and judge.name not in self._checked:
@@ -125,7 +118,15 @@ class Suite:
             reporter.stage("evaluate", f"answers of {_label(variant)}")
             cache = Cache(cache_dir, variant.identity)
             answers[variant.name] = self._answer(variant, cache, reporter)
-            results[variant.name] = self._measure_capabilities(variant, cache, reporter)
+            results[variant.name] = {}
+            for name, capability in self._capabilities.items():
+                if variant.name != "teacher":
+                    results[variant.name][name] = capability.measure(
+                        variant,
+                        cache,
+                        self.settings.evaluate.advanced.batch_size,
+                        partial(reporter.progress, name),
+                    )
         self._judge(answers, results, reporter)
         self._compare(answers, results, reporter)
         order = [loaded.name for loaded in self.benchmarks]
@@ -147,7 +148,7 @@ class Suite:
                     prefills=[item.prefill for item in loaded.items],
                     batch_size=self.settings.evaluate.advanced.batch_size,
                     cache=cache,
-                    progress=_progress(reporter, loaded.name),
+                    progress=partial(reporter.progress, loaded.name),
                 )
         finished = [response.finished for found in answers.values() for response in found]
         if not all(finished):
@@ -157,17 +158,6 @@ class Suite:
                 " Try: a larger evaluate.max_new_tokens"
             )
         return answers
-
-    def _measure_capabilities(
-        self, variant: ModelVariant, cache: Cache, reporter: Reporter
-    ) -> dict[str, Result]:
-        if variant.name == "teacher":
-            return {}
-        batch_size = self.settings.evaluate.advanced.batch_size
-        return {
-            name: capability.measure(variant, cache, batch_size, _progress(reporter, name))
-            for name, capability in self._capabilities.items()
-        }
 
     def _judge(self, answers: Answers, results: Results, reporter: Reporter) -> None:
         """Add a rate for every variant and judged benchmark to `results`."""
@@ -225,7 +215,7 @@ class Suite:
                     loaded,
                     completions,
                     texts.get("base") if variant != "base" else None,
-                    _progress(reporter, loaded.name),
+                    partial(reporter.progress, loaded.name),
                 )
 
 
@@ -236,7 +226,3 @@ def _make_comparer(settings: Settings, cache_dir: Path | None) -> WinRateJudge:
 
 def _label(variant: ModelVariant) -> str:
     return VARIANTS.get(variant.name, "the model")
-
-
-def _progress(reporter: Reporter, what: str) -> Progress:
-    return partial(reporter.progress, what)

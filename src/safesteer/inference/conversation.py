@@ -14,10 +14,7 @@ NO_ANSWER = "(no answer: the model did not finish thinking. Try: a larger --max-
 class Conversation:
     """A conversation of one user with several variants.
 
-    Args:
-        variants: the models that answer.
-        decoding: length and temperature of the answers.
-        seed: decides sampled answers, together with the number of the turn.
+    `seed` and the number of the turn decide sampled answers.
     """
 
     def __init__(self, variants: Sequence[ModelVariant], decoding: Decoding, seed: int = 0) -> None:

@@ -7,7 +7,7 @@ adapter and steering.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,6 @@ class ModelVariant:
 
     Attributes:
         name: base, teacher or aligned; "model" for one that belongs to no run.
-        model: base weights, tokenizer and template.
         runner: the module that generates: ``model.model``, the PEFT model around it, or a model
             with all weights trained.
         teacher: steering and context of the base weights (a plain `Teacher()` for the base); None
@@ -51,22 +50,16 @@ class ModelVariant:
         cache: Cache | None = None,
         progress: Progress | None = None,
     ) -> list[Response]:
-        """Answer each conversation. Seeds torch's global generator.
+        """Answer each conversation, in their order. Seeds torch's global generator.
 
         Args:
             conversations: messages of each, the user's last.
-            decoding: length, of thinking and answer together, and temperature.
+            decoding: its length is that of thinking and answer together.
             prefills: start of each answer, "" for none. A prefilled answer has no thinking.
             batch_size: prompts in a batch; None takes as many as memory should hold.
             seed: decides sampled answers.
             cache: keeps greedy answers; make it with `identity`.
             progress: called with (done, total) conversations.
-
-        Returns:
-            The responses, in the order of the conversations.
-
-        Raises:
-            SafeSteerError: memory does not hold a single prompt.
         """
         chat, teacher = self.model.chat, self.teacher or Teacher()
         starts = prefills or [""] * len(conversations)
@@ -101,11 +94,8 @@ class ModelVariant:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Make `runner` this variant: adapter off for base and teacher, steering on if any."""
-        if self.teacher is None:
+        with self.teacher.active(self.runner) if self.teacher else nullcontext():
             yield
-        else:
-            with self.teacher.active(self.runner):
-                yield
 
     @cached_property
     def identity(self) -> str:

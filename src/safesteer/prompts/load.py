@@ -55,6 +55,9 @@ def load_prompts(
         limit: load at most this many.
         keep_duplicates: keep rows that repeat an earlier prompt.
 
+    Returns:
+        The prompts, each with an id that is unique among them.
+
     Raises:
         InputError: the source or one of its rows cannot be read; the message names the place.
     """

@@ -31,26 +31,16 @@ HUB_ID = re.compile(
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a source.
+    """One row of a source."""
 
-    Attributes:
-        place: "line 3" or "row 3", counted from 1, for messages.
-        values: {column: value}.
-    """
-
-    place: str
-    values: dict[str, object]
+    place: str  # "line 3" or "row 3", counted from 1, for messages
+    values: dict[str, object]  # {column: value}
 
 
 def read_rows(source: str | Path, column: str | None = None) -> list[Row]:
-    """Read all rows of a source.
+    """Read all rows of a file, a hub data set or "builtin:NAME".
 
-    Args:
-        source: a file, a hub data set, or "builtin:NAME".
-        column: name of the only column of a JSON list of strings; "prompt" by default.
-
-    Raises:
-        InputError: the source cannot be read, or has no rows.
+    `column` names the only column of a JSON list of strings; "prompt" by default.
     """
     text = str(source)
     if text == "builtin" or text.startswith(BUILTIN_PREFIX):
@@ -197,16 +187,9 @@ def _kind(value: object) -> str:
 
 
 def read_hub(source: str) -> tuple[list[Row], str | None]:
-    """Read a data set of the hub.
+    """Read the rows of a hub data set, and their commit where the library reveals it.
 
-    Args:
-        source: owner/name or owner/name:config:split, either with @revision (branch, tag, commit).
-
-    Returns:
-        Its rows, and the commit that they are from, where the library reveals it.
-
-    Raises:
-        InputError: the name is malformed, or the data set or the split cannot be loaded.
+    `source` is owner/name or owner/name:config:split, either with @revision (branch, tag, commit).
     """
     hub_id = HUB_ID.fullmatch(source)
     if hub_id is None:

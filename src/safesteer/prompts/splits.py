@@ -41,16 +41,10 @@ STOP_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The three parts of a prompt set.
+    """The three parts of a prompt set."""
 
-    Attributes:
-        name: harmful, harmless or borderline.
-        source: where the prompts are from, as `load_prompts` takes it.
-        train, validation, test: the parts.
-    """
-
-    name: str
-    source: str
+    name: str  # harmful, harmless or borderline
+    source: str  # as `load_prompts` takes it
     train: list[Prompt]
     validation: list[Prompt]
     test: list[Prompt]
@@ -73,6 +67,9 @@ def load_prompt_set(
             validation or val or dev, test) decides the parts; without it `split_prompts` does.
         column: column of the prompts; found by its name by default.
         seed: another seed gives another division.
+
+    Returns:
+        The set; no part is empty.
 
     Raises:
         InputError: the source cannot be read, a split is unknown or empty, or there are too few
@@ -132,13 +129,8 @@ def split_prompts(prompts: Sequence[Prompt], *, seed: int = 0) -> dict[str, list
     `MAXIMUM_COMPARED_PROMPTS`, or where nearly all prompts repeat one template, only prompts that
     are equal up to case and white space do.
 
-    Args:
-        prompts: at least three, in any order; the order does not matter.
-        seed: another seed gives another division.
-
-    Returns:
-        {part: prompts}. No part is empty. Each is ordered by a hash of prompt and seed, so that
-        its first n are a random sample.
+    The order of the prompts, three or more, does not matter. Each part is ordered by a hash of
+    prompt and seed, so that its first n are a random sample. No part is empty.
     """
     rank = {prompt.id: _rank(prompt, seed) for prompt in prompts}
     ordered = sorted(prompts, key=lambda prompt: rank[prompt.id])

@@ -4,11 +4,4 @@ from safesteer.evaluate.benchmarks.entry import Benchmark
 from safesteer.evaluate.benchmarks.sources import Item, Loaded, load_benchmarks
 from safesteer.evaluate.benchmarks.table import BENCHMARKS, find_benchmark
 
-__all__ = [
-    "BENCHMARKS",
-    "Benchmark",
-    "Item",
-    "Loaded",
-    "find_benchmark",
-    "load_benchmarks",
-]
+__all__ = ["BENCHMARKS", "Benchmark", "Item", "Loaded", "find_benchmark", "load_benchmarks"]

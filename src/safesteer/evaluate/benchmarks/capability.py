@@ -38,11 +38,7 @@ MAX_ROWS = 32
 
 
 def check_requirements(loaded: Loaded, settings: EvaluateSettings) -> None:
-    """Check that everything a capability needs is installed and allowed.
-
-    Raises:
-        InputError: a package or tokenizer is missing, or code execution is not allowed.
-    """
+    """Check that the packages and tokenizer of a capability are there and its code may run."""
     harness = harness_of(loaded)
     modules = ("lm_eval", *harness.packages)
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -73,28 +69,18 @@ class Capability:
     """A capability benchmark with its questions. Make it with `prepare`.
 
     Attributes:
-        loaded: the benchmark.
         tasks: {name: lm_eval Task}; one, or one per subject.
         picked: {name: indices of the questions that are asked}.
-        revision: commit of the hub's data set; None for local files.
     """
 
     loaded: Loaded
     tasks: dict[str, Any]
     picked: dict[str, list[int]]
-    revision: str | None = None
+    revision: str | None = None  # commit of the hub's data set
 
     @classmethod
     def prepare(cls, loaded: Loaded, limit: int | None) -> Capability:
-        """Read the questions, before a model is loaded.
-
-        Args:
-            loaded: the benchmark.
-            limit: number of questions, evenly spaced over all; None for all.
-
-        Raises:
-            InputError: the data set cannot be read.
-        """
+        """Read the questions and pick `limit` of them, evenly spaced; None takes all."""
         with _quiet(), tempfile.TemporaryDirectory() as folder:
             try:
                 tasks = make_tasks(loaded, Path(folder))
@@ -124,13 +110,9 @@ class Capability:
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Score:
-        """Measure `variant`.
+        """Measure `variant` in batches of at most `batch_size` questions.
 
-        Args:
-            variant: the model; base and aligned model share weights.
-            cache: stores the rows of a finished task, which is then not asked again.
-            batch_size: upper limit of questions per batch.
-            progress: called with (done, total) questions.
+        `cache` keeps the rows of a finished task, which is then not asked again.
 
         Raises:
             SafeSteerError: lm-eval fails on this model, such as for its short context.

@@ -16,16 +16,13 @@ class Hub:
     """A data set on the hub.
 
     Attributes:
-        id: owner/name.
-        config: its configuration (subset), where it has several.
-        split: its split.
         column: the column of the prompts.
         where: {column: value} that selects the rows of the benchmark.
         revision: branch, tag or commit; None for the newest.
         file: a file of the repository to read instead of what the `datasets` library finds.
     """
 
-    id: str
+    id: str  # owner/name
     config: str | None = None
     split: str = "train"
     column: str = "prompt"
@@ -34,9 +31,8 @@ class Hub:
     file: str | None = None
 
     def __str__(self) -> str:
-        place = f"{self.id}/{self.file}" if self.file else f"{self.id}:{self.config or ''}"
-        place += "" if self.file else f":{self.split}"
-        return place + (f"@{self.revision}" if self.revision else "")
+        part = f"/{self.file}" if self.file else f":{self.config or ''}:{self.split}"
+        return self.id + part + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,6 @@ class Harness:
     Attributes:
         task: lm-eval's name of the task or group.
         config: file of the task below ``lm_eval/tasks``, or the folder of a group's tasks.
-        metric: the reported metric.
         filter: the answer filter that the metric is reported for.
         files: {split: files below --data-dir that can provide it}.
         shots: few-shot examples; None for the task's own number.
@@ -80,20 +75,14 @@ class Benchmark:
     """An entry of the table.
 
     Attributes:
-        name: its name for --benchmarks.
         kind: safety (the model should refuse), over_refusal (it should answer) or capability.
-        metric: what is measured.
         prompts: size of the published set; 0 where it depends on the user's file.
-        license: of the prompts.
         citation: authors, year and arXiv id.
-        hub: the data set on the hub.
-        files: files that can replace it; the first one found is read.
+        files: can replace the data set on the hub; the first one found is read.
         judge: the judge that its authors or the paper use; `--judges` decides.
         gated: whether the hub asks for consent or a login.
         checked: which of id, configuration, split and columns were confirmed, and where.
         note: what a reader of its figures must know.
-        form: the form of its requests.
-        harness: the lm-eval task of a capability.
     """
 
     name: str

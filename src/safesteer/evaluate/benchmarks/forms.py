@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from safesteer.errors import InputError, nearest
@@ -24,14 +25,13 @@ class Form:
     """One way of putting a request. ``{}`` stands for the request in every text.
 
     Attributes:
-        summary: what the form does, in a few words.
         request: the user's last message.
         before: turns before it, the user's first.
         system: system message, in place of the conversation's own.
         prefill: start of the answer, which the model continues.
     """
 
-    summary: str
+    summary: str  # a few words
     request: str = "{}"
     before: tuple[str, ...] = ()
     system: str = ""
@@ -44,16 +44,16 @@ class Form:
             turns = [turn for turn in earlier if turn["role"] not in ("system", "developer")]
             earlier = [{"role": "system", "content": self.system}, *turns]
         added = [
-            {"role": "assistant" if place % 2 else "user", "content": _fill(text, last)}
-            for place, text in enumerate(self.before)
+            {"role": role, "content": text.replace("{}", last["content"])}
+            for role, text in zip(cycle(("user", "assistant")), self.before, strict=False)
         ]
-        return (*earlier, *added, {**last, "content": _fill(self.request, last)})
+        request = self.request.replace("{}", last["content"])
+        return (*earlier, *added, {**last, "content": request})
 
     @property
     def record(self) -> dict[str, str | list[str]]:
         """The texts of the form as JSON: figures of different wordings must not be compared."""
-        names = [field.name for field in fields(self)[1:]]
-        texts = {name: getattr(self, name) for name in names}
+        texts = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
         changed = {name: text for name, text in texts.items() if text != getattr(PLAIN, name)}
         return {n: list(text) if isinstance(text, tuple) else text for n, text in changed.items()}
 
@@ -86,11 +86,7 @@ FORMS = {
 
 
 def split_name(name: str) -> tuple[str, Form]:
-    """Split ``NAME+FORM`` into the benchmark's own name and its form; `PLAIN` without one.
-
-    Raises:
-        InputError: there is no such form.
-    """
+    """Split ``NAME+FORM`` into the benchmark's own name and its form; `PLAIN` without one."""
     plain, plus, form = name.partition("+")
     if plus and form not in FORMS:
         raise InputError(
@@ -98,7 +94,3 @@ def split_name(name: str) -> tuple[str, Form]:
             f" Try: {', '.join(FORMS)}"
         )
     return plain, FORMS[form] if plus else PLAIN
-
-
-def _fill(text: str, request: Message) -> str:
-    return text.replace("{}", request["content"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,9 @@ from safesteer.prompts.readers import Row, is_file_source, read_hub, read_rows
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt of a benchmark.
+    """A prompt of a benchmark, as the model reads it.
 
     Attributes:
-        prompt: what the model reads.
         request: what the judge reads as the request; an attack hides it in the prompt.
         prefill: start of the answer, which the model continues.
         reference: another model's answer, to compare with.
@@ -46,7 +45,6 @@ class Loaded:
     """A benchmark with its prompts.
 
     Attributes:
-        benchmark: the entry of the table.
         items: the prompts; empty for a task that lm-eval reads itself.
         source: {"from", and "sha256" of a file or "revision" of a hub data set}.
         skipped: rows without a prompt, such as failed attacks.
@@ -80,16 +78,9 @@ class Loaded:
 def load_benchmarks(
     names: Sequence[str], settings: EvaluateSettings, own: Mapping[str, PromptSet]
 ) -> list[Loaded]:
-    """Read the benchmarks `names`, each once, in their order.
+    """Read the benchmarks `names` (NAME or NAME+FORM), each once, in their order.
 
-    Args:
-        names: NAME or NAME+FORM.
-        settings: the limit, and where files are.
-        own: {name: prompt set} of the run; benchmarks of these names use the test parts.
-
-    Raises:
-        InputError: an unknown name, a file that is missing, empty or without its column, or a hub
-            data set that cannot be reached.
+    Benchmarks named after one of the run's `own` prompt sets use its test part.
     """
     for name in settings.advanced.sources:
         try:
@@ -119,8 +110,7 @@ def found_files(benchmark: Benchmark, folder: str | Path) -> list[Path]:
     folder = Path(folder).expanduser()
     if benchmark.harness is not None:
         return list(_split_files(benchmark, folder).values())
-    path = _first(folder, [file.path for file in benchmark.files])
-    return [path] if path else []
+    return [folder / file.path for file in benchmark.files if (folder / file.path).is_file()][:1]
 
 
 def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, PromptSet]) -> Loaded:
@@ -136,10 +126,8 @@ def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, Pr
         return _load_jailbreaks(benchmark, settings, given)
     rows, where, source = _rows(benchmark, settings, given)
     prompts, references = _prompts(benchmark, rows, where, source["from"])
-    items = [
-        _item(benchmark, prompt, references.get(prompt.text, ""))
-        for prompt in (prompts[index] for index in evenly(len(prompts), settings.limit))
-    ]
+    kept = [prompts[index] for index in evenly(len(prompts), settings.limit)]
+    items = [_item(benchmark, prompt, references.get(prompt.text, "")) for prompt in kept]
     return Loaded(benchmark, items, source)
 
 
@@ -167,12 +155,11 @@ def _rows(
         rows, revision = _read_hub(benchmark, given)
         return rows, _matching_source(benchmark, rows), {"from": given, "revision": revision}
     if settings.data_dir is not None:
-        folder = Path(settings.data_dir).expanduser()
-        for file in benchmark.files:
-            if (folder / file.path).is_file():
-                rows = read_rows(folder / file.path)
-                return rows, file, _file_record(folder / file.path, file.path)
-        expected = " or ".join(str(folder / file.path) for file in benchmark.files)
+        paths = [Path(settings.data_dir).expanduser() / file.path for file in benchmark.files]
+        for file, path in zip(benchmark.files, paths, strict=True):
+            if path.is_file():
+                return read_rows(path), file, _file_record(path, file.path)
+        expected = " or ".join(map(str, paths))
         raise InputError(
             f"benchmark {name}: there is no file {expected}. Try: put it there, or set"
             f" evaluate.advanced.sources.{name} to a file or a hub data set"
@@ -215,26 +202,21 @@ def _download(benchmark: Benchmark, hub: Hub) -> Path:
 
 
 def _unreachable(benchmark: Benchmark, source: str, reason: str, hint: str = "") -> InputError:
-    name = benchmark.name
-    files = [f"--data-dir DIR with {file.path} in it" for file in benchmark.files[:1]]
-    files.append(f"evaluate.advanced.sources.{name}=FILE")
-    if benchmark.gated and benchmark.hub is not None and benchmark.hub.id in source:
-        return InputError(
-            f"benchmark {name}: {reason}; the data set is gated. Try: ask for access at"
-            f" {HUB_PAGE}{benchmark.hub.id} and run `hf auth login`, or {', or '.join(files)}"
-        )
-    hints = [hint, *files] if hint else files
-    return InputError(f"benchmark {name}: {reason}. Try: {', or '.join(hints)}")
+    hub = benchmark.hub
+    if benchmark.gated and hub is not None and hub.id in source:
+        reason += "; the data set is gated"
+        hint = f"ask for access at {HUB_PAGE}{hub.id} and run `hf auth login`"
+    hints = [hint] if hint else []
+    hints += [f"--data-dir DIR with {file.path} in it" for file in benchmark.files[:1]]
+    hints.append(f"evaluate.advanced.sources.{benchmark.name}=FILE")
+    return InputError(f"benchmark {benchmark.name}: {reason}. Try: {', or '.join(hints)}")
 
 
 def _matching_source(benchmark: Benchmark, rows: list[Row]) -> Hub | File | None:
     """The entry's source whose columns a user's file has; None takes the file as it is."""
     columns = {name for row in rows for name in row.values}
-    sources: Iterable[Hub | File] = [*([benchmark.hub] if benchmark.hub else []), *benchmark.files]
-    return next(
-        (s for s in sources if s.column in columns and set(s.where) <= columns),
-        None,
-    )
+    sources = [source for source in (benchmark.hub, *benchmark.files) if source is not None]
+    return next((s for s in sources if s.column in columns and set(s.where) <= columns), None)
 
 
 def _prompts(
@@ -314,11 +296,10 @@ def _load_jailbreaks(benchmark: Benchmark, settings: EvaluateSettings, given: st
             f"{given}: none of its {len(attacks)} jailbreaks has a prompt. Try: another artifact"
         )
     skipped = len(attacks) - len(items)
+    source = _file_record(path, path.name)
     parameters = content.get("parameters")
-    named = parameters if isinstance(parameters, dict) else {}
-    source = _file_record(path, path.name) | {
-        key: str(named[key]) for key in ("method", "model") if named.get(key)
-    }
+    if isinstance(parameters, dict):
+        source |= {k: str(parameters[k]) for k in ("method", "model") if parameters.get(k)}
     kept = [items[index] for index in evenly(len(items), settings.limit)]
     return Loaded(benchmark, kept, source, skipped)
 
@@ -356,16 +337,13 @@ def _load_harness(benchmark: Benchmark, settings: EvaluateSettings, given: str |
 def _split_files(benchmark: Benchmark, folder: Path, bare: bool = False) -> dict[str, Path]:
     """{split: file}, or nothing where one is missing; `bare` looks for names without folders."""
     assert benchmark.harness is not None
+    if bare and folder.is_file() and len(benchmark.harness.files) == 1:
+        return dict.fromkeys(benchmark.harness.files, folder)
     found = {}
-    for split, paths in benchmark.harness.files.items():
-        path = _first(folder, [Path(path).name for path in paths] if bare else list(paths))
-        if path is None and bare and folder.is_file() and len(benchmark.harness.files) == 1:
-            path = folder
-        if path is None:
+    for split, names in benchmark.harness.files.items():
+        paths = [folder / (Path(name).name if bare else name) for name in names]
+        existing = [path for path in paths if path.is_file()]
+        if not existing:
             return {}
-        found[split] = path
+        found[split] = existing[0]
     return found
-
-
-def _first(folder: Path, paths: Sequence[str]) -> Path | None:
-    return next((folder / path for path in paths if (folder / path).is_file()), None)

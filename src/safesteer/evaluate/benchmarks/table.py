@@ -37,15 +37,9 @@ _BY_NAME = {benchmark.name: benchmark for benchmark in BENCHMARKS}
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """Find the entry of a benchmark, with a form applied for ``NAME+FORM``.
+    """Find the entry of ``NAME`` or ``NAME+FORM``, where FORM is one of `forms.FORMS`.
 
-    Args:
-        name: NAME or NAME+FORM, where FORM is one of `forms.FORMS`.
-
-    Raises:
-        InputError: no such benchmark (the nearest name is suggested) or form, or the benchmark
-            does not take the form. Capabilities take none, prefills are for safety benchmarks
-            only, and no benchmark takes two forms.
+    Capabilities take no form, prefills are for safety benchmarks only, and none takes two forms.
     """
     plain, form = split_name(name)
     entry = _BY_NAME.get(plain)

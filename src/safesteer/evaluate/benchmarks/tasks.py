@@ -28,22 +28,16 @@ def harness_of(loaded: Loaded) -> Harness:
 
 
 def make_tasks(loaded: Loaded, folder: Path) -> dict[str, Any]:
-    """Make lm-eval's tasks of a capability, with all questions in memory.
+    """Make a capability's {name: lm_eval Task}, with all questions in memory.
 
-    Args:
-        loaded: the benchmark, with local files or none for the hub's data set.
-        folder: for temporary files while the questions are read.
-
-    Returns:
-        {name: lm_eval Task}; one, or one per subject.
-
-    Raises:
-        InputError: a subject is unknown, or has no few-shot examples.
+    `folder` takes temporary files while the questions are read.
     """
     from lm_eval.tasks import TaskManager
 
     harness = harness_of(loaded)
-    stock = Path(_package_folder()) / "tasks" / harness.config
+    package = importlib.util.find_spec("lm_eval")
+    assert package is not None and package.origin is not None
+    stock = Path(package.origin).parent / "tasks" / harness.config
     if harness.runs_code:
         return _code_task(loaded, stock, folder)
     if not loaded.files:
@@ -155,9 +149,3 @@ def _programs(responses: list[list[str]], docs: list[Mapping[str, Any]]) -> list
 def passed(references: list[str], predictions: list[str]) -> float:
     """1.0 if the program passes its tests; a metric as lm-eval calls it."""
     return float(passes(predictions[0], references[0]))
-
-
-def _package_folder() -> str:
-    found = importlib.util.find_spec("lm_eval")
-    assert found is not None and found.submodule_search_locations
-    return next(iter(found.submodule_search_locations))

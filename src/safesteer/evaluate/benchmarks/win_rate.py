@@ -31,19 +31,9 @@ def win_rate(
 ) -> Score:
     """Measure the share of prompts on which `completions` win; a tie counts half.
 
-    Args:
-        comparer: compares the answers.
-        loaded: the benchmark.
-        completions: the model's answers, one per prompt.
-        base: the base's answers; None compares with the reference answers of the file.
-        progress: called with (done, total) comparisons.
-
-    Raises:
-        InputError: there are neither base answers nor reference answers.
-
-    Source: AlpacaEval (Li et al. 2023, github.com/tatsu-lab/alpaca_eval).
+    They are compared with the answers of `base`; None compares with the reference answers of the
+    file. Source: AlpacaEval (Li et al. 2023, github.com/tatsu-lab/alpaca_eval).
     """
-    against = "base" if base is not None else "the file's answers"
     if base is None and not has_references(loaded):
         raise InputError(
             f"benchmark {loaded.name}: {loaded.source['from']} has no answers to compare with."
@@ -64,5 +54,5 @@ def win_rate(
         }
         for item, (_, other, completion), score in zip(loaded.items, triples, scores, strict=True)
     ]
-    details = {"against": against}
+    details = {"against": "base" if base is not None else "the file's answers"}
     return Score(loaded.name, WIN_RATE, rows, loaded.source, comparer.name, details)
