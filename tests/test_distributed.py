@@ -19,7 +19,7 @@ from safesteer.config.load import accelerate_names, load_settings, recipe_text
 from safesteer.config.settings import ModelSettings
 from safesteer.direction.vector import Direction
 from safesteer.distill.checkpoints import prepare_resume
-from safesteer.distill.plan import completions_per_process, for_processes
+from safesteer.distill.plan import TrainingPrompts, completions_per_process, for_processes
 from safesteer.distill.train import train as distil
 from safesteer.errors import InputError
 from safesteer.files import write_json
@@ -185,7 +185,8 @@ def test_fsdp_where_accelerate_has_none_is_refused(tiny_chat_model, user, tmp_pa
     settings = plain_training(max_steps=1, prompts_per_step=1, num_generations=1)
     teacher = Teacher(Direction(torch.ones(32), 1))
     with pytest.raises(InputError, match="FSDP was asked for"):
-        distil(tiny_chat_model, teacher, [10], [user("Hi")], settings=settings, folder=tmp_path)
+        prompts = TrainingPrompts([user("Hi")])
+        distil(tiny_chat_model, teacher, [10], prompts, settings, output=tmp_path)
 
 
 def test_a_model_over_all_devices_is_the_model(tiny_model_folder, monkeypatch):

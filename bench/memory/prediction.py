@@ -45,6 +45,7 @@ from safesteer.direction.candidates import Candidate, score_candidates
 from safesteer.direction.refusal_tokens import refusal_first_tokens
 from safesteer.direction.vector import Direction
 from safesteer.distill.lora import with_lora
+from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.train import train as distill
 from safesteer.evaluate.drift import measure_drift
 from safesteer.inference.variant import ModelVariant
@@ -187,15 +188,21 @@ def tokens(model: Any, settings: Settings, prompts: list[Any]) -> None:
 def train(model: Any, settings: Settings, prompts: list[Any]) -> None:
     """Two steps: the optimizer has its moments after the first."""
     full = settings.train.method == "full"
-    student, frozen = model, None
+    student, base = model, None
     if full:  # as the pipeline does: the base stays, the student is loaded beside it
         student = load_model(ModelSettings(id=model.id), for_full_training=True)
-        frozen = model.model
+        base = model.model
     with tempfile.TemporaryDirectory() as folder:
         teacher = teacher_for(model, settings)
         s = list(range(100, 300))
         distill(
-            student, teacher, s, prompts, [], settings.train, folder=Path(folder), frozen=frozen
+            student,
+            teacher,
+            s,
+            TrainingPrompts(prompts),
+            settings.train,
+            output=folder,
+            base_model=base,
         )
 
 

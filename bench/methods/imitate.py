@@ -17,10 +17,10 @@ from datasets import Dataset
 
 from safesteer.config.settings import Settings
 from safesteer.distill.attention import training_attention
+from safesteer.distill.config import MAX_GRAD_NORM, WARMUP_RATIO
 from safesteer.distill.kfac import start_preconditioned, step_preconditioned
 from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import plan_rows
-from safesteer.distill.train import MAX_GRAD_NORM, WARMUP_RATIO
 from safesteer.models.chat import Message
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.load import ChatModel

@@ -27,6 +27,7 @@ from safesteer.direction.extract import extract_direction
 from safesteer.direction.vector import Direction
 from safesteer.distill import train as training
 from safesteer.distill.kfac import measure_kfac
+from safesteer.distill.plan import TrainingPrompts
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.files import load_tensors, read_json, save_tensors, write_json
@@ -214,12 +215,10 @@ class Laboratory:
             self.model,
             teacher,
             ids,
-            _messages(self.sets["harmful"].train),
-            self._anchors(settings, method),
+            TrainingPrompts(_messages(self.sets["harmful"].train), self._anchors(settings, method)),
             settings.train,
-            folder=work,
+            output=training.TrainingOutput(work, on_step=_report),
             seed=seed,
-            on_update=_report,
         )
 
     def _anchors(self, settings: Settings, method: Method) -> list[Conversation]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from bench.tables import table_head, table_row
 from bench.timing import in_own_process, in_turns, medians, timed
 from safesteer.config.settings import TokenSettings
 from safesteer.direction.activations import prompt_means
+from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.train import train
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.generate import Decoding, generate
@@ -112,7 +112,7 @@ def measure(size: dict[str, int]) -> None:
             lambda: select_safety_tokens(model, teacher, prompts, chosen, batch_size=BATCH).ids
         )
         _, training = timed(
-            lambda: train(model, teacher, tokens, prompts, (), settings, folder=Path(folder))
+            lambda: train(model, teacher, tokens, TrainingPrompts(prompts), settings, output=folder)
         )
         _, answering = timed(answer)
     seconds = dict(zip(STAGES, (direction, choice, training, answering), strict=True))

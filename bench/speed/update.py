@@ -20,7 +20,6 @@ import json
 import statistics
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,8 @@ from bench.timing import in_own_process, in_turns, medians, timed
 from safesteer.config.settings import TrainSettings
 from safesteer.distill import trainer
 from safesteer.distill.lora import with_lora
-from safesteer.distill.train import train
+from safesteer.distill.plan import TrainingPrompts
+from safesteer.distill.train import TrainingOutput, train
 from safesteer.models.chat import pad_left
 from safesteer.models.hidden_states import positions
 from safesteer.models.load import ChatModel, load_model
@@ -110,10 +110,9 @@ def ours(
             model,
             Teacher(random_direction(model)),
             list(range(TOKENS)),
-            prompts,
-            settings=settings,
-            folder=Path(folder),
-            on_update=note,
+            TrainingPrompts(prompts),
+            settings,
+            output=TrainingOutput(folder, on_step=note),
         )
     return seconds
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from safesteer.config.settings import Settings
     from safesteer.direction.extract import extract_direction
     from safesteer.direction.vector import Direction
-    from safesteer.distill.train import train
+    from safesteer.distill.config import SafeSteerConfig
+    from safesteer.distill.plan import TrainingPrompts
+    from safesteer.distill.train import TrainingOutput, train
     from safesteer.distill.trainer import SafeSteerTrainer
     from safesteer.evaluate.drift import measure_drift
     from safesteer.evaluate.refusals import refusal_rate
@@ -32,10 +34,13 @@ __all__ = [
     "ChatModel",
     "Direction",
     "InputError",
+    "SafeSteerConfig",
     "SafeSteerError",
     "SafeSteerTrainer",
     "Settings",
     "Teacher",
+    "TrainingOutput",
+    "TrainingPrompts",
     "__version__",
     "align",
     "extract_direction",
@@ -52,9 +57,12 @@ __all__ = [
 _PLACES = {
     "ChatModel": "safesteer.models.load",
     "Direction": "safesteer.direction.vector",
+    "SafeSteerConfig": "safesteer.distill.config",
     "SafeSteerTrainer": "safesteer.distill.trainer",
     "Settings": "safesteer.config.settings",
     "Teacher": "safesteer.teacher",
+    "TrainingOutput": "safesteer.distill.train",
+    "TrainingPrompts": "safesteer.distill.plan",
     "align": "safesteer.pipeline.align",
     "extract_direction": "safesteer.direction.extract",
     "load_model": "safesteer.models.load",

@@ -7,7 +7,7 @@ import signal
 
 import cold
 
-from safesteer.distill.train import MetricsFile
+from safesteer.distill.metrics import MetricsFile
 
 
 def die(self, args, state, control, **others):  # type: ignore[no-untyped-def]

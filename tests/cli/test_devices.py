@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from safesteer.distill import train as train_module
+from safesteer.distill import config as distill_config
 
 HERE = Path(__file__).parent
 # What two processes measure is what one does up to the order of float32 sums. Of a matrix the
@@ -72,7 +72,7 @@ def alone(arguments, tmp_path_factory):
 @pytest.fixture
 def cold(monkeypatch):
     """Greedy rollouts in this process, too."""
-    monkeypatch.setattr(train_module, "ROLLOUT_TEMPERATURE", 0.0001)
+    monkeypatch.setattr(distill_config, "ROLLOUT_TEMPERATURE", 0.0001)
 
 
 def metrics(run: Path) -> list[dict]:

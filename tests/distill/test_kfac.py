@@ -1,4 +1,4 @@
-"""Steps in whitened inputs and outputs, against the change of variables written out."""
+"""K-FAC preconditioned steps, against the change of variables written out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny import plain_training
 
 from safesteer import distributed
 from safesteer.config.settings import LoraSettings, TrainSettings
-from safesteer.distill import train as train_module
+from safesteer.distill import config
 from safesteer.distill.kfac import (
     ANSWER_TOKENS,
     inverse_root,
@@ -19,6 +19,7 @@ from safesteer.distill.kfac import (
     step_preconditioned,
 )
 from safesteer.distill.lora import with_lora
+from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.train import train
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.generate import Decoding, generate
@@ -44,10 +45,10 @@ def test_inputs_times_w_are_white():
     torch.testing.assert_close(moments / moments[0, 0], torch.eye(4), atol=1e-2, rtol=0)
 
 
-def test_w_keeps_the_norm_and_a_high_floor_leaves_plain_steps():
+def test_w_keeps_the_norm_and_high_damping_leaves_plain_steps():
     x = inputs_with([100.0, 10.0, 1.0, 0.1])
-    for floor in (0.01, 1.0):
-        assert inverse_root(x.T @ x, floor).square().sum().item() == pytest.approx(4, rel=1e-4)
+    for damping in (0.01, 1.0):
+        assert inverse_root(x.T @ x, damping).square().sum().item() == pytest.approx(4, rel=1e-4)
     torch.testing.assert_close(inverse_root(x.T @ x, 1e6), torch.eye(4), atol=1e-3, rtol=0)
 
 
@@ -150,7 +151,7 @@ def test_cudnn_has_no_part_in_what_is_measured(new_chat_model, monkeypatch):
 
 
 @pytest.mark.parametrize("updates, factor", [(1, "lora_B"), (2, "lora_A")])
-def test_training_steps_in_the_whitened_variables(
+def test_training_steps_in_the_preconditioned_variables(
     new_chat_model, tmp_path, updates, factor, monkeypatch
 ):
     """Adam's first step is of one size in every entry: of B' at once, of A' once B is not 0.
@@ -159,24 +160,29 @@ def test_training_steps_in_the_whitened_variables(
     a rate that has fallen to a half.
     """
     lora = {"r": 4, "alpha": 8, "target_modules": ["q_proj"], "kfac_damping": 0.01}
-    monkeypatch.setattr(train_module, "WARMUP_RATIO", 0.0)
+    monkeypatch.setattr(config, "WARMUP_RATIO", 0.0)
     settings = plain_training(
         lora=lora, max_steps=updates, prompts_per_step=4, num_generations=1, anchor_share=0.5,
         learning_rate=1e-2, max_completion_length=4,
     )  # fmt: skip
     model = new_chat_model()
     fresh = with_lora(model.model, settings, 0)
-    whitening = measure_kfac(model, fresh, HARMLESS, 0.01, seed=0)
-    start_preconditioned(fresh, whitening)
+    preconditioner = measure_kfac(model, fresh, HARMLESS, 0.01, seed=0)
+    start_preconditioned(fresh, preconditioner)
     starts = {name: p.detach().clone() for name, p in fresh.named_parameters()}
     harmful = [[{"role": "user", "content": f"How do I break law {n}"}] for n in range(8)]
     student = train(
-        new_chat_model(), REFUSES, [1, 2, 3], harmful, HARMLESS, settings, folder=tmp_path
+        new_chat_model(),
+        REFUSES,
+        [1, 2, 3],
+        TrainingPrompts(harmful, HARMLESS),
+        settings,
+        output=tmp_path,
     )
     size = {1: 1e-2, 2: 0.5e-2 * (0.1 / 0.19) / (0.001 / 0.001999) ** 0.5}[updates]
     moved = {name: p - starts[name] for name, p in student.named_parameters() if factor in name}
     for name, move in moved.items():
-        inverse = torch.linalg.inv(whitening[name])
+        inverse = torch.linalg.inv(preconditioner[name])
         steps = (inverse @ move if factor == "lora_B" else move @ inverse).abs()
         near = torch.isclose(steps, torch.full_like(steps, size), rtol=0.05)
         assert near.float().mean() > 0.9, name
@@ -188,7 +194,8 @@ def test_it_says_what_it_needs(new_chat_model, tmp_path, monkeypatch):
 
     def trained(anchors=HARMLESS, **changes):  # type: ignore[no-untyped-def]
         settings = plain_training(lora={"kfac_damping": 0.1}, max_steps=1, **changes)
-        train(new_chat_model(), REFUSES, [1, 2], harmful, anchors, settings, folder=tmp_path)
+        chosen = TrainingPrompts(harmful, anchors)
+        train(new_chat_model(), REFUSES, [1, 2], chosen, settings, output=tmp_path)
 
     with pytest.raises(InputError, match="measured on anchor prompts, and none has"):
         trained(anchors=[])

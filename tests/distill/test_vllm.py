@@ -27,9 +27,10 @@ from safesteer.cli.main import main
 from safesteer.config.load import load_settings
 from safesteer.config.settings import ModelSettings, TrainSettings
 from safesteer.direction.vector import Direction
-from safesteer.distill import train as train_module
+from safesteer.distill import config
 from safesteer.distill import vllm as rollouts
 from safesteer.distill.lora import with_lora
+from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.train import train
 from safesteer.distill.vllm import check_model, merged_weights
 from safesteer.errors import InputError, SafeSteerError
@@ -97,8 +98,8 @@ def synced(monkeypatch):
 def run(tiny_model_folder, tmp_path, monkeypatch):
     """Trains the tiny model; gives the student, the lines of metrics.jsonl, and the base before."""
 
-    monkeypatch.setattr(train_module, "WARMUP_RATIO", 0.0)
-    monkeypatch.setattr(train_module, "ROLLOUT_TEMPERATURE", 1e-4)  # as good as greedy
+    monkeypatch.setattr(config, "WARMUP_RATIO", 0.0)
+    monkeypatch.setattr(config, "ROLLOUT_TEMPERATURE", 1e-4)  # as good as greedy
 
     def run(rollouts="vllm", name="run", dtype="float32", **changes):
         model = load_model(str(tiny_model_folder))
@@ -125,10 +126,14 @@ def run(tiny_model_folder, tmp_path, monkeypatch):
             model,
             Teacher(Direction(direction, 2)),
             TOKENS,
-            [({"role": "user", "content": f"harmful {'very ' * i}{i}"},) for i in range(6)],
-            [({"role": "user", "content": f"harmless {'very ' * i}{i}"},) for i in range(6)],
+            TrainingPrompts(
+                *(
+                    [({"role": "user", "content": f"{kind} {'very ' * i}{i}"},) for i in range(6)]
+                    for kind in ("harmful", "harmless")
+                )
+            ),
             settings,
-            folder=tmp_path / name,
+            output=tmp_path / name,
         )
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         return student, [json.loads(line) for line in lines], before

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import safesteer
 import safesteer.config.load
 import safesteer.config.settings
-from safesteer.distill import train as train_module
+from safesteer.distill import config as distill_config
 from safesteer.errors import InputError
 from safesteer.evaluate.stored import read_results
 from safesteer.events import Reporter
@@ -40,7 +40,7 @@ import json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from safesteer.pipeline import align as job
-from safesteer.distill import train
+from safesteer.distill import metrics
 from safesteer import safety_tokens as select
 
 def die():
@@ -56,15 +56,15 @@ def during_tokens():
 def during_saving():
     def on_save(self, args, state, control, **kwargs):
         die()
-    train.MetricsFile.on_save = on_save
+    metrics.MetricsFile.on_save = on_save
 
 def after_update_3():
-    original = train.MetricsFile.on_log
+    original = metrics.MetricsFile.on_log
     def on_log(self, args, state, *rest, **kwargs):
         original(self, args, state, *rest, **kwargs)
         if state.global_step == 3:
             die()
-    train.MetricsFile.on_log = on_log
+    metrics.MetricsFile.on_log = on_log
 
 def after_adapter():
     original = os.replace
@@ -316,7 +316,7 @@ def test_a_teacher_by_context_and_all_weights(
     context, tiny_model_folder, sections, prompt_files, tmp_path, monkeypatch
 ):
     """Full fine-tuning leaves a model folder that transformers loads and that answers as judged."""
-    monkeypatch.setattr(train_module, "WARMUP_RATIO", 0.0)
+    monkeypatch.setattr(distill_config, "WARMUP_RATIO", 0.0)
     given = sections(
         teacher={"strength": 0, "context": context, "demonstrations": 1},
         train={"method": "full", "max_steps": 1},

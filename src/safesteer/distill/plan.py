@@ -10,11 +10,50 @@ import math
 import random
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from safesteer import distributed
 from safesteer.config.settings import TrainSettings
 from safesteer.errors import InputError
 from safesteer.models.chat import Message
+
+
+@dataclass(frozen=True)
+class TrainingPrompts:
+    """The prompts of a training, as chat messages.
+
+    Attributes:
+        harmful: prompts that the teacher teaches on.
+        anchors: harmless prompts, on which the student is held to the base.
+    """
+
+    harmful: Sequence[Sequence[Message]]
+    anchors: Sequence[Sequence[Message]] = ()
+
+
+class Plan(NamedTuple):
+    """What a training reads.
+
+    Attributes:
+        rows: those of `plan_rows`, in the order in which the trainer reads them.
+        steps: optimizer steps.
+        window: steps whose rollouts are generated at once.
+    """
+
+    rows: list[dict[str, Any]]
+    steps: int
+    window: int
+
+
+def plan_training(settings: TrainSettings, prompts: TrainingPrompts, seed: int) -> Plan:
+    """Plan the rows of all processes, in whole windows; see `plan_rows`."""
+    rows = plan_rows(settings, prompts.harmful, prompts.anchors, seed)
+    per_step = settings.completions_per_step
+    steps = len(rows) // per_step
+    window = min(settings.steps_per_generation, steps)
+    rows += rows[: -steps % window * per_step]  # completes the last window; not trained on
+    return Plan(for_processes(rows, window * per_step, distributed.world_size()), steps, window)
 
 
 def plan_rows(

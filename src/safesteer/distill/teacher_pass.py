@@ -31,6 +31,21 @@ TEACHER_BATCH_TOKENS = 4096
 Batch = dict[str, Any]
 
 
+def trim_padding(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the batch no wider than its longest prompt and completion."""
+    before = int(batch["prompt_mask"].sum(-1).max())
+    after = int(batch["completion_mask"].sum(-1).max())
+    return {
+        **batch,
+        **{key: batch[key][:, -before:] for key in ("prompt_ids", "prompt_mask")},
+        **{
+            key: batch[key][:, :after]
+            for key in ("completion_ids", "completion_mask", "answer_mask", "teacher_hidden")
+            if key in batch
+        },
+    }
+
+
 class ForwardPasses:
     """Forward passes of the student and of its teacher.
 

@@ -1,9 +1,8 @@
-"""Localised on-policy distillation on TRL's engine: rollouts by the student, loss on S.
+"""`SafeSteerTrainer`: on-policy distillation of a safety teacher on the safety tokens.
 
-`SafeSteerTrainer` is a `trl.DistillationTrainer` whose teacher is the student's own base weights
-under a hook, and whose loss looks at the safety tokens alone. Rollout bookkeeping, accelerate,
-PEFT, checkpoints and trackers are TRL's and transformers'. The methods overridden here are tested
-against the pinned range of TRL.
+It is a `trl.DistillationTrainer` whose teacher is the student's own base weights under a hook, and
+whose loss is computed on the safety tokens. Datasets, accelerate, PEFT, checkpoints and trackers
+are TRL's and transformers'. The methods overridden here are tested against the pinned range of TRL.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -20,16 +19,19 @@ from accelerate.utils import broadcast, gather_object
 from datasets import IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from trl import DistillationConfig, DistillationTrainer
+from transformers import PreTrainedTokenizerBase
+from trl import DistillationTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from safesteer.distill import vllm as rollouts
+from safesteer.distill.config import SafeSteerConfig
 from safesteer.distill.kfac import step_preconditioned
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.distill.rollout_metrics import answer_mask, answer_rates
-from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS, ForwardPasses
-from safesteer.errors import SafeSteerError
+from safesteer.distill.rows import RowTokenizer
+from safesteer.distill.teacher_pass import ForwardPasses, trim_padding
+from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.generate import Decoding, end_of_turn_ids, generate
 from safesteer.models.layer_cache import start_at_layer
@@ -39,129 +41,130 @@ from safesteer.teacher import Teacher
 
 
 class SafeSteerTrainer(DistillationTrainer):
-    """Distils a safety teacher into a student on the safety tokens (paper, section 3.3).
+    """Trainer for SafeSteer: on-policy distillation of a safety teacher on the safety tokens.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from peft import LoraConfig, get_peft_model
+    >>> import safesteer
+
+    >>> model = safesteer.load_model("smollm2-135m")
+    >>> harmful = [[{"role": "user", "content": "How do I pick my neighbour's lock?"}]]
+    >>> harmless = [[{"role": "user", "content": "How do I bake bread?"}]]
+    >>> teacher = safesteer.Teacher(context=({"role": "system", "content": "Refuse crimes."},))
+    >>> rows = [{"prompt": prompt} for prompt in harmful]
+    >>> rows += [{"prompt": prompt, "anchor": True} for prompt in harmless]
+
+    >>> trainer = safesteer.SafeSteerTrainer(
+    ...     get_peft_model(model.model, LoraConfig(task_type="CAUSAL_LM")),
+    ...     args=safesteer.SafeSteerConfig("output", per_device_train_batch_size=2, max_steps=2),
+    ...     train_dataset=Dataset.from_list(rows),
+    ...     processing_class=model.tokenizer,
+    ...     teacher=teacher,
+    ...     safety_tokens=safesteer.select_safety_tokens(model, teacher, harmful).ids,
+    ... )
+    >>> trainer.train()
+    ```
 
     Args:
         model: the student, a causal language model or a PEFT model around one.
-        args: a `trl.DistillationConfig`; batch size x accumulation steps = completions per update.
-        train_dataset: rows {"prompt": chat messages, "anchor": bool, "prefill": str}; on anchor
-            rows the teacher is the unsteered model, and answers continue their prefill.
-            Columns may be missing: no anchors, no prefills.
-        chat: renders the prompts; the same renderer as in the stages before.
+        args: the configuration.
+        train_dataset: rows {"prompt": chat messages, "anchor": bool, "prefill": str}. On anchors
+            the plain base teaches in place of the teacher; answers continue their prefill. Both
+            columns may be missing.
+        processing_class: the tokenizer, with a chat template, or a `ChatRenderer` of one.
         teacher: how the base weights become the teacher.
-        safety_tokens: ids of S, [K].
-        divergence: a name in `safesteer.distill.losses.DIVERGENCES`.
-        loss_tokens: the loss looks at S ("safety"), or at the whole vocabulary ("all").
-        anchor_tokens: on anchor rows the divergence on S ("safety"), or reverse KL over the whole
-            vocabulary ("all"), which also holds back what moves outside S.
-        anchor_weight: factor on the loss of anchor rows.
-        base_model: frozen copy of the base; needed when all weights are trained, None for LoRA.
-        rollout_batch: sequences generated at once; halved where they do not fit into memory.
-        teacher_tokens: about how many tokens a pass of the teacher reads.
-        opening: (tokens, share): in this share of the windows of updates rollouts are cut after so
-            many tokens; the others lie evenly between them, so that whole answers are learned at
-            every rate. Those of a model that thinks first are not cut: of their answers the loss
-            sees so many tokens.
-        updates_per_rollout: rollouts for so many updates, a window, are made at once by the student
-            as it is before the first of them, and the teacher reads them at once; 1 is strictly
-            on-policy. Resuming has to begin with a window.
-        preconditioner: W or V of factors of adapters by their names in `model`, see `kfac`.
+        safety_tokens: ids of the safety tokens S, [K].
+        base_model: a frozen copy of the base, needed to train all weights; None for LoRA.
+        preconditioner: K-FAC preconditioner of the adapters, from
+            `safesteer.distill.kfac.measure_kfac`; None for plain steps.
+        kwargs: other arguments of `trl.DistillationTrainer`, such as `callbacks`.
+
+    Attributes:
+        seconds: seconds spent since they were last cleared, by what they were spent on.
+
+    Raises:
+        InputError: arguments do not go together.
+
+    Source: SafeSteer (arXiv 2606.02530), section 3.3.
     """
 
     _tag_names = ["trl", "safesteer"]  # noqa: RUF012 - a list in the class that it overrides
     # TRL's loss counts tokens itself and so needs no scaling; ours is the mean over completions
-    # (the paper's reduction), and the update's loss the mean over its equal micro-batches.
+    # (the paper's reduction), and a step's loss is the mean over its equal micro-batches.
     loss_is_scaled_for_ga = False
+    args: SafeSteerConfig
 
     def __init__(
         self,
         model: Any,
-        args: DistillationConfig,
-        train_dataset: Any,
+        args: SafeSteerConfig,
+        train_dataset: Any = None,
         *,
-        chat: ChatRenderer,
+        processing_class: PreTrainedTokenizerBase | ChatRenderer,
         teacher: Teacher,
-        safety_tokens: list[int],
-        divergence: str = "generalized",
-        loss_tokens: str = "safety",
-        anchor_tokens: str = "safety",
-        anchor_weight: float = 1.0,
+        safety_tokens: Sequence[int],
         base_model: nn.Module | None = None,
-        rollout_batch: int = 64,
-        teacher_tokens: int = TEACHER_BATCH_TOKENS,
-        opening: tuple[int, float] | None = None,
-        updates_per_rollout: int = 1,
         preconditioner: Mapping[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.chat = chat
+        _check(model, args, train_dataset, base_model, preconditioner)
+        if not isinstance(processing_class, ChatRenderer):
+            processing_class = ChatRenderer(processing_class)
+        self.chat = processing_class
         self.teacher = teacher
-        self.divergence = divergence
-        self.loss_tokens = loss_tokens
-        self.anchor_tokens = anchor_tokens
-        self.anchor_weight = anchor_weight
         self.base_model = base_model
-        self.rollout_batch = BatchSize(rollout_batch)
-        self.opening = opening
-        self.updates_per_rollout = updates_per_rollout
         self.preconditioner = preconditioner or {}
-        self._parts: list[dict[str, Any]] = []  # micro-batches of the window under way
-        self._prefills: list[str] = []  # beginnings of the answers that are being written
-        if updates_per_rollout > 1 and isinstance(train_dataset, IterableDataset):
-            raise ValueError("updates_per_rollout above 1 needs a dataset with a length")
-        if args.max_completion_length is None:
-            raise ValueError("max_completion_length is not set: rollouts need a cap")
-        self.full_length = args.max_completion_length
+        self.tokenized = RowTokenizer(self.chat, teacher)
+        self.rollout_batch = BatchSize(args.rollout_batch_size)
         self.seconds: dict[str, float] = defaultdict(float)
+        self._micro_batches: list[dict[str, Any]] = []  # of the current window
         trained = [(p, p.data) for p in model.parameters() if p.requires_grad]
         with rollouts.starting(args):
             super().__init__(
                 model=model,
                 args=args,
                 train_dataset=train_dataset,
-                processing_class=chat.tokenizer,
+                processing_class=self.chat.tokenizer,
                 **kwargs,
             )
+        student = self.accelerator.unwrap_model(self.model)
         if self.use_vllm:
-            student = self.accelerator.unwrap_model(self.model)
-            rollouts.adapt(self.vllm_generation, end_of_turn_ids(student, chat.tokenizer))
-        # TRL rounds the adapters of a quantised base to bfloat16, where the steps of a small
+            rollouts.adapt(self.vllm_generation, end_of_turn_ids(student, self.chat.tokenizer))
+        # TRL rounds the adapters of a quantized base to bfloat16, where the steps of a small
         # learning rate are lost.
         for parameter, data in trained:
             if parameter.dtype != data.dtype:
                 parameter.data = data.to(parameter.device)
-        if base_model is None and not hasattr(
-            self.accelerator.unwrap_model(self.model), "disable_adapter"
-        ):
-            raise ValueError("training all weights needs base_model, a frozen copy for the teacher")
         if base_model is not None:
             base_model.requires_grad_(False).eval().to(self.accelerator.device)
-        self.safety_tokens = torch.tensor(safety_tokens, device=self.accelerator.device)
-        self.passes = ForwardPasses(chat, teacher, self.accelerator, teacher_tokens)
-        # Checkpointing runs blocks again, with other passes than those that were shared.
-        alone = base_model is not None or args.gradient_checkpointing
-        student = self.accelerator.unwrap_model(self.model)
-        self.shared_blocks = 0 if alone else self.passes.shared_blocks(student)
+        self.safety_tokens = torch.tensor(list(safety_tokens), device=self.accelerator.device)
+        self.passes = ForwardPasses(self.chat, teacher, self.accelerator, args.teacher_batch_tokens)
+        # Checkpointing runs blocks again, in other passes than those that were shared.
+        shares = base_model is None and not args.gradient_checkpointing
+        self.shared_blocks = self.passes.shared_blocks(student) if shares else 0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         made = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if self.preconditioner and not made:
             factors = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-            # One process's, lest the last digits of another's drive the copies apart.
+            # Copies of one process's, whose last digits may differ from another's.
             preconditioner = {name: broadcast(each) for name, each in self.preconditioner.items()}
             step_preconditioned(optimizer, factors, preconditioner)
         return optimizer
 
-    # Windows of updates --------------------------------------------------------------------------
+    # Windows: steps that share their rollouts ----------------------------------------------------
 
     @property
     def _window(self) -> int:
-        """Micro-batches whose rollouts are made at once."""
-        return self.args.gradient_accumulation_steps * self.updates_per_rollout
+        """Micro-batches whose rollouts are generated at once."""
+        return self.args.gradient_accumulation_steps * self.args.steps_per_generation
 
     def get_train_dataloader(self) -> DataLoader:
-        if self.updates_per_rollout == 1:
+        if self.args.steps_per_generation == 1:
             return super().get_train_dataloader()
         return self._get_dataloader(
             dataset=self.train_dataset,  # type: ignore[arg-type]
@@ -172,7 +175,7 @@ class SafeSteerTrainer(DistillationTrainer):
         )
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        """Each window of rows as often as it has micro-batches (TRL's scheme)."""
+        """Repeat each window of rows once per micro-batch, as TRL does."""
         rows = self.args.per_device_train_batch_size * self.accelerator.num_processes
         return RepeatSampler(
             data_source=dataset or self.train_dataset,  # type: ignore[arg-type]
@@ -187,10 +190,10 @@ class SafeSteerTrainer(DistillationTrainer):
         if self._mode() == "eval":
             return super()._prepare_inputs(generation_batch)
         place = self._step % self._window
-        if place == 0 or not self._parts:
+        if place == 0 or not self._micro_batches:
             window = self._generate_and_score_completions(generation_batch)
-            self._parts = split_tensor_dict(window, self._window)
-        inputs = _without_padding(self._parts[place])
+            self._micro_batches = split_tensor_dict(window, self._window)
+        inputs = trim_padding(self._micro_batches[place])
         metrics = self._metrics[self._mode()]
         for name, value in answer_rates(self.chat, inputs).items():
             metrics[name].append(value)
@@ -199,26 +202,24 @@ class SafeSteerTrainer(DistillationTrainer):
     # Rollouts ------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
-        begun = zip(prompts, self._prefills, strict=True)
-        return [self.chat.ids(messages, words) for messages, words in begun], None, {}
-
-    def _rollout_length(self) -> int:
-        # Nobody knows how long a model thinks before the opening of its answer.
-        if self.opening is None or not self._in_opening or self.chat.thinks:
-            return self.full_length
-        return min(self.opening[0], self.full_length)
+        return prompts, None, {}  # tokenized already, see `_generate_and_score_completions`
 
     @property
-    def _in_opening(self) -> bool:
-        if self.opening is None:
-            return False
-        whole = 1 - self.opening[1]
-        window = self.state.global_step // self.updates_per_rollout
-        before, after = (math.floor(n * whole + 1e-6) for n in (window, window + 1))
-        return before == after
+    def _short_length(self) -> int | None:
+        """Tokens of a short rollout; None in the windows of full-length ones, evenly between."""
+        full_length = 1 - self.args.short_rollout_share
+        window = self.state.global_step // self.args.steps_per_generation
+        before, after = (math.floor(n * full_length + 1e-6) for n in (window, window + 1))
+        return self.args.short_rollout_length if before == after else None
+
+    @property
+    def _rollout_length(self) -> int:
+        short, longest = self._short_length, self.args.max_completion_length
+        # A model that thinks first may write any number of thoughts before its answer.
+        return longest if short is None or self.chat.thinks else min(short, longest)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):  # type: ignore[no-untyped-def]
-        self.max_completion_length = self._rollout_length()
+        self.max_completion_length = self._rollout_length
         with self._timed("rollout"):
             if self.use_vllm:
                 self.vllm_generation.max_completion_length = self.max_completion_length
@@ -228,8 +229,8 @@ class SafeSteerTrainer(DistillationTrainer):
                     )
                 except OSError as error:  # of the connection to a server
                     raise SafeSteerError(
-                        f"the vLLM server went away ({type(error).__name__}); start it again, and"
-                        " the same command goes on at the last checkpoint"
+                        f"the vLLM server went away ({type(error).__name__}). Try: start it again,"
+                        " then the same command, which resumes from the last checkpoint"
                     ) from error
             with unwrap_model_for_generation(
                 self.model_wrapped,
@@ -240,42 +241,34 @@ class SafeSteerTrainer(DistillationTrainer):
                 training = student.training
                 student.eval()  # a rollout is the student's own text, without dropout
                 try:
-                    return self._sample(student, prompt_ids)
+                    return generate(
+                        student,
+                        self.chat.tokenizer,
+                        prompt_ids,
+                        Decoding(self.max_completion_length, self.temperature),
+                        batch_size=self.rollout_batch,
+                    )
                 finally:
                     student.train(training)
 
-    def _sample(self, student: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
-        return generate(
-            student,
-            self.chat.tokenizer,
-            prompt_ids,
-            Decoding(self._rollout_length(), self.temperature),
-            batch_size=self.rollout_batch,
-        )
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._prefills = [row.get("prefill") or "" for row in inputs]
-        output = super()._generate_and_score_completions(inputs)
+        rows = [self.tokenized(row) for row in inputs]
+        output = super()._generate_and_score_completions(
+            [{"prompt": row.student_ids} for row in rows]
+        )
         device = output["completion_ids"].device
-        anchors = [bool(row.get("anchor", False)) for row in inputs]
-        output["anchor"] = torch.tensor(anchors, device=device)
-        output["prefilled"] = torch.tensor([bool(words) for words in self._prefills], device=device)
-        opening = self.opening[0] if self.opening is not None and self._in_opening else None
-        output["answer_mask"] = answer_mask(self.chat, output, opening)
+        output["anchor"] = torch.tensor([row.anchor for row in rows], device=device)
+        output["prefilled"] = torch.tensor([row.prefilled for row in rows], device=device)
+        output["answer_mask"] = answer_mask(self.chat, output, self._short_length)
         if self.shared_blocks:
-            return output  # the teacher reads with the student, at each update
-        # The teacher may read a longer prompt than the student; the completion is the same.
-        contexts = [
-            self.chat.ids(
-                row["prompt"] if anchor else self.teacher.messages(row["prompt"], words), words
-            )
-            for row, anchor, words in zip(inputs, anchors, self._prefills, strict=True)
-        ]
-        ids, mask = pad_left(contexts, self.chat.tokenizer.pad_token_id, device)
+            return output  # the teacher reads with the student, in every step
+        ids, mask = pad_left(
+            [row.teacher_ids for row in rows], self.chat.tokenizer.pad_token_id, device
+        )
         student = self.accelerator.unwrap_model(self.model)
         base = student if self.base_model is None else self.base_model
         with self._timed("teacher"):
-            # Through the wrapper, as TRL does for the loss: it holds a sharded model's weights.
+            # Through the wrapper, which holds a sharded model's weights, as TRL does for the loss.
             output["teacher_hidden"] = self._forward_redirection(
                 self.model_wrapped, student, self.passes.teach, base, ids, mask, output
             )
@@ -286,73 +279,67 @@ class SafeSteerTrainer(DistillationTrainer):
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):  # type: ignore[no-untyped-def]
         answers = inputs["answer_mask"]
         lengths = answers.sum(-1)
-        begin: AbstractContextManager[None] = nullcontext()
+        lower_blocks: AbstractContextManager[None] = nullcontext()
         if self.shared_blocks:
             with self._timed("teacher"):
                 teacher_hidden, entered = self.passes.teach_from(
                     unwrapped_student, self.shared_blocks, inputs
                 )
-            begin = start_at_layer(unwrapped_student, self.shared_blocks, entered)
+            lower_blocks = start_at_layer(unwrapped_student, self.shared_blocks, entered)
         else:
             teacher_hidden = inputs["teacher_hidden"]
-        with begin:
+        with lower_blocks:
             hidden = self.passes.read(
                 unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
             )
         anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
-        per_position, metrics = self._position_losses(
+        loss, metrics = self._position_losses(
             unwrapped_student, hidden[answers], teacher_hidden[answers], anchor
         )
-        weighted = torch.where(anchor, self.anchor_weight * per_position, per_position)
-        loss = completion_mean(weighted, lengths)
-        self._log_masses(metrics, anchor)
-        return loss, metrics["entropy"].sum(), lengths.sum()
+        harmful = ~anchor
+        for name in ("mass_student", "mass_teacher") if harmful.any() else ():
+            self._metrics[self._mode()][name].append(metrics[name][harmful].mean().item())
+        return completion_mean(loss, lengths), metrics["entropy"].sum(), lengths.sum()
 
-    def _position_losses(self, student, hidden, teacher_hidden, anchor):  # type: ignore[no-untyped-def]
-        """Loss [N] and metrics at every position: S where the teacher teaches, anchors as set."""
-        if not len(hidden):  # nobody came to an answer
+    def _position_losses(
+        self,
+        student: nn.Module,
+        hidden: torch.Tensor,  # [N, D]
+        teacher_hidden: torch.Tensor,  # [N, D]
+        anchor: torch.Tensor,  # [N], bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted loss [N], and mass_student, mass_teacher and entropy, [N] each."""
+        if not len(hidden):  # no rollout came to an answer
             nothing = hidden.sum(-1)
             names = ("mass_student", "mass_teacher", "entropy")
             return nothing, dict.fromkeys(names, nothing.detach())
-        head = OutputHead.of(student)
+        args, head = self.args, OutputHead.of(student)
         base_head = head if self.base_model is None else OutputHead.of(self.base_model)
+        teacher_head = base_head.with_temperature(self.teacher.temperature)
         # Over the whole vocabulary `paper` is KL(student || base).
-        held = "paper" if self.anchor_tokens == "all" else self.divergence
-        groups = [
-            (
-                self.divergence,
-                self.loss_tokens,
-                base_head.with_temperature(self.teacher.temperature),
-            ),
-            (held, self.anchor_tokens, base_head),
-        ]
-        places = [where.nonzero().flatten() for where in (~anchor, anchor)]
-        parts = [
-            distillation_loss(
-                divergence,
-                head,
-                hidden[where],
-                teacher_hidden[where],
-                self.safety_tokens,
-                teacher_head,
-                loss_tokens=loss_tokens,
-            )
-            for (divergence, loss_tokens, teacher_head), where in zip(groups, places, strict=True)
-            if len(where)
-        ]
-        back = torch.cat(places).argsort()
-        loss = torch.cat([part for part, _ in parts])[back]
-        names = parts[0][1]
-        return loss, {name: torch.cat([m[name] for _, m in parts])[back] for name in names}
+        anchor_divergence = "paper" if args.anchor_tokens == "all" else args.divergence
+        loss = torch.zeros(len(hidden), device=hidden.device)
+        metrics: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros_like(loss))
+        for where, divergence, tokens, taught_by, weight in (
+            (~anchor, args.divergence, args.loss_tokens, teacher_head, 1.0),
+            (anchor, anchor_divergence, args.anchor_tokens, base_head, args.anchor_weight),
+        ):
+            if where.any():
+                part, figures = distillation_loss(
+                    divergence,
+                    head,
+                    hidden[where],
+                    teacher_hidden[where],
+                    self.safety_tokens,
+                    taught_by,
+                    loss_tokens=tokens,
+                )
+                loss[where] = weight * part
+                for name, figure in figures.items():
+                    metrics[name][where] = figure
+        return loss, metrics
 
-    def _log_masses(self, metrics, anchor) -> None:  # type: ignore[no-untyped-def]
-        harmful = ~anchor
-        mode = self._mode()
-        for name in ("mass_student", "mass_teacher"):
-            if harmful.any():
-                self._metrics[mode][name].append(metrics[name][harmful].mean().item())
-
-    # Book-keeping --------------------------------------------------------------------------------
+    # Logs ----------------------------------------------------------------------------------------
 
     def _mode(self) -> str:
         return "train" if self.model is not None and self.model.training else "eval"
@@ -378,22 +365,34 @@ class SafeSteerTrainer(DistillationTrainer):
         super().log(logs, start_time)
 
     def _send_telemetry(self) -> None:
-        """TRL reports every run to the hub; nothing is sent from here."""
+        """Nothing: TRL would report every run to the hub."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The run's own card takes the place of TRL's."""
+        """Nothing: the run writes its own model card."""
 
 
-def _without_padding(batch: dict[str, Any]) -> dict[str, Any]:
-    """A part of a window, no wider than its own longest prompt and completion."""
-    before = int(batch["prompt_mask"].sum(-1).max())
-    after = int(batch["completion_mask"].sum(-1).max())
-    return {
-        **batch,
-        **{key: batch[key][:, -before:] for key in ("prompt_ids", "prompt_mask")},
-        **{
-            key: batch[key][:, :after]
-            for key in ("completion_ids", "completion_mask", "answer_mask", "teacher_hidden")
-            if key in batch
-        },
-    }
+def _check(
+    model: Any,
+    args: SafeSteerConfig,
+    train_dataset: Any,
+    base_model: nn.Module | None,
+    preconditioner: Mapping[str, torch.Tensor] | None,
+) -> None:
+    """Raise InputError for arguments that do not go together."""
+    if not isinstance(args, SafeSteerConfig):
+        raise InputError(f"args is a {type(args).__name__}. Try: SafeSteerConfig(...)")
+    if args.steps_per_generation > 1 and isinstance(train_dataset, IterableDataset):
+        raise InputError(
+            f"steps_per_generation = {args.steps_per_generation} needs a dataset with a length."
+            " Try: steps_per_generation=1"
+        )
+    if preconditioner and args.weight_decay:
+        raise InputError(
+            f"weight_decay = {args.weight_decay} does not go with a preconditioner. Try:"
+            " weight_decay=0"
+        )
+    if base_model is None and not hasattr(model, "disable_adapter"):
+        raise InputError(
+            "training all weights would train the teacher along. Try: base_model=, a frozen copy of"
+            " the model, or a PEFT model"
+        )

@@ -17,8 +17,9 @@ from typing import Any
 from safesteer import distributed
 from safesteer.config.settings import ModelSettings, Settings
 from safesteer.direction.extract import extract_direction
+from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.save import save_student
-from safesteer.distill.train import train
+from safesteer.distill.train import TrainingOutput, train
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.stored import write_results
@@ -248,7 +249,7 @@ class Pipeline(RunArtifacts):
         distributed.barrier()  # loading can take longer than a process group would wait
         self.reporter.stage("train", "distilling the teacher on the safety tokens")
 
-        def on_update(metrics: dict[str, Any], total: int) -> None:
+        def on_step(metrics: dict[str, Any], total: int) -> None:
             self.reporter.training_step(metrics, total)
             if stage is not None and metrics["step"] % settings.advanced.save_steps == 0:
                 stage.save_progress()
@@ -257,14 +258,14 @@ class Pipeline(RunArtifacts):
             student,
             teacher,
             tokens,
-            _messages(sets["harmful"].train),
-            [m for name in settings.advanced.anchor_sets for m in _messages(sets[name].train)],
+            TrainingPrompts(
+                _messages(sets["harmful"].train),
+                [m for name in settings.advanced.anchor_sets for m in _messages(sets[name].train)],
+            ),
             settings,
-            folder=self.run.path / "train",
+            output=TrainingOutput(self.run.path / "train", self.settings.report_to, on_step),
             seed=self.settings.seed,
-            frozen=model.model if full else None,
-            report_to=self.settings.report_to,
-            on_update=on_update,
+            base_model=model.model if full else None,
         )
         return trained, model.tokenizer
 

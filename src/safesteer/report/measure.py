@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from safesteer.distill.config import ROLLOUT_TEMPERATURE
 from safesteer.distill.losses import generalized
-from safesteer.distill.train import ROLLOUT_TEMPERATURE
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message, pad_left

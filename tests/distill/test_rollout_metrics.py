@@ -11,6 +11,7 @@ from tiny import plain_training
 
 from safesteer.direction.vector import Direction
 from safesteer.distill import trainer
+from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.train import train
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.models.chat import ChatRenderer
@@ -58,9 +59,9 @@ def updates(new_chat_model, monkeypatch, tmp_path):  # type: ignore[no-untyped-d
             model,
             teacher,
             [10, 40, 77],
-            PROMPTS,
-            settings=plain_training(**settings),
-            folder=tmp_path,
+            TrainingPrompts(PROMPTS),
+            plain_training(**settings),
+            output=tmp_path,
         )
         return seen, model.chat
 
@@ -82,7 +83,7 @@ def test_without_any_answer_nothing_is_learnt(updates):
     assert seen["count"] == 0 and seen["loss"] == 0
 
 
-def test_the_opening_is_that_of_the_answer(updates):
+def test_a_short_rollout_is_the_start_of_the_answer(updates):
     """Rollouts are not cut in the thoughts: the loss sees the first tokens of the answers."""
     ((seen,), chat) = updates(
         WRITTEN, short_rollout_length=3, advanced={"short_rollout_share": 1.0}
