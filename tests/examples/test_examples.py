@@ -16,16 +16,17 @@ NOTEBOOK = EXAMPLES / "first_run.ipynb"
 
 
 def test_the_trl_script_trains_and_leaves_an_adapter(tiny_model_folder, tmp_path):
-    sizes = ["--prompts=8", "--max-steps=2", "--batch=4", "--tokens=4"]
-    script = [sys.executable, EXAMPLES / "train_with_trl.py", "--model", tiny_model_folder]
+    sizes = ["--max_steps=2", "--per_device_train_batch_size=4", "--max_completion_length=4"]
+    script = [sys.executable, EXAMPLES / "train_with_trl.py"]
+    script += [f"--model_name_or_path={tiny_model_folder}", f"--output_dir={tmp_path / 'out'}"]
     done = subprocess.run(
-        [*script, "--output", tmp_path / "out", *sizes],
+        [*script, *sizes],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "safety tokens" in done.stdout
+    assert "safety tokens" in done.stdout and "harmful prompts refused:" in done.stdout
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
     assert [row["step"] for row in state["log_history"] if "loss" in row] == [1, 2]

@@ -190,8 +190,9 @@ class SafeSteerConfig(DistillationConfig):
             changes: fields that the settings do not have, such as `output_dir`, or other values.
         """
         parameter = next(student.parameters())
-        # Weights that are going to be split over devices wait on the CPU.
-        cuda = parameter.is_cuda or (distributed.layout() != "replicated" and torch.cuda.is_available())
+        # Weights that will be split over devices wait on the CPU.
+        split = distributed.layout() != "replicated"
+        cuda = parameter.is_cuda or (split and torch.cuda.is_available())
         save_steps = settings.advanced.save_steps
         values = {
             "max_steps": settings.max_steps or -1,
