@@ -55,7 +55,6 @@ TESTS_THAT_SPAN = {
     "examples/test_examples.py": "the examples folder",
     "cli/test_devices.py": "the command in several processes",
     "cli/test_push.py": "the command, the push and a stand-in of the hub",
-    "distill/test_thinking_loss.py": "teacher and training of a model that thinks",
     "models/test_adapter_base.py": "a run whose base is an adapter",
     "models/test_architectures.py": "a run of every architecture",
     "models/test_seeing.py": "loading, training and saving of models with a vision tower",
