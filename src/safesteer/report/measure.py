@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ ROLLOUT_TOKENS = 32
 STATE_PROMPTS = 50  # per set
 _BATCH = 16
 
-Conversation = Sequence[Message]
+Conversations = Sequence[Sequence[Message]]
 
 
 @torch.no_grad()
@@ -47,131 +48,133 @@ def measure(artifacts: RunArtifacts) -> dict[str, Any]:
     # The aligned model first: its adapter changes the modules that the others run on.
     aligned = artifacts.variant("aligned")
     variants = {**{name: artifacts.variant(name) for name in VARIANTS}, "aligned": aligned}
-    steps = {
-        "tokens": _token_probabilities,
-        "rollouts": _rollouts,
-        "states": _states,
-    }
-    content = {}
+    run = _Measured(artifacts, variants, artifacts.load_tokens())
+    steps = {"tokens": run.token_probabilities, "rollouts": run.rollouts, "states": run.states}
+    content: dict[str, Any] = {}
     for done, (name, step) in enumerate(steps.items()):
         artifacts.reporter.progress("measuring the models", done, len(steps))
-        content[name] = step(artifacts, variants)
+        content[name] = step()
     artifacts.reporter.progress("measuring the models", len(steps), len(steps))
     return content
 
 
-def _token_probabilities(
-    artifacts: RunArtifacts, variants: dict[str, ModelVariant]
-) -> dict[str, Any]:
-    """Mean probability of each safety token on the teacher's continuations, under each model.
+@dataclass(frozen=True)
+class _Measured:
+    """A trained run, its variants by name, and the ids of S."""
 
-    As in the choice of S, but on fewer prompts: base and teacher repeat tokens/safety_tokens.json.
-    """
-    settings = artifacts.settings.tokens
-    prompts = artifacts.prompts[settings.prompts].validation[: settings.advanced.num_prompts]
-    prompts = prompts[:TOKEN_PROMPTS]
-    conversations = [prompt.messages for prompt in prompts]
-    teacher = variants["teacher"].teacher
-    assert teacher is not None
-    tails = _answers(
-        variants["teacher"], conversations, settings.horizon, teacher.temperature, artifacts
-    )
-    ids = artifacts.load_tokens()
-    means = {}
-    for name, variant in variants.items():
-        rows = [p.exp() for p in _log_probs(variant, conversations, tails, ids)]
-        means[name] = torch.cat(rows).mean(0)  # [K]
-    return {
-        "set": settings.prompts,
-        "prompts": len(conversations),
-        "positions": sum(map(len, tails)),
-        "p": {name: _numbers(p) for name, p in means.items()},
-        "mass": {name: _number(p.sum().item()) for name, p in means.items()},
-        "ids": ids,
-    }
+    artifacts: RunArtifacts
+    variants: dict[str, ModelVariant]
+    tokens: list[int]
 
+    def token_probabilities(self) -> dict[str, Any]:
+        """Mean probability of each safety token on the teacher's continuations, by model.
 
-def _rollouts(artifacts: RunArtifacts, variants: dict[str, ModelVariant]) -> list[dict[str, Any]]:
-    """Sampled answers with the divergence on S, at each token, from the target of training.
+        As in the choice of S, but on fewer prompts: base and teacher repeat
+        tokens/safety_tokens.json.
+        """
+        settings = self.artifacts.settings.tokens
+        prompts = self.artifacts.prompts[settings.prompts].validation
+        prompts = prompts[: min(TOKEN_PROMPTS, settings.advanced.num_prompts)]
+        conversations = [prompt.messages for prompt in prompts]
+        teacher = self.variants["teacher"].teacher
+        assert teacher is not None
+        tails = self._answers("teacher", conversations, settings.horizon, teacher.temperature)
+        means = {}
+        for name, variant in self.variants.items():
+            rows = [p.exp() for p in _log_probs(variant, conversations, tails, self.tokens)]
+            means[name] = torch.cat(rows).mean(0)  # [K]
+        return {
+            "set": settings.prompts,
+            "prompts": len(conversations),
+            "positions": sum(map(len, tails)),
+            "p": {name: _numbers(p) for name, p in means.items()},
+            "mass": {name: _number(p.sum().item()) for name, p in means.items()},
+            "ids": self.tokens,
+        }
 
-    The target is the teacher on harmful prompts, and the base on all others (anchors). The base
-    answers harmful prompts, too: that is the signal at the start of training.
-    """
-    sets = artifacts.prompts
-    harmful = [("harmful", prompt) for prompt in sets["harmful"].test[:HARMFUL_ROLLOUTS]]
-    others = [
-        (name, prompt)
-        for name in ("borderline", "harmless")
-        for prompt in sets[name].test[:OTHER_ROLLOUTS]
-    ]
-    found = _compare(artifacts, variants, harmful, "base", "teacher")
-    found += _compare(artifacts, variants, harmful, "aligned", "teacher")
-    return found + _compare(artifacts, variants, others, "aligned", "base")
+    def rollouts(self) -> list[dict[str, Any]]:
+        """Sampled answers with the divergence on S, at each token, from the target of training.
 
+        The target is the teacher on harmful prompts, and the base on all others (anchors). The base
+        answers harmful prompts, too: that is the signal at the start of training.
+        """
+        sets = self.artifacts.prompts
+        harmful = [("harmful", prompt) for prompt in sets["harmful"].test[:HARMFUL_ROLLOUTS]]
+        others = [
+            (name, prompt)
+            for name in ("borderline", "harmless")
+            for prompt in sets[name].test[:OTHER_ROLLOUTS]
+        ]
+        return [
+            *self._compared(harmful, "base", "teacher"),
+            *self._compared(harmful, "aligned", "teacher"),
+            *self._compared(others, "aligned", "base"),
+        ]
 
-def _compare(
-    artifacts: RunArtifacts,
-    variants: dict[str, ModelVariant],
-    prompts: list[tuple[str, Prompt]],
-    variant: str,
-    reference: str,
-) -> list[dict[str, Any]]:
-    """Answers of `variant`, with the probabilities of `variant` and `reference` at each token."""
-    conversations = [prompt.messages for _, prompt in prompts]
-    tails = _answers(
-        variants[variant], conversations, ROLLOUT_TOKENS, ROLLOUT_TEMPERATURE, artifacts
-    )
-    tokens = artifacts.load_tokens()
-    # The rollouts' own tokens are read in the same pass, after the K safety tokens.
-    seen = sorted({token for tail in tails for token in tail})
-    column = {token: len(tokens) + index for index, token in enumerate(seen)}
-    own = _log_probs(variants[variant], conversations, tails, tokens + seen)
-    other = _log_probs(variants[reference], conversations, tails, tokens + seen)
-    found = []
-    rows = zip(prompts, tails, own, other, strict=True)
-    for (set_name, prompt), tail, log_own, log_other in rows:
-        on_s = slice(0, len(tokens))
-        columns = torch.tensor([column[token] for token in tail], device=log_own.device)[:, None]
-        found.append(
-            {
+    def _compared(
+        self, prompts: list[tuple[str, Prompt]], variant: str, reference: str
+    ) -> Iterator[dict[str, Any]]:
+        """Answers of `variant`, with the probabilities of both models at each token."""
+        conversations = [prompt.messages for _, prompt in prompts]
+        tails = self._answers(variant, conversations, ROLLOUT_TOKENS, ROLLOUT_TEMPERATURE)
+        # The rollouts' own tokens are read in the same pass, after the K safety tokens.
+        seen = sorted({token for tail in tails for token in tail})
+        column = {token: len(self.tokens) + index for index, token in enumerate(seen)}
+        read = [
+            _log_probs(self.variants[name], conversations, tails, self.tokens + seen)
+            for name in (variant, reference)
+        ]
+        on_s = slice(0, len(self.tokens))
+        for (set_name, prompt), tail, own, other in zip(prompts, tails, *read, strict=True):
+            columns = torch.tensor([column[token] for token in tail], device=own.device)[:, None]
+            yield {
                 "set": set_name,
                 "prompt": prompt.text,
                 "variant": variant,
                 "reference": reference,
-                "tokens": token_texts(artifacts.model.tokenizer, tail),
-                "kl": _numbers(generalized(log_own[:, on_s], log_other[:, on_s])),
-                "p": _numbers(log_own.gather(1, columns)[:, 0].exp()),
-                "p_reference": _numbers(log_other.gather(1, columns)[:, 0].exp()),
+                "tokens": token_texts(self.artifacts.model.tokenizer, tail),
+                "kl": _numbers(generalized(own[:, on_s], other[:, on_s])),
+                "p": _numbers(own.gather(1, columns)[:, 0].exp()),
+                "p_reference": _numbers(other.gather(1, columns)[:, 0].exp()),
             }
-        )
-    return found
 
+    def states(self) -> list[dict[str, Any]]:
+        """Hidden states at the last prompt token in two dimensions: steered layer and output."""
+        teacher = self.variants["teacher"].teacher
+        layer = teacher.direction.layer if teacher and teacher.direction else None
+        states: dict[str, dict[str, list[torch.Tensor]]] = {name: {} for name in self.variants}
+        for name, variant in self.variants.items():
+            for set_name in ("harmful", "harmless"):
+                prompts = self.artifacts.prompts[set_name].test[:STATE_PROMPTS]
+                conversations = [prompt.messages for prompt in prompts]
+                states[name][set_name] = _last_states(variant, conversations, layer)
+        places = [] if layer is None else [("layer", layer)]
+        places.append(("output", self.artifacts.model.layers))
+        panels = []
+        for index, (place, number) in enumerate(places):
+            # [N, D] of each model and set at this place
+            points = {
+                name: {set_name: found[index] for set_name, found in by_set.items()}
+                for name, by_set in states.items()
+            }
+            if all(p.isfinite().all() for by_set in points.values() for p in by_set.values()):
+                panels.append({"place": place, "layer": number, **project(points)})
+        return panels
 
-def _states(artifacts: RunArtifacts, variants: dict[str, ModelVariant]) -> list[dict[str, Any]]:
-    """Hidden states at the last prompt token in two dimensions: steered layer and output."""
-    sets = {
-        name: [prompt.messages for prompt in artifacts.prompts[name].test[:STATE_PROMPTS]]
-        for name in ("harmful", "harmless")
-    }
-    direction = variants["teacher"].teacher.direction if variants["teacher"].teacher else None
-    layer = None if direction is None else direction.layer
-    states = {
-        name: {
-            set_name: _last_states(variant, prompts, layer) for set_name, prompts in sets.items()
-        }
-        for name, variant in variants.items()
-    }
-    places = ([] if layer is None else [("layer", layer)]) + [("output", artifacts.model.layers)]
-    panels = []
-    for index, (place, number) in enumerate(places):
-        # [N, D] of each model and set at this place
-        points = {
-            name: {set_name: found[index] for set_name, found in by_set.items()}
-            for name, by_set in states.items()
-        }
-        if all(p.isfinite().all() for by_set in points.values() for p in by_set.values()):
-            panels.append({"place": place, "layer": number, **project(points)})
-    return panels
+    def _answers(
+        self, name: str, conversations: Conversations, max_new_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        """Token ids that a variant samples, end of turn included, with the run's seed."""
+        variant = self.variants[name]
+        torch.manual_seed(self.artifacts.settings.seed)
+        with variant.active():
+            return generate(
+                variant.runner,
+                variant.model.tokenizer,
+                _prompts(variant, conversations),
+                Decoding(max_new_tokens, temperature),
+                batch_size=_BATCH,
+            )
 
 
 def project(points: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
@@ -217,30 +220,8 @@ def project(points: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
     }
 
 
-def _answers(
-    variant: ModelVariant,
-    conversations: Sequence[Conversation],
-    max_new_tokens: int,
-    temperature: float,
-    artifacts: RunArtifacts,
-) -> list[list[int]]:
-    """Sampled token ids, end of turn included, with the run's seed."""
-    torch.manual_seed(artifacts.settings.seed)
-    with variant.active():
-        return generate(
-            variant.runner,
-            variant.model.tokenizer,
-            _prompts(variant, conversations),
-            Decoding(max_new_tokens, temperature),
-            batch_size=_BATCH,
-        )
-
-
 def _log_probs(
-    variant: ModelVariant,
-    conversations: Sequence[Conversation],
-    tails: list[list[int]],
-    tokens: list[int],
+    variant: ModelVariant, conversations: Conversations, tails: list[list[int]], tokens: list[int]
 ) -> Iterator[torch.Tensor]:  # [T, K] of each conversation, in their order
     """Log-probabilities of `tokens` at the positions that predict the tails.
 
@@ -261,7 +242,7 @@ def _log_probs(
 
 
 def _last_states(
-    variant: ModelVariant, conversations: Sequence[Conversation], layer: int | None
+    variant: ModelVariant, conversations: Conversations, layer: int | None
 ) -> list[torch.Tensor]:  # [N, D] at the input of `layer`, if given, and at the output
     """States at the last token of each prompt, on the CPU, ordered by the prompt's length."""
     prompts = sorted(_prompts(variant, conversations), key=len)  # for little padding
@@ -289,7 +270,7 @@ def _last_states(
     return [torch.cat(states) for states in (inputs, outputs) if states]
 
 
-def _prompts(variant: ModelVariant, conversations: Sequence[Conversation]) -> list[list[int]]:
+def _prompts(variant: ModelVariant, conversations: Conversations) -> list[list[int]]:
     read = variant.teacher.messages if variant.teacher else list
     # Answers of a model that thinks follow an empty thinking block.
     return [variant.model.chat.without_thinking.ids(read(messages)) for messages in conversations]
