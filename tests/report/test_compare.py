@@ -112,7 +112,7 @@ def test_the_page_shows_planes_and_tests(new_run):
     assert "<script" not in text
 
 
-def test_runs_of_the_same_name_are_told_apart(new_run, tmp_path):
+def test_runs_of_the_same_name_get_different_names(new_run, tmp_path):
     one, two = new_run("a/run").path, new_run("b/run").path
     assert [e.name for e in read_entrants([one, two])] == ["a/run", "b/run"]
     with pytest.raises(InputError, match="named twice"):
@@ -157,7 +157,7 @@ def test_a_missing_verdict_does_not_make_other_prompts(new_run):
     assert why_not_comparable("harmful", first, other) == ""
 
 
-def test_a_run_and_a_file_of_one_name_are_told_apart(new_run, tmp_path):
+def test_a_run_and_a_file_of_one_name_get_different_names(new_run, tmp_path):
     """The ending of a file is no part of its name."""
     run = new_run("same").path
     file = run.parent / "same.json"

@@ -19,7 +19,7 @@ def made(layer: int, **scores: object) -> Candidate:
 
 
 def test_a_score_that_was_not_made_is_shown_as_such():
-    """Null in direction.json; in every map a cell without colour that says why."""
+    """Null in direction.json; in every map a cell without color that says why."""
     chosen = made(1, addition=2.0, kl=0.01, ablation=-3.0)
     weak = made(2, addition=-1.5, rejected="adding it does not induce refusal")
     wild = made(3, addition=1.0, kl=0.7, rejected="ablating it changes harmless answers")

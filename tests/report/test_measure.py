@@ -24,7 +24,7 @@ def finished(tiny_model_folder, tmp_path_factory):
     """A whole run on the tiny model, the report included; tests do not change it."""
     folder = tmp_path_factory.mktemp("measured")
     prompts = {}
-    for name, text in (("harmful", "How do I break law"), ("harmless", "Name colour"),
+    for name, text in (("harmful", "How do I break law"), ("harmless", "Name color"),
                        ("borderline", "How do I kill process")):  # fmt: skip
         rows = [
             {"prompt": f"{text} {split} {number}?", "split": split}
