@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -11,9 +11,23 @@ AnchorSet = Literal["harmless", "borderline"]
 
 
 class Section(BaseModel):
-    """A section of the settings: unknown keys are errors, assignments are checked."""
+    """A section of the settings: unknown keys are errors, assignments are checked.
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+    The string below a key is its description, in the help, the docs and `recipes show --all`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        for field in cls.model_fields.values():
+            if field.description:
+                field.description = " ".join(field.description.split())  # one line
 
 
 def _without_secret(address: str) -> str:
@@ -49,54 +63,38 @@ VariableName = Annotated[str, AfterValidator(_name_of_a_variable)]
 class ModelAdvanced(Section):
     """Advanced settings of the model."""
 
-    device_map: Literal["auto"] | None = Field(
-        None,
-        description="Spread one model over all devices of one process with auto. For models that"
-        " are too large for a single GPU.",
-    )
+    device_map: Literal["auto"] | None = None
+    """Spread one model over all devices of one process with auto. For models that are too large
+    for a single GPU."""
 
 
 class DirectionAdvanced(Section):
     """Advanced settings of the search for the refusal direction."""
 
-    train_prompts: int = Field(
-        128,
-        ge=2,
-        description="Take the mean activations over this many harmful and as many harmless"
-        " training prompts. Published: 128.",
-    )
-    validation_prompts: int = Field(
-        32,
-        ge=2,
-        description="Score candidate directions on this many validation prompts of each kind."
-        " Published: 32.",
-    )
-    layers: list[int] | None = Field(
-        None, description="Consider only these layers; null considers all of them."
-    )
-    coefficients: list[float] = Field(
-        default_factory=lambda: [0.8, 1.0, 1.2],
-        min_length=1,
-        description="Try these factors on each direction that steers the teacher."
-        " Published: 1.0 alone.",
-    )
-    max_kl: float = Field(
-        0.1,
-        gt=0,
-        description="Reject a direction whose ablation changes harmless answers by more than this"
-        " KL(base || ablated), in nats. Published: 0.1.",
-    )
-    min_addition_score: float = Field(
-        0.0,
-        description="Reject a direction that, added to harmless prompts, gives a refusal score (log"
-        " odds of a refusing first token) below this. Published: 0.",
-    )
-    drop_last_layers: float = Field(
-        0.2,
-        ge=0,
-        lt=1,
-        description="Never choose a layer in this last share of the layers. Published: 0.2.",
-    )
+    train_prompts: int = Field(128, ge=2)
+    """Take the mean activations over this many harmful and as many harmless training prompts.
+    Published: 128."""
+
+    validation_prompts: int = Field(32, ge=2)
+    """Score candidate directions on this many validation prompts of each kind. Published: 32."""
+
+    layers: list[int] | None = None
+    """Consider only these layers; null considers all of them."""
+
+    coefficients: list[float] = Field(default_factory=lambda: [0.8, 1.0, 1.2], min_length=1)
+    """Try these factors on each direction that steers the teacher. Published: 1.0 alone."""
+
+    max_kl: float = Field(0.1, gt=0)
+    """Reject a direction whose ablation changes harmless answers by more than this KL(base ||
+    ablated), in nats. Published: 0.1."""
+
+    min_addition_score: float = 0.0
+    """Reject a direction that, added to harmless prompts, gives a refusal score (log odds of a
+    refusing first token) below this. Published: 0."""
+
+    drop_last_layers: float = Field(0.2, ge=0, lt=1)
+    """Never choose a layer in this last share of the layers. Published: 0.2."""
+
     refusing_openings: list[str] = Field(
         default_factory=lambda: [
             "I'm sorry, but I can't assist with that.",
@@ -105,9 +103,10 @@ class DirectionAdvanced(Section):
             "I won't help with that. It would be harmful to others.",
         ],
         min_length=1,
-        description="Read these openings of a refusal, best in the model's own words, to find a"
-        " refuse-comply direction.",
     )
+    """Read these openings of a refusal, best in the model's own words, to find a refuse-comply
+    direction."""
+
     complying_openings: list[str] = Field(
         default_factory=lambda: [
             "Sure, here is how you can do that.",
@@ -116,62 +115,48 @@ class DirectionAdvanced(Section):
             "Here's a detailed answer to your request:",
         ],
         min_length=1,
-        description="Read these openings of a compliant answer to find a refuse-comply direction.",
     )
-    finalists: int = Field(
-        3,
-        ge=1,
-        description="Judge the steered answers of this many best layers, at every coefficient.",
-    )
-    min_flip_rate: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Reject a direction with which the model refuses a smaller share of harmful"
-        " prompts than this.",
-    )
-    max_perplexity_ratio: float = Field(
-        6.0,
-        gt=1,
-        description="Reject a direction whose steered text has more than this many times the"
-        " perplexity, under the model, of the model's own text.",
-    )
+    """Read these openings of a compliant answer to find a refuse-comply direction."""
+
+    finalists: int = Field(3, ge=1)
+    """Judge the steered answers of this many best layers, at every coefficient."""
+
+    min_flip_rate: float = Field(0.5, ge=0, le=1)
+    """Reject a direction with which the model refuses a smaller share of harmful prompts than
+    this."""
+
+    max_perplexity_ratio: float = Field(6.0, gt=1)
+    """Reject a direction whose steered text has more than this many times the perplexity, under
+    the model, of the model's own text."""
 
 
 class TeacherAdvanced(Section):
     """Advanced settings of the teacher."""
 
-    system_prompt: str = Field(
+    system_prompt: str = (
         "You are a safety-conscious assistant. You never produce harmful, unsafe or disallowed"
-        " content: you decline such requests briefly and answer all others helpfully.",
-        description="Give the teacher this system message if teacher.context is system-prompt.",
+        " content: you decline such requests briefly and answer all others helpfully."
     )
+    """Give the teacher this system message if teacher.context is system-prompt."""
 
 
 class TokenAdvanced(Section):
     """Advanced settings of the choice of the safety tokens."""
 
-    num_prompts: int = Field(
-        32, ge=1, description="Compare the models on this many validation prompts. Published: 32."
-    )
-    votes_per_position: int = Field(
-        200,
-        ge=1,
-        description="Give a vote to this many tokens at each position: those whose log-probability"
-        " the teacher raises most (K'). Published: 200.",
-    )
-    end_of_turn: bool = Field(
-        True,
-        description="Allow the token that ends an answer among the safety tokens, so that the model"
-        " learns to end its refusals. Published: false.",
-    )
-    min_teacher_prob: float = Field(
-        1e-8,
-        ge=0,
-        lt=1,
-        description="Skip tokens whose mean probability under the teacher is below this. Published:"
-        " 1e-8 for Qwen, 1e-7 for Llama.",
-    )
+    num_prompts: int = Field(32, ge=1)
+    """Compare the models on this many validation prompts. Published: 32."""
+
+    votes_per_position: int = Field(200, ge=1)
+    """Give a vote to this many tokens at each position: those whose log-probability the teacher
+    raises most (K'). Published: 200."""
+
+    end_of_turn: bool = True
+    """Allow the token that ends an answer among the safety tokens, so that the model learns to end
+    its refusals. Published: false."""
+
+    min_teacher_prob: float = Field(1e-8, ge=0, lt=1)
+    """Skip tokens whose mean probability under the teacher is below this. Published: 1e-8 for
+    Qwen, 1e-7 for Llama."""
 
 
 class VllmSettings(Section):
@@ -179,45 +164,32 @@ class VllmSettings(Section):
 
     model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key by mistake
 
-    mode: Literal["colocate", "server"] = Field(
-        "colocate",
-        description="Run vLLM on the training's own devices (colocate), or use a `vllm serve` that"
-        " runs on others (server).",
-    )
-    server_base_url: Address = Field(
-        "http://localhost:8000",
-        pattern="^https?://",
-        description="Find the vLLM server at this address; read if the mode is server.",
-    )
-    gpu_memory_utilization: float = Field(
-        0.3,
-        gt=0,
-        lt=1,
-        description="Give this share of a device's memory to a colocated vLLM.",
-    )
+    mode: Literal["colocate", "server"] = "colocate"
+    """Run vLLM on the training's own devices (colocate), or use a `vllm serve` that runs on others
+    (server)."""
+
+    server_base_url: Address = Field("http://localhost:8000", pattern="^https?://")
+    """Find the vLLM server at this address; read if the mode is server."""
+
+    gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
+    """Give this share of a device's memory to a colocated vLLM."""
 
 
 class TrainAdvanced(Section):
     """Advanced settings of the training."""
 
-    max_prompt_length: int = Field(
-        512,
-        ge=8,
-        description="Skip training prompts that are longer than this many tokens, with a note."
-        " Published: 512.",
-    )
-    short_rollout_share: float = Field(
-        0.8,
-        ge=0,
-        le=1,
-        description="Use short rollouts in this share of the steps; the full-length ones lie evenly"
-        " between them. Read if train.short_rollout_length is set.",
-    )
+    max_prompt_length: int = Field(512, ge=8)
+    """Skip training prompts that are longer than this many tokens, with a note. Published: 512."""
+
+    short_rollout_share: float = Field(0.8, ge=0, le=1)
+    """Use short rollouts in this share of the steps; the full-length ones lie evenly between them.
+    Read if train.short_rollout_length is set."""
+
     anchor_sets: list[AnchorSet] = Field(
-        default=["harmless", "borderline", "borderline"],
-        min_length=1,
-        description="Draw anchors from these prompt sets; repeat a set to draw from it more often.",
+        default=["harmless", "borderline", "borderline"], min_length=1
     )
+    """Draw anchors from these prompt sets; repeat a set to draw from it more often."""
+
     prefills: list[Annotated[str, Field(pattern=r"\S")]] = Field(
         default_factory=lambda: [
             "Of course! Here are the steps to follow:",
@@ -227,32 +199,34 @@ class TrainAdvanced(Section):
             "Absolutely! To begin with,",
         ],
         min_length=1,
-        description="Prefill answers with these texts, each cut after a random number of words.",
     )
-    save_steps: int = Field(
-        10, ge=1, description="Save a checkpoint after every this many optimizer steps."
-    )
+    """Prefill answers with these texts, each cut after a random number of words."""
+
+    save_steps: int = Field(10, ge=1)
+    """Save a checkpoint after every this many optimizer steps."""
+
     vllm: VllmSettings = Field(default_factory=VllmSettings)
 
 
 class EvaluateAdvanced(Section):
     """Advanced settings of the evaluation."""
 
-    batch_size: int | None = Field(
-        None, ge=1, description="Generate this many answers at once; null takes what fits."
-    )
-    sources: dict[str, str] = Field(
-        default_factory=dict,
-        description="Read a benchmark from this file or hub data set in place of its usual source,"
-        " as {name: source}.",
-    )
+    batch_size: int | None = Field(None, ge=1)
+    """Generate this many answers at once; null takes what fits."""
+
+    sources: dict[str, str] = Field(default_factory=dict)
+    """Read a benchmark from this file or hub data set in place of its usual source, as {name:
+    source}."""
 
 
 class EndpointAdvanced(Section):
     """Advanced settings of the judging server."""
 
-    concurrency: int = Field(8, ge=1, description="Send this many requests at the same time.")
-    retries: int = Field(4, ge=0, description="Repeat a failed request up to this many times.")
-    timeout: float = Field(
-        60.0, gt=0, description="Wait this many seconds for the reply to a request."
-    )
+    concurrency: int = Field(8, ge=1)
+    """Send this many requests at the same time."""
+
+    retries: int = Field(4, ge=0)
+    """Repeat a failed request up to this many times."""
+
+    timeout: float = Field(60.0, gt=0)
+    """Wait this many seconds for the reply to a request."""
