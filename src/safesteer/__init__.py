@@ -1,4 +1,4 @@
-"""SafeSteer: make a chat model safe with its own refusal direction, without making it worse.
+"""SafeSteer: make a chat model refuse harmful requests, using its own refusal direction.
 
 ``align`` does what ``safesteer run`` does; the other names are its steps. Everything is imported
 when first used, so that ``import safesteer`` costs nothing.

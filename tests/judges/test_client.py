@@ -270,6 +270,16 @@ def test_an_interrupted_evaluation_goes_on(serve, tmp_path):
     assert len(server.requests) == 4, "another model's reply is another reply"
 
 
+def test_a_fresh_run_forgets_the_replies(serve, tmp_path):
+    """Its judges are made before the folder is emptied."""
+    server = serve(lambda question, number: graded())
+    make_judge("endpoint", settings_for(server), cache_dir=tmp_path).judge(PAIRS)
+    judge = make_judge("endpoint", settings_for(server), cache_dir=tmp_path)
+    (tmp_path / client.CACHE_FILE).unlink()
+    judge.judge(PAIRS)
+    assert len(server.requests) == 6
+
+
 def test_a_half_written_line_is_asked_again(serve, tmp_path):
     """A kill in the middle of a line costs that line, and neither the ones before nor the next."""
     server = serve(lambda question, number: graded())

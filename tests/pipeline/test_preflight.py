@@ -12,10 +12,13 @@ from tiny import JOB_OF_SECONDS
 import safesteer
 from safesteer.cli.main import main
 from safesteer.config.load import load_settings
+from safesteer.distill import trackers
 from safesteer.errors import InputError
 from safesteer.pipeline import preflight
 from safesteer.pipeline.stages import Pipeline
+from safesteer.prompts import load_prompt_sets
 from safesteer.runs.directory import RunDirectory
+from safesteer.runs.target import Target
 
 
 def no_model(*args: Any, **kwargs: Any) -> None:
@@ -106,3 +109,24 @@ def test_the_dtype_is_measured_once(tiny_model_folder, tmp_path, monkeypatch):
     with preflight.open_run(tmp_path / "run", settings) as run:
         assert run.manifest["model"]["dtype"] == measured
         assert Pipeline(run).model_settings.dtype == measured
+
+
+def test_only_pending_stages_are_checked(tiny_model_folder, tmp_path, monkeypatch):
+    """A trained run needs no tracker, unless it trains again; --fresh deletes nothing too early."""
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    settings = load_settings(model={"id": str(tiny_model_folder)}, report_to=["wandb"])
+    target = Target(settings, tmp_path / "run", True)
+    with preflight.open_run(target.path, settings) as run:
+        for name in ("direction", "tokens", "train"):
+            with Pipeline(run).record(name) as stage:
+                (run.path / f"{name}.txt").write_text("done", "utf-8")
+                stage.add_output(f"{name}.txt")
+    prompts = load_prompt_sets(settings.prompts, settings.seed)
+    preflight.open_pipeline(target, prompts, stages=("train",)).run.close()
+    manifest = (target.path / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="pip install wandb"):
+        preflight.open_pipeline(target, prompts, stages=("train",), fresh=True)
+    settings.tokens.num_tokens += 1  # other tokens, so another training
+    with pytest.raises(InputError, match="pip install wandb"):
+        preflight.open_pipeline(target, prompts, stages=("train",))
+    assert (target.path / "manifest.json").read_bytes() == manifest

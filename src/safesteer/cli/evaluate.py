@@ -52,7 +52,8 @@ def evaluate(
     for benchmark in found.settings.evaluate.benchmarks:
         find_benchmark(benchmark)
     with make_reporter(quiet) as reporter:
-        reporter.start(chosen.target)
+        if settings or not found.is_run:  # else the run itself prints its heading
+            reporter.start(chosen.target)
         from safesteer.files import write_json
         from safesteer.pipeline.evaluate import evaluate_target
 

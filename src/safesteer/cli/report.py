@@ -43,7 +43,6 @@ def report(
         work(target, settings, output_dir, last="report", fresh=not resume, quiet=quiet)
         return
     with make_reporter(quiet) as reporter:
-        reporter.start(target)
         from safesteer.pipeline.report import report_run
         from safesteer.runs.directory import CARD, PAGE
 

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
@@ -109,8 +110,12 @@ class ChatClient:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._cache = cache_dir / CACHE_FILE if cache_dir is not None else None
-        self._replies = _read_cache(self._cache)
         self._reached = False
+
+    @cached_property
+    def _replies(self) -> dict[str, str]:
+        """The kept replies; read late, since a fresh run deletes the file after its checks."""
+        return _read_cache(self._cache)
 
     def complete(
         self, conversations: Sequence[Messages], progress: Progress | None = None

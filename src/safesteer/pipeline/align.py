@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from safesteer import distributed
-from safesteer.distill.trackers import check_trackers
 from safesteer.events import Reporter
 from safesteer.export.hub import HubTarget, check_hub, push
 from safesteer.prompts import load_prompt_sets
@@ -64,18 +63,12 @@ def run_stages(
 ) -> RunDirectory:
     """Run those of `stages` that are not done yet, then push the run if `hub` says where.
 
-    Returns:
-        The run directory, closed.
-
-    Raises:
-        InputError: an input is wrong; raised before a model is loaded.
-        SafeSteerError: the work failed.
+    The one front door: every command and `align` come here, and `preflight` checks their input.
     """
     settings = target.settings
     reporter = reporter if reporter and distributed.is_main() else Reporter()
     # Wrong files are reported at once: torch, which the rest imports, takes seconds to load.
     prompts = load_prompt_sets(settings.prompts, settings.seed)
-    check_trackers(settings.report_to)
     hub = hub if distributed.is_main() else None  # the main process sends
     if hub is not None:
         check_hub(hub)

@@ -1,8 +1,6 @@
-"""The front door of a run: every check that needs no model, then the open run.
+"""The checks before a run, which need no model, and the opening of its folder.
 
-`safesteer.pipeline.align.run_stages` is the only caller of `open_pipeline`, for every command and
-for Python alike: a wrong name, file, setting, device, server or a full disk is reported before a
-model is loaded.
+`safesteer.pipeline.align.run_stages` is the only caller of `open_pipeline`.
 """
 
 from __future__ import annotations
@@ -13,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safesteer import distributed
-from safesteer.config.settings import ModelSettings, Settings
+from safesteer.config.settings import Settings
 from safesteer.distill.plan import completions_per_process
+from safesteer.distill.trackers import check_trackers
 from safesteer.distill.vllm import check_model, check_rollouts
 from safesteer.errors import InputError
 from safesteer.events import Reporter
@@ -25,7 +24,7 @@ from safesteer.models.quantization import check_quantization
 from safesteer.pipeline.stages import Pipeline, plan_suite
 from safesteer.prompts import PromptSet
 from safesteer.runs.directory import RunDirectory
-from safesteer.runs.manifest import changed_keys
+from safesteer.runs.manifest import changed_keys, read_manifest
 from safesteer.runs.stage import STAGES
 from safesteer.runs.target import Target
 
@@ -44,39 +43,33 @@ def open_pipeline(
     fresh: bool = False,
     reporter: Reporter | None = None,
 ) -> Pipeline:
-    """Check everything that can be checked without a model, then open the run.
+    """Check what the pending ones of `stages` need, then open the run for a `with` block.
 
-    Args:
-        target: the settings, and the folder of the run, which is made if there is none.
-        prompts: the run's prompt sets, read.
-        stages: those that will run; what only others need is not checked.
-        fresh: first delete what a run has written there.
-        reporter: receives the progress of the stages.
-
-    Returns:
-        The stages of the run, to be used as a context: leaving it closes the run.
-
-    Raises:
-        InputError: a setting, benchmark, judge, device or folder is wrong, the disk is too small,
-            or the folder holds something else.
-        SafeSteerError: a server or a file that is needed cannot be reached.
+    A wrong input leaves no new folder behind, and `fresh` deletes nothing before the checks.
     """
     path, settings = target.path, target.settings
+    earlier = None
+    if RunDirectory.is_run(path) and not fresh:
+        unopened = RunDirectory(path, settings, read_manifest(path), None)
+        earlier = Pipeline(unopened, prompts=prompts)
+    trains = "train" in stages and (earlier is None or earlier.must_run("train"))
+    if trains:
+        check_trackers(settings.report_to)
+        if settings.train.rollouts == "vllm":
+            check_rollouts(settings.train, pick_device(settings.model.device))
+            check_model(settings.model)
     suite = None
     if "evaluate" in stages and distributed.is_main():
         with distributed.single_process():
             suite = plan_suite(path, settings, prompts)
+            if earlier is not None:
+                earlier.suite = suite
+            if earlier is None or earlier.must_run("evaluate"):
+                suite.prepare()
     run = open_run(path, settings, fresh=fresh)
     try:
-        if "train" in stages and not run.output_hashes("train"):
-            if settings.train.rollouts == "vllm":
-                check_rollouts(settings.train, pick_device(settings.model.device))
-                check_model(settings.model)
-            if distributed.is_main():
-                check_disk(run.path, settings)
-        if suite is not None and not run.output_hashes("evaluate"):
-            with distributed.single_process():
-                suite.prepare()
+        if trains and distributed.is_main():
+            check_disk(run.path, settings)
         return Pipeline(run, reporter, prompts=prompts, suite=suite)
     except BaseException:
         run.close()
@@ -84,12 +77,7 @@ def open_pipeline(
 
 
 def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> RunDirectory:
-    """Open the run directory: for writing on the main process, for reading on the others.
-
-    Raises:
-        InputError: several processes cannot work with these settings, were given different
-            settings or folders, or share no folder; and whatever `RunDirectory.open` raises.
-    """
+    """Open the run directory: for writing on the main process, for reading on the others."""
     check_devices(settings)
     run = _open_to_write(path, settings, fresh) if distributed.is_main() else None
     own = {"folder": os.path.realpath(path), "settings": settings.model_dump(mode="json")}
@@ -137,16 +125,12 @@ def _open_to_write(path: str | Path, settings: Settings, fresh: bool) -> RunDire
     with distributed.single_process():
         model = fingerprint(settings.model)
         run = RunDirectory.open(path, settings=settings, model=model, fresh=fresh)
-        record_dtype(run, settings.model)
+        # What dtype `auto` means is measured once: every later start of the run uses the same.
+        if settings.model.dtype == "auto" and "dtype" not in run.manifest["model"]:
+            dtype = pick_dtype("auto", pick_device(settings.model.device))
+            run.manifest["model"]["dtype"] = str(dtype).removeprefix("torch.")
+            run.save_manifest()
     return run
-
-
-def record_dtype(run: RunDirectory, settings: ModelSettings) -> None:
-    """Measure what dtype `auto` means here, once: every later start of the run uses the same."""
-    if settings.dtype == "auto" and "dtype" not in run.manifest["model"]:
-        dtype = pick_dtype("auto", pick_device(settings.device))
-        run.manifest["model"]["dtype"] = str(dtype).removeprefix("torch.")
-        run.save_manifest()
 
 
 def check_disk(path: Path, settings: Settings) -> None:

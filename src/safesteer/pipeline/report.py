@@ -13,19 +13,12 @@ from safesteer.runs.target import Target
 
 
 def report_run(target: Target, reporter: Reporter | None = None) -> str:
-    """Write report.html and the model card of a run; ``safesteer report RUN`` does this.
+    """Write report.html and the model card of a run, finished or not.
 
     The models are measured if the training is done and they were not measured before.
 
-    Args:
-        target: a run, finished or not.
-        reporter: receives progress.
-
     Returns:
         Why the models could not be measured; empty if they were, or need not be.
-
-    Raises:
-        InputError: the folder is no run, or a file in it is damaged.
     """
     run = RunDirectory.load(target.path)
     pending, note = _pending(run)
@@ -42,7 +35,7 @@ def _pending(run: RunDirectory) -> tuple[bool, str]:
     if not trained:
         return False, ""
     try:
-        if Pipeline(run).report_stage().finished:
+        if Pipeline(run).record("report").finished:
             return False, ""
         sha256 = fingerprint(run.settings.model)["sha256"]
     except InputError as error:

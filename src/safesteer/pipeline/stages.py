@@ -25,11 +25,7 @@ from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.stored import write_results
 from safesteer.evaluate.suite import Suite
 from safesteer.events import Reporter
-from safesteer.files import (
-    save_tensors,
-    sha256_file,
-    write_json,
-)
+from safesteer.files import save_tensors, sha256_file, write_json
 from safesteer.inference import VARIANTS
 from safesteer.models.chat import Message
 from safesteer.models.load import ChatModel, load_model
@@ -38,7 +34,7 @@ from safesteer.report.findings import MEASUREMENTS
 from safesteer.report.write import write_report
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory
-from safesteer.runs.stage import STAGES, StageRecord
+from safesteer.runs.stage import STAGES, StageRecord, stages_to
 from safesteer.safety_tokens import select_safety_tokens
 from safesteer.teacher import Teacher, check_teacher
 
@@ -76,13 +72,11 @@ class Pipeline(RunArtifacts):
         for name in stages:
             if name == "train":
                 self.train()
-            elif distributed.is_main():
-                unused = name == "direction" and not self.settings.teacher.steers
-                if not unused or name == stages[-1]:
-                    with distributed.single_process():
-                        getattr(self, name)()
+            elif distributed.is_main() and (self._is_used(name) or name == stages[-1]):
+                with distributed.single_process():
+                    getattr(self, name)()
 
-    # What the stages share ---------------------------------------------------------------------
+    # Shared by the stages ----------------------------------------------------------------------
 
     @cached_property
     def model(self) -> ChatModel:
@@ -100,6 +94,36 @@ class Pipeline(RunArtifacts):
     def suite(self) -> Suite:
         """The benchmarks and judges of the evaluation."""
         return plan_suite(self.run.path, self.settings, self.prompts)
+
+    def must_run(self, name: str) -> bool:
+        """Whether the stage `name`, or one before it, is not done with these settings."""
+        return any(
+            not self.run.output_hashes(stage) or self.record(stage).changed
+            for stage in stages_to(name)
+            if self._is_used(stage)
+        )
+
+    def _is_used(self, name: str) -> bool:
+        return name != "direction" or self.settings.teacher.steers
+
+    def record(self, name: str) -> StageRecord:
+        """The record of the stage `name`, with its present inputs."""
+        sets = {key: found.sha256 for key, found in self.prompts.items()}
+        outputs = self.run.output_hashes
+        if name == "direction":
+            used = {key: sets[key] for key in ("harmful", "harmless")}
+            inputs = self._inputs("direction", **used)
+        elif name == "tokens":
+            inputs = self._inputs("tokens", "teacher", prompts=sets[self.settings.tokens.prompts])
+        elif name == "train":
+            inputs = self._inputs("train", "teacher", prompts=sets, tokens=outputs("tokens"))
+        elif name == "evaluate":
+            asked = {"prompts": sets, "benchmarks": self.suite.sha256}
+            inputs = self._inputs("evaluate", "teacher", **asked, train=outputs("train"))
+        else:
+            earlier = {key: outputs(key) for key in ("tokens", "train", "evaluate")}
+            inputs = self._inputs("teacher", prompts=sets, **earlier)
+        return self.run.stage(name, inputs)
 
     def _inputs(self, *sections: str, **more: Any) -> dict[str, Any]:
         """The inputs of a stage: model, seed, sections of the settings, and `more`."""
@@ -124,9 +148,9 @@ class Pipeline(RunArtifacts):
             **more,
         }
 
-    def _pending(self, name: str, inputs: dict[str, Any]) -> StageRecord | None:
+    def _pending(self, name: str) -> StageRecord | None:
         """The record of a stage that has to run, or None."""
-        stage = self.run.stage(name, inputs)
+        stage = self.record(name)
         if stage.finished:
             self.reporter.skipped(name)
             return None
@@ -138,13 +162,10 @@ class Pipeline(RunArtifacts):
 
     def direction(self) -> None:
         """Find the refusal direction (paper, section 3.1)."""
-        harmful, harmless = self.prompts["harmful"], self.prompts["harmless"]
-        stage = self._pending(
-            "direction",
-            self._inputs("direction", harmful=harmful.sha256, harmless=harmless.sha256),
-        )
+        stage = self._pending("direction")
         if stage is None:
             return
+        harmful, harmless = self.prompts["harmful"], self.prompts["harmless"]
         with stage:
             model = self.model
             self.reporter.stage("direction", "finding the refusal direction")
@@ -172,23 +193,19 @@ class Pipeline(RunArtifacts):
 
     def tokens(self) -> None:
         """Choose the safety tokens (paper, section 3.2)."""
-        chosen = self.settings.tokens
-        prompts = self.prompts[chosen.prompts]
-        stage = self._pending(
-            "tokens",
-            self._inputs("tokens", "teacher", prompts=prompts.sha256),
-        )
+        stage = self._pending("tokens")
         if stage is None:
             return
-        teacher = self.load_teacher()
+        settings, teacher = self.settings.tokens, self.load_teacher()
+        prompts = _messages(self.prompts[settings.prompts].validation)
         with stage:
             model = self.model
             self.reporter.stage("tokens", "comparing teacher and model token by token")
             found = select_safety_tokens(
                 model,
                 teacher,
-                _messages(prompts.validation)[: chosen.advanced.num_prompts],
-                chosen,
+                prompts[: settings.advanced.num_prompts],
+                settings,
                 seed=self.settings.seed,
                 progress=lambda d, t: self.reporter.progress("teacher continuations", d, t),
             )
@@ -226,15 +243,7 @@ class Pipeline(RunArtifacts):
 
     def _pending_training(self) -> StageRecord | None:
         with distributed.single_process():
-            stage = self._pending(
-                "train",
-                self._inputs(
-                    "train",
-                    "teacher",
-                    prompts={name: found.sha256 for name, found in self.prompts.items()},
-                    tokens=self.run.output_hashes("tokens"),
-                ),
-            )
+            stage = self._pending("train")
             if stage is not None and not stage.resumes:
                 shutil.rmtree(self.run.path / "train", ignore_errors=True)
             return stage
@@ -283,17 +292,7 @@ class Pipeline(RunArtifacts):
 
     def evaluate(self) -> None:
         """Judge base, teacher and aligned model on the test prompts, and measure drift."""
-        sets = self.prompts
-        stage = self._pending(
-            "evaluate",
-            self._inputs(
-                "evaluate",
-                "teacher",
-                prompts={name: sets[name].sha256 for name in sets},
-                benchmarks=self.suite.sha256,
-                train=self.run.output_hashes("train"),
-            ),
-        )
+        stage = self._pending("evaluate")
         if stage is None:
             return
         with stage:
@@ -331,13 +330,13 @@ class Pipeline(RunArtifacts):
         """Measure the models' insides, then write report.html and the model card."""
         from safesteer.report.measure import measure  # slow to import
 
-        stage = self.report_stage()
+        stage = self.record("report")
         if stage.finished:
             self.reporter.skipped("report")
             write_report(self.run, missing_only=True)
             return
         self.reporter.stage("report", "writing the report")
-        # A page first: there is one then, whatever happens while the models are measured.
+        # A page first, which is there even if measuring the models fails.
         measurements = self.run.path / MEASUREMENTS
         measurements.unlink(missing_ok=True)
         write_report(self.run)
@@ -346,20 +345,6 @@ class Pipeline(RunArtifacts):
             stage.add_output(MEASUREMENTS)
         write_report(self.run)
 
-    def report_stage(self) -> StageRecord:
-        """The record of the stage `report`; page and card can always be made again."""
-        sets = self.prompts
-        return self.run.stage(
-            "report",
-            self._inputs(
-                "teacher",
-                prompts={name: sets[name].sha256 for name in sets},
-                tokens=self.run.output_hashes("tokens"),
-                train=self.run.output_hashes("train"),
-                evaluate=self.run.output_hashes("evaluate"),
-            ),
-        )
-
 
 def cache_dir(run: Path) -> Path:
     """The folder of a run where answers are kept during the evaluation and after it."""
@@ -367,11 +352,7 @@ def cache_dir(run: Path) -> Path:
 
 
 def plan_suite(run: Path, settings: Settings, prompts: Mapping[str, PromptSet]) -> Suite:
-    """Plan the evaluation of a run: our own prompt sets, and the settings' benchmarks.
-
-    Raises:
-        InputError: a benchmark or judge is unknown, or its file cannot be read.
-    """
+    """Plan the evaluation of a run: our own prompt sets, and the settings' benchmarks."""
     names = [*prompts, *settings.evaluate.benchmarks]
     return Suite.plan(names, settings, prompts, cache_dir(run))
 
