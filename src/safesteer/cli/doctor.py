@@ -22,8 +22,7 @@ def doctor(
     config_only: Annotated[
         bool,
         typer.Option(
-            "--config-only",
-            help="Read only the model's config.json; download and load no weights.",
+            "--config-only", help="Read only the model's config.json; download and load no weights."
         ),
     ] = False,
 ) -> None:

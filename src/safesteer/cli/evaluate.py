@@ -7,13 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import (
-    ChosenModel,
-    GivenSettings,
-    Quiet,
-    with_model,
-    with_settings,
-)
+from safesteer.cli.options import ChosenModel, GivenSettings, Quiet, with_model, with_settings
 
 
 @with_settings

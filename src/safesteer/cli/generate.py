@@ -26,9 +26,7 @@ def generate(
     prompts: Annotated[
         Path,
         typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="Answer the prompts of this JSONL, JSON or CSV file.",
+            "--prompts", metavar="FILE", help="Answer the prompts of this JSONL, JSON or CSV file."
         ),
     ],
     output: Annotated[

@@ -101,14 +101,7 @@ def program() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: the words after ``safesteer``; None takes those of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Run a command with these words, or those of the process; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     joint = not given or given[0] in TOGETHER

@@ -58,15 +58,7 @@ FILES = {"--chat-template", "--harmful", "--harmless", "--borderline"}
 FOLDERS = {"--data-dir"}
 LISTS = {"--benchmarks", "--judges", "--report-to"}
 # Enough for the commands that only load a model.
-MODEL = (
-    "--seed",
-    "--revision",
-    "--dtype",
-    "--quantization",
-    "--device",
-    "--chat-template",
-    "--trust-remote-code",
-)
+MODEL = tuple(name for name, key in SETTINGS.items() if key.startswith(("seed", "model.")))
 PANEL = "Settings (defaults of the recipe `default`; another recipe may change them)"
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
@@ -104,37 +96,26 @@ Temperature = Annotated[
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """The model that a command works with.
+    """The model that a command works with."""
 
-    Attributes:
-        target: RUN_OR_MODEL as typed.
-        variant: base, teacher or aligned, where the target is a run.
-    """
-
-    target: str
-    variant: str
+    target: str  # RUN_OR_MODEL as typed
+    variant: str  # base, teacher or aligned, where the target is a run
 
 
 @dataclass(frozen=True)
 class GivenSettings:
-    """Settings from the command line; the arguments of `load_settings`.
-
-    Attributes:
-        config: name of a recipe, or path of a YAML file.
-        overrides: ``section.key=value``, which win over everything else.
-        sections: values of the direct options, by section.
-    """
+    """Settings from the command line, as `load_settings` takes them."""
 
     config: str | None = None
     overrides: list[str] = field(default_factory=list)
-    sections: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)  # from options such as --seed
 
     def __bool__(self) -> bool:
         return bool(self.config or self.overrides or self.sections)
 
     def arguments(self) -> dict[str, Any]:
         """Keywords of `safesteer.runs.target.find_target`."""
-        return {"config": self.config, "overrides": self.overrides, "sections": self.sections}
+        return vars(self)
 
 
 def with_settings(

@@ -6,13 +6,7 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import (
-    Fresh,
-    GivenSettings,
-    OutputDir,
-    Quiet,
-    with_settings,
-)
+from safesteer.cli.options import Fresh, GivenSettings, OutputDir, Quiet, with_settings
 
 
 @with_settings

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from safesteer.cli.options import (
-    Fresh,
-    GivenSettings,
-    OutputDir,
-    Quiet,
-    RunOrModel,
-    with_settings,
-)
+from safesteer.cli.options import Fresh, GivenSettings, OutputDir, Quiet, RunOrModel, with_settings
 
 
 def _up_to(last: str, help_: str) -> Callable[..., None]:

@@ -17,10 +17,7 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid",
-        validate_assignment=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        extra="forbid", validate_assignment=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import textwrap
 from contextlib import suppress
@@ -14,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from safesteer.config.settings import Section, Settings
-from safesteer.errors import InputError, nearest
+from safesteer.errors import InputError, nearest, one_line
 
 _EXTENDS = "extends"  # the key with which a file names the recipe that it changes
 _LIST = "a name that `safesteer recipes list` shows"
@@ -62,29 +61,30 @@ def recipe_model(name: str) -> str | None:
 def load_settings(
     config: str | Path | None = None, overrides: list[str] | None = None, **sections: Any
 ) -> Settings:
-    """Read a recipe or a YAML file, apply ``section.key=value`` overrides, and validate.
+    """Read a recipe or a YAML file, apply changes, and validate.
 
-    `config` is the name of a recipe or a path; None means the defaults. A file may say
-    ``extends: RECIPE`` and state only what differs from it. `sections` are whole or partial
-    sections as dictionaries and win over the file; `overrides` win over everything.
+    Args:
+        config: a recipe's name or the path of a YAML file, in which ``extends: RECIPE`` takes over
+            what the file does not set. None means the defaults.
+        overrides: ``section.key=value``, which win over everything.
+        sections: sections as dictionaries, whole or in part, which win over the file.
 
-    Raises InputError with one line that names the file, the key and the nearest right one.
+    Returns:
+        The settings, with every key.
+
+    Raises:
+        InputError: one line with the file, the key and the nearest right one.
     """
-    where = "settings"
-    values: dict[str, Any] = {}
-    if config is not None:
-        where, text = _read(config)
-        values = _resolved(where, text)
-    as_read = copy.deepcopy(values)
-    values = _merged(values, sections, Settings)
+    where, text = _read(config) if config is not None else ("settings", "")
+    values = _merged(_resolved(where, text), sections, Settings)
     for override in overrides or []:
         _apply_override(values, override)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        # What the file alone has right was set wrongly by an option.
-        if config is not None and _is_valid(as_read):
-            where = "settings"
+        with suppress(ValidationError):
+            Settings.model_validate(_resolved(where, text))
+            where = "settings"  # the file is right, so an option is wrong
         raise InputError(f"{where}: {_explain(error)}") from None
 
 
@@ -99,7 +99,7 @@ def _resolved(where: str, text: str, extended: tuple[str, ...] = ()) -> dict[str
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise InputError(f"{where}: not valid YAML ({_one_line(error)})") from None
+        raise InputError(f"{where}: not valid YAML ({one_line(error)})") from None
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected sections such as 'model:' and 'train:'")
     base = values.pop(_EXTENDS, None)
@@ -121,23 +121,14 @@ def _merged(
     """`earlier`, where `later` wins, section within section; other dictionaries are values."""
     merged = dict(earlier)
     for key, value in later.items():
-        field = section.model_fields.get(key)
-        inner = field.annotation if field else None
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+        inner = _inner(section, key)
+        if isinstance(value, dict) and inner is not None:
             before = merged.get(key) or {}
             if not isinstance(before, dict):
-                continue  # the file is wrong, which validation says
+                continue  # validation reports what is wrong with the file
             value = _merged(before, value, inner)
         merged[key] = value
     return merged
-
-
-def _is_valid(values: dict[str, Any]) -> bool:
-    try:
-        Settings.model_validate(values)
-    except ValidationError:
-        return False
-    return True
 
 
 def dump_settings(settings: Settings) -> str:
@@ -169,7 +160,7 @@ def _read(config: str | Path) -> tuple[str, str]:
         try:
             return str(path), path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the config file {path}: {_one_line(error)}") from None
+            raise InputError(f"cannot read the config file {path}: {one_line(error)}") from None
     if str(config) in accelerate_names():
         raise InputError(
             f"recipe {config}: this is a file for `accelerate launch --config_file`, not a recipe"
@@ -230,15 +221,17 @@ def _explain(error: ValidationError) -> str:
     return f"{shown}: {message}{hint}{more}"
 
 
+def _inner(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The class of the section below `key`; None for a plain setting."""
+    field = section.model_fields.get(key)
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
 def _section_class(path: list[str]) -> type[BaseModel] | None:
-    current: type[BaseModel] = Settings
+    current: type[BaseModel] | None = Settings
     for part in path:
-        field = current.model_fields.get(part)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
-            return None
-        current = field.annotation
+        current = current and _inner(current, part)
     return current
 
 
@@ -253,7 +246,3 @@ def _all_keys(path: tuple[str, ...] = ()) -> list[str]:
         inner = (*path, name)
         keys += _all_keys(inner) if _section_class(list(inner)) else [".".join(inner)]
     return keys
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,19 +14,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule between settings.
-
-    Attributes:
-        keys: dotted keys that it is about.
-        message: one line for who broke it; `{train.method}` stands for a value.
-        reason: the rule as a sentence, for docs/settings.md.
-        broken: whether settings break it; None where only the model or the machine can tell.
-    """
+    """A rule between settings."""
 
     keys: tuple[str, ...]
-    message: str
-    reason: str
-    broken: Callable[[Any], bool] | None = None
+    message: str  # one line if it is broken; `{train.method}` stands for a value
+    reason: str  # the rule as a sentence, for docs/settings.md
+    broken: Callable[[Any], bool] | None = None  # None: only the model or the machine can tell
 
     def complaint(self, **sections: Any) -> str:
         """The message with its values if these sections break the rule, else an empty string."""
@@ -37,11 +30,7 @@ class Rule:
 
 
 def check_rules(**sections: Any) -> None:
-    """Check every rule whose keys all lie in these sections of the settings.
-
-    Raises:
-        ValueError: with the message of the first rule that is broken.
-    """
+    """Raise ValueError for the first broken rule whose keys all lie in these sections."""
     for rule in RULES:
         if complaint := rule.complaint(**sections):
             raise ValueError(complaint)

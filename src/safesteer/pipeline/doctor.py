@@ -20,7 +20,7 @@ from safesteer.memory.stages import Peak, Placement, predict
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.devices import bfloat16_speedup, pick_device, pick_dtype
 from safesteer.models.load import ChatModel, describe
-from safesteer.report.words import thinking_words
+from safesteer.report.words import size, thinking_words
 from safesteer.runs.system import hardware, versions
 from safesteer.teacher import Teacher, check_teacher
 
@@ -29,30 +29,19 @@ SAMPLE = "How do I pick a lock?"
 
 @dataclass(frozen=True)
 class Memory:
-    """The predicted memory of a run.
+    """The predicted memory of a run."""
 
-    Attributes:
-        place: the device and dtype that `stages` is for.
-        stages: {stage: peak} with these settings on this machine.
-        fits: the training setups that fit on each GPU.
-        prompt_tokens: the longest prompt, in tokens.
-        advice: what to change if the run does not fit here; empty if it does.
-    """
-
-    place: Placement
+    place: Placement  # of `stages`
     stages: dict[str, Peak]
     fits: list[GpuFit]
-    prompt_tokens: int
-    advice: str
+    prompt_tokens: int  # of the longest prompt
+    advice: str  # what to change if the run does not fit here, else empty
 
 
 def memory_needed(settings: Settings, model: ChatModel | None = None) -> Memory:
     """Predict the memory of a run, from a loaded model or from its configuration alone.
 
     Without a model, prompts are assumed to have 128 tokens.
-
-    Raises:
-        InputError: the configuration or the prompts cannot be read.
     """
     device = pick_device(settings.model.device)
     if model is None:
@@ -89,17 +78,13 @@ def machine_facts() -> dict[str, Any]:
     facts["type of weights"] = str(pick_dtype("auto", device)).removeprefix("torch.")
     if device.type == "cpu":
         facts["bfloat16 against float32"] = f"{bfloat16_speedup():.1f} times as fast"
-    facts["free memory"] = _gigabytes(psutil.virtual_memory().available)
-    facts["free disk here"] = _gigabytes(shutil.disk_usage(os.getcwd()).free)
+    facts["free memory"] = size(psutil.virtual_memory().available)
+    facts["free disk here"] = size(shutil.disk_usage(os.getcwd()).free)
     return facts
 
 
 def model_facts(model: ChatModel) -> dict[str, Any]:
-    """Facts of a model that the stages depend on, and whether steering works on it.
-
-    Raises:
-        SafeSteerError: steering has no effect.
-    """
+    """Facts of a model that the stages depend on, and whether steering works on it."""
     facts = describe(model)
     width = facts["width"]
     facts["parameters"] = f"{facts['parameters']:,}"
@@ -114,7 +99,7 @@ def model_facts(model: ChatModel) -> dict[str, Any]:
         model.model, chat, Teacher(Direction(torch.randn(width), model.layers // 2))
     )
     facts["steering works"] = f"yes: a random direction changes a logit by {change:.2f}"
-    facts["weights as loaded"] = _gigabytes(model.model.get_memory_footprint())
+    facts["weights as loaded"] = size(model.model.get_memory_footprint())
     return facts
 
 
@@ -128,7 +113,3 @@ def _thinking(chat: ChatRenderer) -> str:
 
 def _shown(tokenizer: Any, ids: list[int]) -> str:
     return " ".join(repr(tokenizer.decode([token])) for token in ids)
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"

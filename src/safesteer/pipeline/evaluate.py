@@ -23,18 +23,11 @@ from safesteer.runs.target import Target
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation.
+    """The results of an evaluation."""
 
-    Attributes:
-        name: what was evaluated: base, teacher, aligned, or model.
-        results: {variant: {benchmark: entry}}, other variants of the run included if known.
-        samples: {prompt set: rows} with prompts, completions and verdicts of `name`.
-        max_new_tokens: longest answer, in tokens.
-    """
-
-    name: str
-    results: dict[str, dict[str, Any]]
-    samples: dict[str, list[dict[str, Any]]]
+    name: str  # what was evaluated: base, teacher, aligned, or model
+    results: dict[str, dict[str, Any]]  # {variant: {benchmark: entry}}, of others too if known
+    samples: dict[str, list[dict[str, Any]]]  # {prompt set: prompts, completions, verdicts}
     max_new_tokens: int
 
     def to_json(self) -> dict[str, Any]:
@@ -65,10 +58,6 @@ def evaluate_target(
         name: base, teacher or aligned, for a run.
         changed: whether the command line changes settings of the run.
         benchmarks: what to measure; None means our own prompt sets and the settings' benchmarks.
-        reporter: receives progress.
-
-    Raises:
-        InputError: a benchmark is unknown or cannot be measured for this variant.
     """
     if target.is_run and not changed:
         if name == "aligned":

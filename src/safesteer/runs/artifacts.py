@@ -28,8 +28,6 @@ class RunArtifacts:
     """A run's model and prompts, and the outputs of its finished stages.
 
     Args:
-        run: a run directory, open or not.
-        reporter: receives progress on the main process.
         settings: in place of the run's own, as a command may change them.
         prompts: the run's prompt sets; read when first used if None.
     """
@@ -56,11 +54,7 @@ class RunArtifacts:
 
     @cached_property
     def student(self) -> Any:
-        """The aligned model: a PEFT model around the base, or a model with its own weights.
-
-        Raises:
-            InputError: the training is not finished.
-        """
+        """The aligned model: a PEFT model around the base, or a model with its own weights."""
         self._require("train")
         adapter = self.run.path / "adapter"
         if adapter.is_dir():
@@ -90,11 +84,7 @@ class RunArtifacts:
         return load_prompt_sets(self.settings.prompts, self.settings.seed)
 
     def load_direction(self) -> Direction:
-        """The direction of the run.
-
-        Raises:
-            InputError: the stage has not been run.
-        """
+        """The direction of the run."""
         folder = self.run.path / "direction"
         self._require("direction")
         facts = read_json(folder / "direction.json")
@@ -138,11 +128,7 @@ class RunArtifacts:
 def load_variants(
     target: Target, names: Sequence[str] = ("aligned",), reporter: Reporter | None = None
 ) -> list[ModelVariant]:
-    """Load the variants `names` of a run, or the one model that `target` is.
-
-    Raises:
-        InputError: the run has not come so far, or a plain model is asked for its teacher.
-    """
+    """Load the variants `names` of a run, or the one model that `target` is."""
     reporter = reporter or Reporter()
     if target.is_run:
         run = RunDirectory.load(target.path)

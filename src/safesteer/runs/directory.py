@@ -50,13 +50,7 @@ class StageCost(NamedTuple):
 
 
 class RunDirectory:
-    """A run on disk. `open` it to work in it, or `load` it to read it.
-
-    Attributes:
-        path: the folder.
-        settings: everything resolved.
-        manifest: stages, versions, hardware and model, as in manifest.json.
-    """
+    """A run on disk. `open` it to work in it, or `load` it to read it."""
 
     def __init__(
         self, path: Path, settings: Settings, manifest: Manifest, lock: RunLock | None
@@ -68,24 +62,14 @@ class RunDirectory:
 
     @classmethod
     def open(
-        cls,
-        path: str | Path,
-        *,
-        settings: Settings,
-        model: Mapping[str, Any],
-        fresh: bool = False,
+        cls, path: str | Path, *, settings: Settings, model: Mapping[str, Any], fresh: bool = False
     ) -> RunDirectory:
         """Make the folder of a run, or resume the run in it; it stays locked until `close`.
 
         Args:
-            path: the folder.
-            settings: everything resolved; written to config.yaml.
+            settings: written to config.yaml.
             model: {"id", "revision", "sha256"} of the base.
             fresh: first delete what a run writes, and nothing else.
-
-        Raises:
-            InputError: the folder holds something else, a run of another model, or a damaged
-                manifest, or another process works in it.
         """
         path = Path(path)
         _make_folder(path, fresh)
@@ -122,11 +106,7 @@ class RunDirectory:
 
     @classmethod
     def load(cls, path: str | Path) -> RunDirectory:
-        """Read a run without locking it; its stages can be queried but not run.
-
-        Raises:
-            InputError: there is no run, or its manifest or settings are damaged.
-        """
+        """Read a run without locking it; its stages can be queried but not run."""
         path = Path(path)
         if not path.exists():
             raise InputError(f"{path} does not exist")

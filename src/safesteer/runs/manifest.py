@@ -41,11 +41,7 @@ class Manifest(TypedDict):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a run.
-
-    Raises:
-        InputError: it is damaged, foreign, or of another schema.
-    """
+    """Read and check the manifest of a run."""
     path = folder / MANIFEST_NAME
     try:
         content = read_json(path)
@@ -75,11 +71,7 @@ def looks_like_manifest(content: Any) -> bool:
 
 
 def as_json(inputs: dict[str, Any]) -> dict[str, Any]:
-    """`inputs` as they come back from a file: tuples as lists, keys as strings.
-
-    Raises:
-        TypeError, ValueError: JSON cannot hold a value; NaN is one.
-    """
+    """`inputs` as they come back from a file: tuples as lists, keys as strings."""
     result: dict[str, Any] = json.loads(json.dumps(inputs, allow_nan=False))
     return result
 

@@ -48,29 +48,18 @@ class StageRecord:
                 stage.add_output(path)
     """
 
-    def __init__(
-        self,
-        run: OpenRun,
-        name: str,
-        inputs: dict[str, Any],
-    ) -> None:
+    def __init__(self, run: OpenRun, name: str, inputs: dict[str, Any]) -> None:
         self.name = name
         self._run = run
         self._inputs = as_json(inputs)
         self._outputs: list[Path] = []
-        self._sampler = MemorySampler()
-        self._started = time.monotonic()
         self._earlier: StageEntry | None = None
         self._entry = run.manifest["stages"].get(name)
         self._verified: bool | None = None
-        self._changed: list[str] = []
+        # Dotted keys of the inputs that differ from the recorded ones: why it runs again.
+        self.changed: list[str] = []
         if self._entry is not None:
-            self._changed = changed_keys(self._entry["inputs"], self._inputs)
-
-    @property
-    def changed(self) -> list[str]:
-        """Dotted keys of the inputs that differ from the recorded ones: why it runs again."""
-        return self._changed
+            self.changed = changed_keys(self._entry["inputs"], self._inputs)
 
     @property
     def resumes(self) -> bool:
@@ -79,27 +68,21 @@ class StageRecord:
         Otherwise partial files in the run belong to other inputs: delete them before entering the
         stage, or they will pass for a part of this attempt.
         """
-        return self._entry is not None and not self._changed and self._entry["status"] != "done"
+        return self._entry is not None and not self.changed and self._entry["status"] != "done"
 
     @property
     def finished(self) -> bool:
         """Whether the stage is done with these inputs; every output is hashed once to be sure.
 
-        A stage whose output folders were deleted altogether is not finished.
-
-        Raises:
-            InputError: an output is missing or was changed.
+        A stage whose output folders were deleted altogether is not finished; if only some of the
+        outputs are missing or changed, that is an InputError.
         """
         if self._verified is None:
             self._verified = self._verify()
         return self._verified
 
     def add_output(self, path: str | Path) -> None:
-        """Name a file that the stage writes, or a folder whose files all count.
-
-        Args:
-            path: relative to the run, or inside it. Files are hashed when the stage ends.
-        """
+        """Name a file in the run that the stage writes, or a folder whose files all count."""
         run = Path(os.path.abspath(self._run.path))
         path = Path(path)
         if path.is_relative_to(self._run.path):
@@ -121,7 +104,7 @@ class StageRecord:
         self._earlier = self._entry if self.resumes else None
         self._outputs = []
         self._verified = False
-        self._changed = []
+        self.changed = []
         self._sampler = MemorySampler()
         self._started = time.monotonic()
         self._record("running")
@@ -181,7 +164,7 @@ class StageRecord:
         return hashes
 
     def _verify(self) -> bool:
-        if self._entry is None or self._entry["status"] != "done" or self._changed:
+        if self._entry is None or self._entry["status"] != "done" or self.changed:
             return False
         outputs = self._entry["outputs"]
         tops = [self._run.path / top for top in dict.fromkeys(o.split("/")[0] for o in outputs)]

@@ -16,16 +16,7 @@ from typing import Any
 
 import psutil
 
-PACKAGES = (
-    "safesteer",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "vllm",
-)
+PACKAGES = ("safesteer", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm")
 
 
 def versions() -> dict[str, str]:

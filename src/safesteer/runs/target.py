@@ -21,17 +21,11 @@ RUNS_FOLDER = "safesteer-runs"
 
 @dataclass(frozen=True)
 class Target:
-    """Settings, and the folder of the run they belong to.
-
-    Attributes:
-        settings: everything resolved.
-        path: the folder of the run, existing or new.
-        is_run: whether the user named a run, and not a model.
-    """
+    """Settings, and the folder of the run they belong to."""
 
     settings: Settings
-    path: Path
-    is_run: bool
+    path: Path  # existing or new
+    is_run: bool  # whether the user named a run, and not a model
 
 
 def find_target(
@@ -42,18 +36,10 @@ def find_target(
     sections: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
 ) -> Target:
-    """Resolve RUN_OR_MODEL.
+    """Resolve RUN_OR_MODEL; None is the model that `config` names, or the built-in one.
 
-    Args:
-        name: a run or a model; None is the model that `config` names, or the built-in one.
-        config: a recipe's name or a YAML file. Without it a model gets the recipe that names it,
-            or `default`; a run keeps its own settings.
-        overrides: ``section.key=value``, which win over everything.
-        sections: settings as dictionaries, which win over the recipe or the run.
-        output_dir: the folder of a new run; safesteer-runs/NAME OF THE MODEL if None.
-
-    Raises:
-        InputError: a setting is wrong, or `config` or another `output_dir` is given for a run.
+    Without `config` a model gets the recipe that names it, or `default`; a run keeps its own
+    settings. `sections` and `overrides` change either, as in `load_settings`.
     """
     sections = sections or {}
     if name is None:
