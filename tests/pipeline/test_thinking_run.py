@@ -145,7 +145,7 @@ def test_a_model_that_is_let_think_is_scored_on_its_answers(
     metrics = [json.loads(x) for x in (done.path / "train/metrics.jsonl").read_text().splitlines()]
     assert [line["unfinished"] for line in metrics] == [1.0, 1.0]
     assert [line["loss"] for line in metrics] == [0.0, 0.0]
-    assert "only the answer is judged" in (done.path / "report.html").read_text()
+    assert "only the answer after it is judged" in (done.path / "report.html").read_text()
 
 
 def test_only_the_answer_is_judged(model_folder, new_prompt_sets, tmp_path, monkeypatch):

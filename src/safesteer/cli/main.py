@@ -44,8 +44,8 @@ RESUMABLE = {"run", "direction", "tokens", "train", "eval", "report"}
 
 app = typer.Typer(
     name="safesteer",
-    help="Make an open-weight chat model safe with its own refusal direction. Start with: safesteer"
-    " run MODEL",
+    help="Make an open-weight chat model refuse harmful requests, using its own refusal direction."
+    " Start with: safesteer run MODEL",
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
