@@ -101,10 +101,10 @@ class Laboratory:
         self.refuse_comply = (refusing - complying).float()  # [L, D]
         reading = Teacher(None, demonstrations(2, refusals_only=True))
         harmful = self.train["harmful"][:128]
-        taught = prompt_means(model, [reading.messages(m) for m in harmful], 1)[0]
-        plain = prompt_means(model, harmful, 1)[0]
+        taught = prompt_means(model, [reading.messages(m) for m in harmful], 1)[0][0]
+        plain = prompt_means(model, harmful, 1)[0][0]
         self.reading = (taught - plain).float()  # [L, D]
-        harmless = prompt_means(model, self.train["harmless"][:128], 1)[0]
+        harmless = prompt_means(model, self.train["harmless"][:128], 1)[0][0]
         self.contrast = (plain - harmless).float()  # [L, D]
         self.of_harmful = self.last(self.train["harmful"][:FITTED])
         self.of_harmless = self.last(

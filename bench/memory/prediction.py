@@ -169,7 +169,7 @@ def direction(model: Any, settings: Settings, prompts: list[Any]) -> None:
     advanced = settings.direction.advanced.model_copy(update=passing)
     chosen = settings.direction.model_copy(update={"advanced": advanced})
     positions = len(model.chat.post_instruction_ids())
-    means = prompt_means(model, prompts[:32], positions).float()
+    means = prompt_means(model, prompts[:32], positions)[0].float()
     answer_means(model, prompts[:32], advanced.refusing_openings[:1])
     layers = advanced.layers or []
     candidates = [Candidate(Direction(means[-1, layer], layer)) for layer in layers]

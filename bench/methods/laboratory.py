@@ -191,7 +191,7 @@ class Laboratory:
     def _difference_of_means(self, like: Direction, count: int) -> Direction:
         """A direction from the last tokens of all prompts: the built-in model refuses too few."""
         harmful, harmless = (
-            prompt_means(self.model, _messages(self.sets[name].train)[:count], 1)[0, like.layer]
+            prompt_means(self.model, _messages(self.sets[name].train)[:count], 1)[0][0, like.layer]
             for name in ("harmful", "harmless")
         )
         vector = (harmful - harmless).float()

@@ -6,7 +6,7 @@
 Candidates are the differences of means at the last `--positions` post-instruction positions of
 `--layers` layers, spread evenly over the model. `plain` filters the training prompts, takes the
 means in a second pass, and computes each of the three scores of a candidate in a pass of its own
-over the validation prompts, in batches of 32; `ours` is `means_of_kept` and `score_candidates`.
+over the validation prompts, in batches of 32; `ours` is `prompt_means` and `score_candidates`.
 They take turns. How much ours can skip depends on how many candidates each test rejects, so it runs
 with three kinds of bounds:
 
@@ -37,7 +37,7 @@ from bench.command_line import names
 from bench.tables import table_head, table_row
 from bench.timing import Found, timed
 from safesteer.config.settings import DirectionSettings
-from safesteer.direction.activations import means_of_kept
+from safesteer.direction.activations import prompt_means
 from safesteer.direction.candidates import Candidate, refusal_scores, score_candidates
 from safesteer.direction.refusal_tokens import refusal_first_tokens
 from safesteer.direction.vector import Direction
@@ -122,7 +122,7 @@ class Sides:
             scores = refusal_scores(torch.log_softmax(logits, dim=-1), self.tokens)
             return torch.ones_like(scores, dtype=torch.bool)
 
-        means = [means_of_kept(self.model, p, self.positions, keep)[0] for p in self.train]
+        means = [prompt_means(self.model, p, self.positions, keep)[0] for p in self.train]
         return means[0] - means[1]
 
     def candidates(self, difference: torch.Tensor) -> list[Candidate]:

@@ -244,11 +244,7 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
     )
 
 
-def eligible(
-    model: ChatModel,
-    settings: TokenSettings,
-    probability: torch.Tensor,
-) -> torch.Tensor:
+def eligible(model: ChatModel, settings: TokenSettings, probability: torch.Tensor) -> torch.Tensor:
     """Tokens that may be in S: likely under the teacher, and not special.
 
     Args:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safesteer.direction.activations import answer_means, means_of_kept, prompt_means
+from safesteer.direction.activations import answer_means, prompt_means
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length.", "A b"]
 PROMPTS = [({"role": "user", "content": text},) for text in TEXTS]
@@ -25,7 +25,7 @@ def inputs_of_blocks(model, ids):  # type: ignore[no-untyped-def]
 def test_prompt_means_are_those_of_single_prompts(batch_size, tiny_chat_model):
     """Positions count from the end of each prompt, whatever is padded before it."""
     chat = tiny_chat_model.chat
-    found = prompt_means(tiny_chat_model, PROMPTS, 5, batch_size=batch_size)
+    found, _ = prompt_means(tiny_chat_model, PROMPTS, 5, batch_size=batch_size)
     single = [inputs_of_blocks(tiny_chat_model.model, chat.ids(m))[:, -5:] for m in PROMPTS]
     expected = torch.stack(single).mean(0).transpose(0, 1)  # [P, L, D]
     assert found.dtype == torch.float64 and found.shape == (5, 4, 32)
@@ -46,21 +46,21 @@ def test_means_of_kept_prompts_take_one_pass(batch_size, tiny_chat_model):
         return hidden[:, 0] > bound
 
     bound = -99.0
-    everything, count = means_of_kept(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
+    everything, count = prompt_means(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
     handle.remove()
     assert count == 4 and sum(rows) == 4
-    assert torch.allclose(everything, prompt_means(tiny_chat_model, PROMPTS, 2), atol=1e-4)
+    assert torch.allclose(everything, prompt_means(tiny_chat_model, PROMPTS, 2)[0], atol=1e-4)
     bound = sum(sorted(values)[1:3]) / 2
-    found, count = means_of_kept(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
+    found, count = prompt_means(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
     assert count == 2
     pairs = [
-        prompt_means(tiny_chat_model, [one, other], 2)
+        prompt_means(tiny_chat_model, [one, other], 2)[0]
         for i, one in enumerate(PROMPTS)
         for other in PROMPTS[i + 1 :]
     ]
     assert sum(torch.allclose(found, pair, atol=1e-4) for pair in pairs) == 1
     bound = 99.0
-    nothing, count = means_of_kept(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
+    nothing, count = prompt_means(tiny_chat_model, PROMPTS, 2, keep, batch_size=batch_size)
     assert count == 0 and nothing.isnan().all()
 
 
@@ -108,7 +108,7 @@ def test_a_planted_difference_is_found(tiny_chat_model):
         model.model.layers[0].register_forward_hook(plant),
     ]
     try:
-        means = [prompt_means(tiny_chat_model, side, 3) for side in (HARMFUL, HARMLESS)]
+        means = [prompt_means(tiny_chat_model, side, 3)[0] for side in (HARMFUL, HARMLESS)]
     finally:
         for handle in handles:
             handle.remove()

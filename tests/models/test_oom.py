@@ -66,7 +66,7 @@ def test_stages_give_the_same_in_smaller_batches(tiny_chat_model, monkeypatch):
     """Means of the residual stream and greedy answers, on a device that holds two sequences."""
     prompts = [[{"role": "user", "content": "word " * count}] for count in range(1, 8)]
     ids = [tiny_chat_model.chat.ids(messages) for messages in prompts]
-    means = prompt_means(tiny_chat_model, prompts, 2)
+    means, _ = prompt_means(tiny_chat_model, prompts, 2)
     answers = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, Decoding(5))
     inner = forward.backbone(tiny_chat_model.model)
     original = inner.forward
@@ -77,6 +77,6 @@ def test_stages_give_the_same_in_smaller_batches(tiny_chat_model, monkeypatch):
         return original(input_ids=input_ids, **named)
 
     monkeypatch.setattr(inner, "forward", small)
-    assert torch.allclose(prompt_means(tiny_chat_model, prompts, 2), means, atol=1e-5)
+    assert torch.allclose(prompt_means(tiny_chat_model, prompts, 2)[0], means, atol=1e-5)
     again = generate(tiny_chat_model.model, tiny_chat_model.tokenizer, ids, Decoding(5))
     assert again == answers

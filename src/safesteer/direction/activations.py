@@ -26,43 +26,23 @@ def prompt_means(
     model: ChatModel,
     prompts: Sequence[Sequence[Message]],
     positions: int,
-    *,
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """Mean residual stream at each of the last `positions` tokens of the rendered prompts.
-
-    Returns:
-        [P, L, D] in float64, for P positions and L layers; the last position is the last token.
-    """
-    means, _ = means_of_kept(
-        model, prompts, positions, None, batch_size=batch_size, progress=progress
-    )
-    return means
-
-
-def means_of_kept(
-    model: ChatModel,
-    prompts: Sequence[Sequence[Message]],
-    positions: int,
-    keep: Keep | None,
+    keep: Keep | None = None,
     *,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """`prompt_means` over the prompts that `keep` selects, in one pass over all.
+    """Mean residual stream at the last tokens of the rendered prompts, in one pass over all.
 
     Args:
         model: the model.
         prompts: conversations that end with a request.
         positions: P, how many tokens from the end.
-        keep: selects prompts of a batch by their final hidden states at the last token; None
-            keeps all.
+        keep: selects prompts by their final hidden states at the last token; None keeps all.
         batch_size: prompts in a batch.
         progress: called with the prompts done and all prompts.
 
     Returns:
-        The means [P, L, D] in float64 (nan if no prompt was kept), and the number of prompts kept.
+        Means [P, L, D] in float64 (nan if no prompt was kept), and the number of prompts kept.
     """
     sequences = [model.chat.ids(messages) for messages in prompts]
     sums, kept = _sums(model, sequences, positions, batch_size, progress, keep)

@@ -60,11 +60,7 @@ def observe(
     steered = nullcontext() if direction is None else direction.steer(model.model)
     with base_weights(model.model), steered:
         answers = generate(
-            model.model,
-            model.tokenizer,
-            rendered,
-            Decoding(max_new_tokens),
-            batch_size=batch_size,
+            model.model, model.tokenizer, rendered, Decoding(max_new_tokens), batch_size=batch_size
         )
     texts = [model.chat.decode(answer) for answer in answers]
     refused = [

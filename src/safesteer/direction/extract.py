@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from safesteer.config.settings import DirectionSettings
-from safesteer.direction.activations import Keep, answer_means, means_of_kept
+from safesteer.direction.activations import Keep, answer_means, prompt_means
 from safesteer.direction.behavior import answer_nll, observe
 from safesteer.direction.candidates import (
     Candidate,
@@ -194,7 +194,7 @@ class _Search:
         harmless = list(harmless_train)[: chosen.train_prompts]
 
         def means(prompts: Prompts, keep: Keep) -> tuple[torch.Tensor, int]:
-            return means_of_kept(
+            return prompt_means(
                 model, prompts, positions, keep, progress=self._progress("mean activations")
             )
 

@@ -91,10 +91,7 @@ class ChatClient:
     """
 
     def __init__(
-        self,
-        settings: EndpointSettings,
-        model: str | None = None,
-        cache_dir: Path | None = None,
+        self, settings: EndpointSettings, model: str | None = None, cache_dir: Path | None = None
     ) -> None:
         self.settings = settings
         self.model = model or settings.model or ""

@@ -106,10 +106,7 @@ class _EndpointModel:
     remote = True
 
     def __init__(
-        self,
-        settings: EndpointSettings,
-        model: str | None = None,
-        cache_dir: Path | None = None,
+        self, settings: EndpointSettings, model: str | None = None, cache_dir: Path | None = None
     ) -> None:
         self.client = ChatClient(settings, model, cache_dir)
         self.name = f"endpoint={self.client.model}"

@@ -15,18 +15,15 @@ import torch
 
 from safesteer.errors import InputError
 from safesteer.judges.guard_formats import Guard
-from safesteer.judges.guard_weights import (
-    check_architecture,
-    find_weights,
-    is_local,
-    load_weights,
-)
+from safesteer.judges.guard_weights import check_architecture, find_weights, load_weights
 from safesteer.judges.verdict import Progress, Verdict
 from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import ChatRenderer, pad_left
+from safesteer.models.files import is_local
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import positions
 from safesteer.models.layers import text_config
+from safesteer.models.oom import in_batches
 
 BATCH = 8
 # StrongREJECT's evaluator reads the last 512 tokens of an answer, including a start token.
@@ -217,19 +214,20 @@ class GradeJudge(GuardJudge):
     @torch.no_grad()
     def _verdicts(self, prompts: list[list[int]], progress: Progress | None) -> list[Verdict]:
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-        verdicts = [Verdict()] * len(prompts)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            for row, score in zip(rows, self._scores([prompts[r] for r in rows]), strict=True):
-                if math.isfinite(score):
-                    verdicts[row] = Verdict(unsafe=score >= UNSAFE_GRADE, score=score)
-                else:  # an overflow must not count as safe
-                    verdicts[row] = Verdict(note=f"no verdict: the grade is {score}")
+        scores: list[float] = []
+        for part in in_batches([prompts[row] for row in order], self.batch_size, self._scores):
+            scores += part
             if progress is not None:
-                progress(min(start + self.batch_size, len(order)), len(order))
+                progress(len(scores), len(order))
+        verdicts = [Verdict()] * len(prompts)
+        for row, score in zip(order, scores, strict=True):
+            if math.isfinite(score):
+                verdicts[row] = Verdict(unsafe=score >= UNSAFE_GRADE, score=score)
+            else:  # an overflow must not count as safe
+                verdicts[row] = Verdict(note=f"no verdict: the grade is {score}")
         return verdicts
 
-    def _scores(self, prompts: list[list[int]]) -> list[float]:
+    def _scores(self, prompts: Sequence[list[int]]) -> list[float]:
         """The expected grade of each prompt of a batch, in [0, 1], cached as a whole."""
         kept = self.cache.get({"graded": prompts}) if self.cache is not None else None
         if isinstance(kept, list) and len(kept) == len(prompts):

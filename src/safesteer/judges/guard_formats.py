@@ -168,10 +168,7 @@ GUARDS: dict[str, Guard] = {
         "meta-llama/Llama-Guard-4-12B", {"Llama4ForConditionalGeneration": None}, read_llama_guard
     ),
     "wildguard": Guard(
-        "allenai/wildguard",
-        {"MistralForCausalLM": WILDGUARD},
-        read_wildguard,
-        max_new_tokens=32,
+        "allenai/wildguard", {"MistralForCausalLM": WILDGUARD}, read_wildguard, max_new_tokens=32
     ),
     "harmbench": Guard(
         "cais/HarmBench-Llama-2-13b-cls",
@@ -181,9 +178,6 @@ GUARDS: dict[str, Guard] = {
         max_new_tokens=3,
     ),
     "strongreject": Guard(
-        "qylu4156/strongreject-15k-v1",
-        {"GemmaForCausalLM": STRONGREJECT},
-        None,
-        add_bos=True,
+        "qylu4156/strongreject-15k-v1", {"GemmaForCausalLM": STRONGREJECT}, None, add_bos=True
     ),
 }

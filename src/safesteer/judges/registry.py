@@ -45,10 +45,7 @@ def judge_names() -> list[str]:
 
 
 def make_judge(
-    name: str,
-    settings: EvaluateSettings,
-    device: str = "auto",
-    cache_dir: str | Path | None = None,
+    name: str, settings: EvaluateSettings, device: str = "auto", cache_dir: str | Path | None = None
 ) -> Judge:
     """Make a judge; weights are loaded and requests sent only when it judges.
 
@@ -80,9 +77,7 @@ def make_judge(
 
 
 def win_rate_judge(
-    settings: EvaluateSettings,
-    model: str | None = None,
-    cache_dir: str | Path | None = None,
+    settings: EvaluateSettings, model: str | None = None, cache_dir: str | Path | None = None
 ) -> WinRateJudge:
     """The judge of AlpacaEval's win rate: a model behind the endpoint of the settings.
 
@@ -111,12 +106,7 @@ def _guard(spec: JudgeSpec) -> Judge:
     guard = GUARDS[spec.name]
     kind = GuardJudge if guard.read is not None else GradeJudge
     return kind(
-        spec.name,
-        guard,
-        spec.model,
-        spec.device,
-        spec.settings.advanced.batch_size,
-        spec.cache_dir,
+        spec.name, guard, spec.model, spec.device, spec.settings.advanced.batch_size, spec.cache_dir
     )
 
 

@@ -155,7 +155,7 @@ class ChatRenderer:
             InputError: the template cannot render such a conversation.
         """
         if prefill:
-            return self.without_thinking.ids(messages) + self._encode(prefill)
+            return self.without_thinking.ids(messages) + self.answer_ids(prefill)
         key = tuple(tuple(message.items()) for message in messages)
         if key not in self._rendered:
             if len(self._rendered) >= _MAX_RENDERED:
@@ -172,11 +172,11 @@ class ChatRenderer:
                 f"the chat template cannot render a conversation of the roles {roles}"
                 f" ({one_line(error)}). Try: prompts with other roles"
             ) from error
-        return [token for piece in pieces for token in self._encode(piece)]
+        return [token for piece in pieces for token in self.answer_ids(piece)]
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer's text, without template tokens."""
-        return self._encode(answer)
+        return list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, without control tokens."""
@@ -256,9 +256,6 @@ class ChatRenderer:
                 **kwargs,
             )
         )
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _pieces(self, messages: Sequence[Message]) -> list[str]:
         """The rendered text, cut inside each control token that a message's content contains."""

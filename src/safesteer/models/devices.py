@@ -13,11 +13,7 @@ from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
 
 _CUDA = torch.device("cuda")
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:

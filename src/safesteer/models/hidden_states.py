@@ -26,24 +26,17 @@ _WORTHWHILE_ELSEWHERE = 4096
 
 
 def hidden_states(
-    model: nn.Module,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    *,
-    tail: int = 1,
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, tail: int = 1
 ) -> torch.Tensor:
-    """Hidden states after the final norm, which the output matrix reads.
+    """Hidden states [B, T, D] after the final norm, which the output matrix reads.
 
     Hooks may see two passes: the common prefix as a batch of one, then the rest of every row.
 
     Args:
         model: a causal language model, or a PEFT model around one.
-        input_ids: [B, T], padded on the left; there may be padding on the right too.
+        input_ids: [B, T], padded on the left, and perhaps on the right too.
         attention_mask: [B, T].
         tail: the last tokens of every row that are never part of the prefix.
-
-    Returns:
-        [B, T, D] on the device of `input_ids`.
     """
     shared = share_prefix(model, input_ids, attention_mask, tail=tail)
     if shared is None:
@@ -75,11 +68,11 @@ def completion_states(
 
     Args:
         model: a causal language model, or a PEFT model around one.
-        prompts: token ids of each prompt.
-        completions: token ids after each prompt.
-        pad_id: fills the batch on the left.
-        run_last: also run each completion's last token, which predicts nothing here but which
-            hooks may have to see.
+        prompts: token ids before each completion.
+        completions: token ids of each completion.
+        pad_id: padding token.
+        run_last: also run the last token of each completion, which predicts none of its tokens, for
+            hooks that have to see it.
 
     Returns:
         [T, D] for each completion of T tokens, after the final norm.
@@ -88,7 +81,7 @@ def completion_states(
     full = [[*prompt, *tail] for prompt, tail in zip(prompts, tails, strict=True)]
     ids, mask = pad_left(full, pad_id, model.device)
     hidden = hidden_states(model, ids, mask)
-    end = hidden.shape[1] - run_last  # the last state of a completion that was run predicts more
+    end = hidden.shape[1] - run_last
     return [
         states[end - len(completion) : end]
         for states, completion in zip(hidden, completions, strict=True)
@@ -132,24 +125,16 @@ class SharedPrefix:
 
 
 def share_prefix(
-    model: Any,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    tail: int = 1,
-    new_tokens: int = 0,
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, *, tail: int = 1, new_tokens: int = 0
 ) -> SharedPrefix | None:
-    """Run the common prefix of a batch.
+    """Run the common prefix of a batch; None if it is too short, or `empty_cache` allows none.
 
     Args:
         model: a causal language model, or a PEFT model around one.
         ids: token ids [B, T], padded on the left.
         mask: attention mask [B, T].
         tail: the last tokens of every row that are never part of the prefix.
-        new_tokens: how many tokens will be generated after each row.
-
-    Returns:
-        None if the prefix is too short to pay for a pass, or if `empty_cache` is None.
+        new_tokens: tokens that will be generated after each row.
     """
     length, start = _common(ids, mask, tail)
     batch, width = ids.shape

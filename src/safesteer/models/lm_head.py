@@ -72,11 +72,7 @@ class OutputHead:
         return self.weight.shape[0]
 
     def logits(
-        self,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor | slice = _ALL,
-        *,
-        exact: bool = False,
+        self, hidden: torch.Tensor, tokens: torch.Tensor | slice = _ALL, *, exact: bool = False
     ) -> torch.Tensor:
         """Logits in float32.
 
@@ -112,9 +108,7 @@ class OutputHead:
         return torch.cat(logits, dim=-1).log_softmax(-1)
 
     def log_probs(
-        self,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor,
+        self, hidden: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of `tokens` under the softmax over the whole vocabulary.
 
@@ -136,11 +130,7 @@ class OutputHead:
         return (chosen - log_z[:, None]).to(device), entropy.to(device)
 
     @torch.no_grad()
-    def detached_log_probs(
-        self,
-        hidden: torch.Tensor,
-        tokens: torch.Tensor,
-    ) -> torch.Tensor:
+    def detached_log_probs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The log-probabilities of `log_probs` without gradient or entropy, in half the time."""
         device = hidden.device
         hidden, tokens = hidden.to(self.weight.device), tokens.to(self.weight.device)

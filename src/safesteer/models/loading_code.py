@@ -14,10 +14,7 @@ def loading_code(run: Path, base: ModelSettings) -> list[str]:
     full, adapter = run / "model", run / "adapter"
     if full.is_dir():
         auto = auto_class(full, base.trust_remote_code).__name__
-        return [
-            f"from transformers import {auto}",
-            f'model = {auto}.from_pretrained("{full}")',
-        ]
+        return [f"from transformers import {auto}", f'model = {auto}.from_pretrained("{full}")']
     auto, lines = _base_code(base)
     return [_imports(auto, base), *lines, f'model = PeftModel.from_pretrained(base, "{adapter}")']
 

@@ -54,10 +54,7 @@ def _on_main_stream(edit, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore
 
 @contextmanager
 def steer(
-    model: nn.Module,
-    layer: int,
-    direction: torch.Tensor,
-    coefficient: float = 1.0,
+    model: nn.Module, layer: int, direction: torch.Tensor, coefficient: float = 1.0
 ) -> Iterator[None]:
     """Add a vector to the input of a block at all positions while the context is open.
 
