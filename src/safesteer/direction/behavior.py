@@ -47,15 +47,7 @@ def observe(
     max_new_tokens: int = 24,
     batch_size: int = 64,
 ) -> Behavior:
-    """Judge the greedy answers of the steered model.
-
-    Args:
-        model: the model to steer; an adapter is off.
-        direction: how to steer it; None does not.
-        prompts: conversations that end with a request.
-        max_new_tokens: the most tokens in an answer.
-        batch_size: prompts in a batch.
-    """
+    """Judge the model's greedy answers, steered unless `direction` is None, with adapters off."""
     rendered = [model.chat.ids(messages) for messages in prompts]
     steered = nullcontext() if direction is None else direction.steer(model.model)
     with base_weights(model.model), steered:
@@ -82,16 +74,16 @@ def answer_nll(
     *,
     batch_size: int = 32,
 ) -> torch.Tensor:
-    """Negative log-likelihood of each answer, summed over its tokens.
+    """Negative log-likelihood of each answer after its prompt, with adapters off.
 
     Args:
-        model: an adapter is off; an open steering context counts.
+        model: the model, steered if a steering context is open.
         prompts: token ids of N prompts.
         answers: token ids of their answers.
         batch_size: answers in a batch.
 
     Returns:
-        [N], in nats, on the CPU.
+        [N] in nats, summed over an answer's tokens, on the CPU.
     """
     head = OutputHead.of(model.model)
     pad_id = model.tokenizer.pad_token_id

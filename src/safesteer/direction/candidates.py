@@ -75,13 +75,7 @@ def refusal_scores(
 
 
 def unfit_at_any_strength(candidate: Candidate, layers: int, settings: DirectionSettings) -> str:
-    """Why a candidate cannot be chosen whatever its coefficient; empty if it can.
-
-    Args:
-        candidate: its layer and KL count.
-        layers: number of layers of the model.
-        settings: the thresholds.
-    """
+    """Why its layer, of `layers`, or its KL excludes a candidate at any coefficient; or ""."""
     dropped, most = settings.advanced.drop_last_layers, settings.advanced.max_kl
     if candidate.direction.layer >= int(layers * (1 - dropped)):
         return f"among the last {dropped:.0%} of layers"
@@ -91,7 +85,7 @@ def unfit_at_any_strength(candidate: Candidate, layers: int, settings: Direction
 
 
 def empty_contrast(vector: torch.Tensor) -> str:
-    """Why a difference of means gives no direction; empty if it does."""
+    """Why a difference of means is no direction; or ""."""
     if not torch.isfinite(vector).all() or vector.norm() == 0:
         return "the two means do not differ"
     return ""

@@ -82,20 +82,19 @@ def extract_direction(
 ) -> DirectionResult:
     """Find the refusal direction of a model.
 
-    A model that thinks answers after an empty thinking block.
+    Answers of a model that thinks follow an empty thinking block.
 
     Args:
-        model: the model; it is left unchanged.
+        model: the model; it does not change.
         harmful_train: conversations for the means.
-        harmless_train: likewise; harmful-harmless alone uses them.
+        harmless_train: likewise, for the source harmful-harmless.
         harmful_validation: conversations to score and choose candidates on.
         harmless_validation: likewise.
         settings: source, thresholds and sizes; the defaults if None.
-        on_step: progress, called with (what is being done, done, total).
+        on_step: called with (what is being done, done, total).
 
     Returns:
-        The choice. If no candidate meets every threshold, it is the best of them, with `qualified`
-        False and a note.
+        The choice; if no candidate meets every threshold, the best of them with a note.
 
     Raises:
         InputError: `layers` names no layer of the model, or none that may be chosen.
@@ -164,17 +163,9 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
 
 @dataclass(frozen=True)
 class _Search:
-    """The two sources of candidates, and their choice by behavior.
+    """The two sources of candidates, scored and observed on validation prompts."""
 
-    Attributes:
-        model: the model, thinking closed.
-        harmful: validation prompts.
-        harmless: validation prompts.
-        settings: source, thresholds and sizes.
-        step: called with progress.
-    """
-
-    model: ChatModel
+    model: ChatModel  # without thinking
     harmful: Prompts
     harmless: Prompts
     settings: DirectionSettings
@@ -183,7 +174,7 @@ class _Search:
     def harmful_harmless(
         self, harmful_train: Prompts, harmless_train: Prompts
     ) -> tuple[list[Candidate], str]:
-        """Candidates of the published procedure, and why there are none if so.
+        """Candidates of the published procedure, or none and the reason.
 
         Source: Arditi et al. 2024 (arXiv 2406.11717), difference in means and selection.
         """
@@ -315,7 +306,8 @@ class _Search:
         wrong = [layer for layer in layers if not 0 <= layer < count]
         if wrong:
             raise InputError(
-                f"direction.advanced.layers: {wrong[0]} is outside 0..{count - 1} of this model"
+                f"direction.advanced.layers: {wrong[0]} is outside 0..{count - 1} of this model."
+                " Try: layers of the model"
             )
         allowed = int(count * (1 - dropped))
         if not any(layer < allowed for layer in layers):
@@ -330,13 +322,10 @@ class _Search:
 
 
 def refusal_margin(model: ChatModel, prompts: Prompts, settings: DirectionSettings) -> float:
-    """How much likelier the first refusing opening is than the first complying one.
+    """Log-likelihood of the first refusing opening minus the complying one's, in nats per token.
 
-    An open steering context counts. This predicts the answer better than its first token does: "I"
-    begins refusals and other answers alike.
-
-    Returns:
-        Difference of the mean log-likelihoods, in nats per token.
+    Of the model as it is, steered if a steering context is open. This predicts the answer better
+    than its first token does: "I" begins refusals and other answers alike.
     """
     rendered = [model.chat.ids(messages) for messages in prompts]
     openings = (settings.advanced.refusing_openings[0], settings.advanced.complying_openings[0])
@@ -349,7 +338,7 @@ def refusal_margin(model: ChatModel, prompts: Prompts, settings: DirectionSettin
 
 
 def unfit_by_behavior(candidate: Candidate, settings: DirectionSettings) -> str:
-    """Why the steered model's answers reject a candidate; empty if they do not."""
+    """Why the steered model's answers exclude a candidate; or ""."""
     flip, ratio = candidate.flip_rate or 0.0, candidate.perplexity_ratio or 0.0
     least, most = settings.advanced.min_flip_rate, settings.advanced.max_perplexity_ratio
     if flip < least:
@@ -362,10 +351,8 @@ def unfit_by_behavior(candidate: Candidate, settings: DirectionSettings) -> str:
 
 
 def _first_token_scores(
-    model: ChatModel,
-    last: torch.Tensor,  # [B, D]
-    tokens: Sequence[int],
-) -> torch.Tensor:  # [B]
-    """Refusal scores of the answers' first tokens."""
+    model: ChatModel, last: torch.Tensor, tokens: Sequence[int]
+) -> torch.Tensor:
+    """Refusal scores [B] of the answers' first tokens, from hidden states [B, D]."""
     logits = OutputHead.of(model.model).logits(last.contiguous())
     return refusal_scores(torch.log_softmax(logits, dim=-1), tokens)

@@ -225,17 +225,17 @@ class ChatClient:
                 f" {variable} {state}. Try: export {variable}=KEY"
             ) from None
         try:
-            said = self._clean(_server_message(error.read(_MAX_REPLY_BYTES)))
+            message = self._clean(_server_message(error.read(_MAX_REPLY_BYTES)))
         except (OSError, http.client.HTTPException):
-            said = ""
-        said = f" ({said})" if said else ""
+            message = ""
+        message = f" ({message})" if message else ""
         if status in _RETRYABLE or status >= 500:
             raise _Retry(
-                f"no verdict: the server answers {status}{said}", _retry_after(error.headers)
+                f"no verdict: the server answers {status}{message}", _retry_after(error.headers)
             ) from None
         if status in _REJECTED:
-            raise _Rejected(f"no verdict: the server answers {status}{said}") from None
-        problem = f"{self.shown_url} answers {status}{said}"
+            raise _Rejected(f"no verdict: the server answers {status}{message}") from None
+        problem = f"{self.shown_url} answers {status}{message}"
         if status == 404:
             problem += f": no model '{self.model}'{self._nearest_model()}, or a wrong address"
         raise InputError(f"{problem}. Try: check evaluate.endpoint.base_url") from None

@@ -283,12 +283,7 @@ def _sentences(text: str) -> tuple[list[str], int]:
 
 
 def refusal_features(completion: str, prompt: str = "") -> dict[str, float]:
-    """The named features of a non-empty answer, in [0, 1].
-
-    Args:
-        completion: the answer.
-        prompt: the request, which some features depend on.
-    """
+    """The named features of a non-empty answer to `prompt`, in [0, 1]."""
     text = _clean(completion)
     has_code = "```" in text
     text = _CODE.sub(" ", text)

@@ -152,7 +152,7 @@ def _continue_batch(
         **_PLAIN,
     )
     ids, mask = pad_left(prompts, tokenizer.pad_token_id, model.device)
-    _forget_pictures(model)
+    _reset_image_positions(model)
     shared = share_prefix(model, ids, mask, new_tokens=decoding.max_new_tokens)
     with _contiguous_head_input(model):
         output = model.generate(
@@ -170,7 +170,7 @@ def _continue_batch(
     return answers
 
 
-def _forget_pictures(model: Any) -> None:
+def _reset_image_positions(model: Any) -> None:
     """Reset the position offsets that Qwen's vision models keep from their last batch.
 
     They would be added to the positions of a batch that starts from a cache, as ours may.

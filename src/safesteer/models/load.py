@@ -179,62 +179,6 @@ def _load_or_explain(
         ) from None
 
 
-def _read_template(path: str) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the chat template {path}: {one_line(error)}") from None
-
-
-def _ready(model: Any, tokenizer: Any, name: str) -> Any:
-    """Check that model and tokenizer fit, and freeze the model; returns it."""
-    find_blocks(model)
-    head = model.get_output_embeddings().weight
-    if is_quantized(head):
-        raise InputError(
-            f"the output matrix of {name} is quantized, and log-probabilities need the original."
-            " Try: quantize the model without its output matrix, or use --quantization"
-        )
-    rows = head.shape[0]
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"the tokenizer of {name} has {len(tokenizer)} tokens, but the output matrix only"
-            f" {rows} rows. Try: the model's own tokenizer"
-        )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if quantization_of(model) is not None:
-        match_training(model)
-    return model.eval().requires_grad_(False)
-
-
-def save_model(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    folder: str | Path,
-    weights: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Save weights (safetensors), configuration and tokenizer for transformers.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        folder: the folder to write.
-        weights: saved in place of the model's own, under the same names.
-    """
-    with quiet_libraries():
-        model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
-        tokenizer.save_pretrained(folder)
-
-
-def copy_processor_files(base: Path, folder: Path) -> None:
-    """Copy the image processor's files from the folder `base` of a vision-language model."""
-    for name in _PROCESSOR:
-        if (base / name).is_file() and not (folder / name).exists():
-            shutil.copyfile(base / name, folder / name)
-
-
 def _load(
     kind: str, path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
 ) -> tuple[PreTrainedModel, Any]:
@@ -254,29 +198,6 @@ def _load(
     if (path / "tokenizer_config.json").is_file():
         tokenizer = _load_tokenizer(path, settings.trust_remote_code)
     return merge_adapter(model, path), tokenizer
-
-
-def _load_tokenizer(path: Path, trust: bool) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
-    except Exception as error:
-        raise InputError(f"cannot load the tokenizer in {path}: {one_line(error)}") from None
-
-
-def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
-    where: dict[str, Any] = {"gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **where)
-    # A model with a GGUF origin cannot be saved: put its tensors into one made from the plain
-    # configuration.
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    plain.load_state_dict(model.state_dict(), assign=True)
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    return plain, tokenizer
 
 
 def _load_folder(
@@ -316,17 +237,6 @@ def _load_folder(
     return model, tokenizer
 
 
-def auto_class(folder: Path, trust: bool = False) -> Any:
-    """The class of transformers that loads the model in a folder, with any vision tower."""
-    return _auto_class_of(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
-
-
-def _auto_class_of(config: Any) -> Any:
-    # AutoModelForCausalLM would load the text tower alone of some vision-language models.
-    vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return AutoModelForImageTextToText if vision else AutoModelForCausalLM
-
-
 def _check_placement(path: Path, model: PreTrainedModel) -> None:
     """Raise InputError if a device map left part of a model off the GPUs."""
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
@@ -337,6 +247,29 @@ def _check_placement(path: Path, model: PreTrainedModel) -> None:
             f" {' and '.join(sorted(places & {'cpu', 'disk'}))}. Try: more or larger GPUs, or a"
             " smaller model.dtype"
         )
+
+
+def _load_tokenizer(path: Path, trust: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    except Exception as error:
+        raise InputError(f"cannot load the tokenizer in {path}: {one_line(error)}") from None
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    where: dict[str, Any] = {"gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **where)
+    # A model with a GGUF origin cannot be saved: put its tensors into one made from the plain
+    # configuration.
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain, tokenizer
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
@@ -354,6 +287,69 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
             f"{adapter} is a {kind} adapter, which cannot be merged into weights. Try: a LoRA"
         )
     return loaded.merge_and_unload()
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the chat template {path}: {one_line(error)}") from None
+
+
+def _ready(model: Any, tokenizer: Any, name: str) -> Any:
+    """Check that model and tokenizer fit, and freeze the model; returns it."""
+    find_blocks(model)
+    head = model.get_output_embeddings().weight
+    if is_quantized(head):
+        raise InputError(
+            f"the output matrix of {name} is quantized, and log-probabilities need the original."
+            " Try: quantize the model without its output matrix, or use --quantization"
+        )
+    rows = head.shape[0]
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, but the output matrix only"
+            f" {rows} rows. Try: the model's own tokenizer"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if quantization_of(model) is not None:
+        match_training(model)
+    return model.eval().requires_grad_(False)
+
+
+def auto_class(folder: Path, trust: bool = False) -> Any:
+    """The class of transformers that loads the model in a folder, with any vision tower."""
+    return _auto_class_of(AutoConfig.from_pretrained(folder, trust_remote_code=trust))
+
+
+def _auto_class_of(config: Any) -> Any:
+    # AutoModelForCausalLM would load the text tower alone of some vision-language models.
+    vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if vision else AutoModelForCausalLM
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    folder: str | Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Save weights (safetensors), configuration and tokenizer for transformers.
+
+    `weights` are saved in place of the model's own, under the same names.
+    """
+    with quiet_libraries():
+        model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+
+
+def copy_processor_files(base: Path, folder: Path) -> None:
+    """Copy the image processor's files from the folder `base` of a vision-language model."""
+    for name in _PROCESSOR:
+        if (base / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(base / name, folder / name)
 
 
 @contextmanager

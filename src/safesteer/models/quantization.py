@@ -1,4 +1,4 @@
-"""Quantized bases, in 8 or 4 bits: what is possible, how they are loaded, which ones are.
+"""Quantized bases, in 8 or 4 bits: checks, loading and detection.
 
 bitsandbytes quantizes the linear layers of the base, not embeddings, norms, the output matrix or
 the adapter. A folder that is quantized already is loaded as it is if bitsandbytes made it, and
