@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import safesteer
 from safesteer.config.load import load_settings
+from safesteer.distill.plan import TrainingPrompts
 from safesteer.errors import InputError
 from safesteer.models.load import ChatModel, load_model
 from safesteer.prompts import load_prompt_set
@@ -58,10 +59,9 @@ def test_the_stages_run_on_a_wrapped_model(new_prompt_sets, tmp_path):
         model,
         teacher,
         tokens.ids,
-        messages(harmful.train),
-        messages(harmless.train),
+        TrainingPrompts(messages(harmful.train), messages(harmless.train)),
         settings.train,
-        folder=tmp_path / "train",
+        output=tmp_path / "train",
     )
     rate = partial(safesteer.refusal_rate, model, harmful.test, max_new_tokens=3)
     for rates in (rate(), rate(teacher=teacher), rate(student=student)):
