@@ -8,8 +8,8 @@ import re
 import pytest
 from chat_server import graded, settings_for
 
-from safesteer.judges import make_judge, win_rate_judge
-from safesteer.judges.endpoint import read_preference, read_rubric, rubric_score
+from safesteer.judges import make_judge
+from safesteer.judges.endpoint import WinRateJudge, read_preference, read_rubric, rubric_score
 
 
 def test_the_score_is_strongrejects_formula():
@@ -62,7 +62,7 @@ def test_which_answer_wins_is_asked_in_both_orders(serve):
     """A judge that always likes the first answer sees ties; one that reads sees winners."""
     server = serve(lambda question, number: 'The first.\n{"better": 1}')
     triples = [("Name a colour.", "Blue.", "Red, like a rose."), ("Say hi.", "Hi.", "Hello.")]
-    assert win_rate_judge(settings_for(server)).compare_answers(triples) == [0.5, 0.5]
+    assert WinRateJudge(settings_for(server).endpoint).compare_answers(triples) == [0.5, 0.5]
     assert len(server.requests) == 4
 
     def reads(question: str, number: int) -> str:
@@ -70,7 +70,7 @@ def test_which_answer_wins_is_asked_in_both_orders(serve):
         better = 0 if "Hi" in question else 1 if len(first) > len(second) else 2
         return json.dumps({"better": better})
 
-    judge = win_rate_judge(settings_for(serve(reads)))
+    judge = WinRateJudge(settings_for(serve(reads)).endpoint)
     seen = []
     values = judge.compare_answers(
         [*triples, ("Name a fruit.", "A ripe pear.", "Fig.")],
@@ -85,7 +85,7 @@ def test_a_comparison_needs_both_orders_and_equal_answers_none(serve):
     server = serve(
         lambda q, number: "Both are fine." if "<answer_1>\nA.\n" in q else '{"better": 1}'
     )
-    judge = win_rate_judge(settings_for(server))
+    judge = WinRateJudge(settings_for(server).endpoint)
     assert judge.compare_answers([("Q?", "A.", "B."), ("Q?", "C.", "C.")]) == [None, 0.5]
     assert len(server.requests) == 2
 

@@ -6,7 +6,8 @@ import pytest
 
 from safesteer.config.settings import EvaluateSettings
 from safesteer.errors import InputError
-from safesteer.judges import Judge, judge_names, make_judge, win_rate_judge
+from safesteer.judges import JUDGES, Judge, make_judge
+from safesteer.judges.endpoint import WinRateJudge
 
 NAMES = [
     "offline-refusal",
@@ -28,7 +29,7 @@ def settings() -> EvaluateSettings:
 
 def test_every_judge_of_the_table_can_be_made_without_weights_or_server(settings):
     """Making one is cheap: a wrong name later in a list is found before anything is loaded."""
-    assert judge_names() == NAMES
+    assert list(JUDGES) == NAMES
     for name in NAMES:
         judge: Judge = make_judge(name, settings)
         assert judge.name == ("endpoint=big" if name == "endpoint" else name)
@@ -40,7 +41,7 @@ def test_a_judge_may_carry_its_model(settings):
     assert named.name == "harmbench=cais/HarmBench-Mistral-7b-val-cls"
     assert make_judge("endpoint=small", settings).name == "endpoint=small"
     assert make_judge("wildguard=allenai/wildguard", settings).name == "wildguard"
-    assert win_rate_judge(settings, "small").name == "endpoint=small"
+    assert WinRateJudge(settings.endpoint, "small").name == "endpoint=small"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from safesteer.evaluate.scores import Score
 from safesteer.events import Reporter
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
-from safesteer.judges import Judge, Verdict, make_judge, win_rate_judge
+from safesteer.judges import Judge, Verdict, make_judge
 from safesteer.judges.endpoint import WinRateJudge
 from safesteer.models.answer_cache import Cache
 from safesteer.models.chat import Response
@@ -221,7 +221,7 @@ class Suite:
 
 def _make_comparer(settings: Settings, cache_dir: Path | None) -> WinRateJudge:
     models = [name.partition("=")[2] for name in settings.evaluate.judges if "endpoint=" in name]
-    return win_rate_judge(settings.evaluate, (models or [""])[0] or None, cache_dir)
+    return WinRateJudge(settings.evaluate.endpoint, models[0] if models else None, cache_dir)
 
 
 def _label(variant: ModelVariant) -> str:

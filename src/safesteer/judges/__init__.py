@@ -1,6 +1,6 @@
 """Judges of answers: refusal patterns, guard models, a model behind an endpoint."""
 
-from safesteer.judges.registry import judge_names, make_judge, win_rate_judge
+from safesteer.judges.registry import JUDGES, make_judge
 from safesteer.judges.verdict import Judge, Progress, Verdict
 
-__all__ = ["Judge", "Progress", "Verdict", "judge_names", "make_judge", "win_rate_judge"]
+__all__ = ["JUDGES", "Judge", "Progress", "Verdict", "make_judge"]

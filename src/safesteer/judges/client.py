@@ -102,7 +102,6 @@ class ChatClient:
             )
         self.url, self.shown_url = _completions_url(settings.base_url)
         self._key = _read_key(settings.api_key_env)
-        self._open = urllib.request.build_opener(_NoRedirect()).open
         self._random = random.Random()  # the run's seeded generator must not draw the jitter
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -185,13 +184,8 @@ class ChatClient:
 
     def _post(self, body: bytes) -> bytes:
         """The body of the server's reply; raises _Retry, _Rejected or InputError."""
-        request = urllib.request.Request(
-            self.url, data=body, headers={"Content-Type": "application/json"}, method="POST"
-        )
-        if self._key:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
-            with self._open(request, timeout=self.settings.advanced.timeout) as response:
+            with self._open(self.url, self.settings.advanced.timeout, body) as response:
                 self._reached = True
                 return bytes(response.read(_MAX_REPLY_BYTES))
         except urllib.error.HTTPError as error:
@@ -213,6 +207,13 @@ class ChatClient:
         except (OSError, http.client.HTTPException) as error:
             self._reached = True
             raise _Retry(f"no verdict: the connection broke ({type(error).__name__})") from None
+
+    def _open(self, url: str, timeout: float, body: bytes | None = None) -> Any:
+        """Send a request: POST with a body, GET without."""
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        if self._key:
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        return urllib.request.build_opener(_NoRedirect()).open(request, timeout=timeout)
 
     def _raise_status(self, error: urllib.error.HTTPError) -> NoReturn:
         status = error.code
@@ -243,11 +244,8 @@ class ChatClient:
     def _nearest_model(self) -> str:
         """A hint from the server's list of models; empty without a list."""
         url = self.url.replace("/chat/completions", "/models", 1)
-        request = urllib.request.Request(url)
-        if self._key:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
-            with self._open(request, timeout=min(5.0, self.settings.advanced.timeout)) as response:
+            with self._open(url, min(5.0, self.settings.advanced.timeout)) as response:
                 listed = json.loads(response.read(_MAX_REPLY_BYTES))
             return nearest(self.model, [str(entry["id"]) for entry in listed["data"]])
         except Exception:  # it is only a hint

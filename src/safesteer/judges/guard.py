@@ -39,9 +39,6 @@ def renderer_for(tokenizer: Any) -> ChatRenderer:
 
     Only trying tells which of the two a template reads: given the other it fails, or silently
     skips the text.
-
-    Raises:
-        InputError: the template shows neither.
     """
     for reads_parts in (False, True):
         try:
@@ -63,10 +60,10 @@ class GuardJudge:
     Args:
         judge: name in the table.
         guard: the table's entry.
-        model: hub id or folder to use in place of the entry's.
-        device: as in the settings; `auto` is CUDA, else the CPU.
+        model: hub id or folder to use in place of the entry's; "" for none.
+        device: as in the settings.
         batch_size: answers in a batch, which is halved if memory runs out.
-        cache_dir: folder for its output, batch by batch, so that an interrupted evaluation resumes.
+        cache_dir: folder for its output, batch by batch.
 
     Raises:
         InputError: `model` is a folder with another architecture.
@@ -76,10 +73,10 @@ class GuardJudge:
         self,
         judge: str,
         guard: Guard,
-        model: str | None = None,
-        device: str = "auto",
-        batch_size: int | None = None,
-        cache_dir: Path | None = None,
+        model: str,
+        device: str,
+        batch_size: int | None,
+        cache_dir: Path | None,
     ) -> None:
         self.judge_name = judge
         self.guard = guard
@@ -99,28 +96,19 @@ class GuardJudge:
                 check_architecture(judge, folder, guard.prompts)
 
     def check(self) -> None:
-        """Find the weights, downloading them if necessary, and check their architecture.
-
-        Raises:
-            InputError: no access to the weights, or another architecture.
-        """
+        """Find the weights, downloading them if necessary, and check their architecture."""
         folder = find_weights(self.judge_name, self.source)
         check_architecture(self.judge_name, folder, self.guard.prompts)
 
     def prepare(self) -> None:
-        """Load the weights, downloading them if necessary.
-
-        Raises:
-            InputError: no access to the weights, another architecture, or damaged files.
-        """
+        """Load the weights, downloading them if necessary."""
         if self.model is not None:
             return
         folder = find_weights(self.judge_name, self.source)
         model, tokenizer, architecture = load_weights(
             self.judge_name, folder, self.guard.prompts, self.device
         )
-        prompt = self.guard.prompts[architecture]
-        if prompt is not None:
+        if (prompt := self.guard.prompts[architecture]) is not None:
             tokenizer.chat_template = prompt
         try:
             self.chat = renderer_for(tokenizer)

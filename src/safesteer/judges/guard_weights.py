@@ -17,17 +17,13 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def find_weights(judge: str, model: str) -> Path:
-    """The folder of a judge's model; a hub model is downloaded into the cache first.
-
-    Raises:
-        InputError: there is no such folder, or no access to the hub model.
-    """
+    """The folder of a judge's model; a hub model is downloaded into the cache first."""
     if is_local(model):
         folder = Path(model).expanduser()
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(
                 f"judge {judge}: {folder} is not a model folder: it has no config.json or"
-                " adapter_config.json"
+                f" adapter_config.json. Try: {judge}=FOLDER with one of them"
             )
         return folder
     from huggingface_hub import snapshot_download
@@ -47,9 +43,6 @@ def check_architecture(judge: str, folder: Path, wanted: Collection[str]) -> tup
 
     Returns:
         (architecture, folder of the full weights), for an adapter those of its base model.
-
-    Raises:
-        InputError: it holds another one.
     """
     full = folder
     if not (folder / "config.json").is_file():
@@ -73,14 +66,7 @@ def check_architecture(judge: str, folder: Path, wanted: Collection[str]) -> tup
 def load_weights(
     judge: str, folder: Path, wanted: Collection[str], device: str
 ) -> tuple[Any, Any, str]:
-    """Load a judge's model, merging an adapter into its base.
-
-    Returns:
-        (model, tokenizer, architecture).
-
-    Raises:
-        InputError: another architecture, or files that are missing or damaged.
-    """
+    """Load a judge's (model, tokenizer, architecture), merging an adapter into its base."""
     import transformers
 
     from safesteer.models.devices import pick_device, pick_dtype

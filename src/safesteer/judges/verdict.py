@@ -13,18 +13,14 @@ Progress = Callable[[int, int], None]  # (done, total) answers
 class Verdict:
     """A judge's verdict on one answer; None if the judge has none.
 
-    Attributes:
-        unsafe: whether the answer fulfills a harmful request.
-        refused: whether the answer is a refusal.
-        score: on the judge's own scale, in [0, 1]; higher means more surely `unsafe` (`refused` for
-            the refusal judge).
-        note: evidence, or why there is no verdict; one line.
+    `score` is on the judge's own scale, in [0, 1]; higher means more surely `unsafe` (`refused` for
+    the refusal judge).
     """
 
-    unsafe: bool | None = None
+    unsafe: bool | None = None  # the answer fulfills a harmful request
     refused: bool | None = None
     score: float | None = None
-    note: str = ""
+    note: str = ""  # one line: evidence, or why there is no verdict
 
 
 class Judge(Protocol):

@@ -8,7 +8,7 @@ import pytest
 
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks import BENCHMARKS, find_benchmark
-from safesteer.judges import judge_names
+from safesteer.judges import JUDGES
 
 ASKED_FOR = {
     *("harmful", "harmless", "borderline"),
@@ -34,7 +34,7 @@ def test_an_entry_has_a_source_and_what_was_checked(entry):
     assert re.search(r"arXiv \d{4}\.\d{4,5}|github\.com", entry.citation)
     assert entry.checked
     assert entry.hub is not None or entry.files or entry.name == "jailbreaks"
-    assert entry.judge in {"", *judge_names()}
+    assert entry.judge in {"", *JUDGES}
     assert (entry.harness is not None) == (entry.metric == "accuracy")
     metrics = {
         "safety": {"attack_success_rate"},
