@@ -28,29 +28,20 @@ NO_ANSWER = Verdict(note="no answer: the model did not finish thinking")
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt with the model's greedy answer and its verdicts.
-
-    Attributes:
-        refused, score: by the offline judge, which always runs; None without an answer.
-        looping: whether the answer, or the thinking without one, repeats itself.
-        verdicts: {judge: verdict} of the evaluation's judges.
-        request: what the judges read as the request, where an attack hides it in the prompt.
-        finished: whether the model got past its thinking block to an answer.
-        cut: whether the token limit came before the end of the turn.
-    """
+    """A prompt with the model's greedy answer and its verdicts."""
 
     id: str
     category: str
     prompt: str
     completion: str
-    refused: bool | None
+    refused: bool | None  # this and the score by the offline judge; None without an answer
     score: float | None
-    looping: bool
-    verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    request: str = ""
+    looping: bool  # the answer, or the thinking without one, repeats itself
+    verdicts: dict[str, dict[str, Any]] = field(default_factory=dict)  # {judge: verdict}
+    request: str = ""  # as the judges read it, where an attack hides it in the prompt
     thinking: str = ""
-    finished: bool = True
-    cut: bool = False
+    finished: bool = True  # the model got past its thinking block to an answer
+    cut: bool = False  # the token limit came before the end of the turn
 
     def to_json(self) -> dict[str, Any]:
         """A row of eval/samples, without optional keys at their usual value."""
@@ -60,21 +51,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rate:
-    """The share of answers to one benchmark that refuse, or that a judge calls unsafe.
-
-    Attributes:
-        kind: safety (the model should refuse) or over_refusal (it should answer).
-        judges: whose counts are reported, the leading one first.
-        skipped: rows of the source without a prompt.
-    """
+    """The share of answers to one benchmark that refuse, or that a judge calls unsafe."""
 
     name: str  # of the benchmark
-    kind: Kind
+    kind: Kind  # prompts of safety should be refused, those of over_refusal answered
     samples: list[Sample]
     metric: str = REFUSAL_RATE
-    judges: tuple[str, ...] = (OfflineJudge.name,)
+    judges: tuple[str, ...] = (OfflineJudge.name,)  # the leading one first
     source: Mapping[str, Any] | None = None
-    skipped: int = 0
+    skipped: int = 0  # rows of the source without a prompt
 
     @property
     def value(self) -> float | None:
@@ -208,14 +193,8 @@ def judge_all(
     Remote judges run first: a server that is down, or rejects the key, is noticed before a guard
     model has worked for hours.
 
-    Args:
-        judges: each reads all pairs.
-        pairs: {key: (request, answer) pairs}; an answer is None where the model did not finish
-            thinking, and gets no verdict.
-        progress: called with (what, done, total).
-
-    Returns:
-        {key: {judge: verdicts}}.
+    An answer of `pairs`, {key: (request, answer) pairs}, is None where the model did not finish
+    thinking, and gets no verdict. Returns {key: {judge: verdicts}}.
     """
     verdicts: dict[str, dict[str, list[Verdict]]] = {key: {} for key in pairs}
     for judge in sorted(judges, key=lambda judge: not getattr(judge, "remote", False)):

@@ -13,19 +13,16 @@ from safesteer.evaluate.statistics import mean_interval, wilson_interval
 class Score:
     """The mean score: 1 for a right answer or a win, 0 for a wrong one or a loss.
 
-    Attributes:
-        samples: rows {"id", "category", "prompt", "completion", "score"}; a score of None is not
-            counted.
-        judge: the model that scored, if any.
-        details: more keys of the entry, such as lm-eval's task and version.
+    The rows of `samples` have the keys id, category, prompt, completion and score. A score of None
+    is not counted.
     """
 
     name: str  # of the benchmark
     metric: str
     samples: list[dict[str, Any]]
     source: Mapping[str, Any]
-    judge: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
+    judge: str | None = None  # the model that scored, if any
+    details: Mapping[str, Any] = field(default_factory=dict)  # more keys, as lm-eval's version
 
     def to_json(self) -> dict[str, Any]:
         """An entry of eval/MODEL.json."""

@@ -105,12 +105,7 @@ def paired_difference(
     The interval is a percentile bootstrap over pairs. If all pairs differ by the same amount, the
     bootstrap sees no spread; the interval then reaches as far as unseen pairs could move the mean,
     by the Wilson bound on their share. p is McNemar's exact test for binary values, else a
-    sign-flip permutation test.
-
-    Args:
-        before, after: values in [0, 1], one per prompt.
-        seed: of bootstrap and permutations.
-        resamples: number of each.
+    sign-flip permutation test. All values lie in [0, 1].
     """
     first = np.asarray([float(value) for value in before])
     second = np.asarray([float(value) for value in after])

@@ -20,7 +20,7 @@ from safesteer.evaluate.scores import Score
 from safesteer.events import Reporter
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
-from safesteer.judges import Judge, Verdict, make_judge
+from safesteer.judges import Judge, make_judge
 from safesteer.judges.endpoint import WinRateJudge
 from safesteer.models.answer_cache import Cache
 from safesteer.models.chat import Response
@@ -34,17 +34,12 @@ Answers = dict[str, dict[str, list[Response]]]  # {variant: {benchmark: response
 
 @dataclass
 class Suite:
-    """The benchmarks and judges of an evaluation. Make it with `plan`.
-
-    Attributes:
-        judges: the leading one first.
-        comparer: compares answers for win rates; None where no benchmark needs it.
-    """
+    """The benchmarks and judges of an evaluation. Make it with `plan`."""
 
     settings: Settings  # resolved
     benchmarks: list[Loaded]
-    judges: list[Judge]
-    comparer: WinRateJudge | None = None
+    judges: list[Judge]  # the leading one first
+    comparer: WinRateJudge | None = None  # None where no benchmark needs it
     _capabilities: dict[str, Capability] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
 
@@ -56,13 +51,9 @@ class Suite:
         own: Mapping[str, PromptSet],
         cache_dir: Path | None = None,
     ) -> Suite:
-        """Read the benchmarks and make the judges, without loading any model.
+        """Read the benchmarks `names` and make the judges, without loading any model.
 
-        Args:
-            names: benchmarks, as NAME or NAME+FORM.
-            settings: all settings, resolved.
-            own: {name: prompt set} of the run.
-            cache_dir: keeps judges' replies.
+        `own` are the run's prompt sets; `cache_dir` keeps the judges' replies.
 
         Raises:
             InputError: a name, a file or a setting is wrong.
@@ -105,10 +96,8 @@ class Suite:
 
         Capabilities are not measured for a teacher: lm-eval would not show it its context.
 
-        Args:
-            variants: made one at a time, as they are needed.
-            cache_dir: keeps answers, so that an interrupted evaluation resumes.
-            reporter: receives progress.
+        `variants` are made one at a time; `cache_dir` keeps their answers, so that an interrupted
+        evaluation resumes.
         """
         reporter = reporter or Reporter()
         self.prepare()
@@ -164,7 +153,8 @@ class Suite:
         judged = [loaded for loaded in self.benchmarks if loaded.items and not loaded.is_win_rate]
         if not judged or not answers:
             return
-        reporter.stage("evaluate", f"judging by {', '.join(judge.name for judge in self.judges)}")
+        names = tuple(judge.name for judge in self.judges)
+        reporter.stage("evaluate", f"judging by {', '.join(names)}")
         pairs = {
             f"{variant} {loaded.name}": [
                 (item.request, response.answer if response.finished else None)
@@ -175,27 +165,19 @@ class Suite:
         }
         verdicts = judge_all(self.judges, pairs, reporter.progress)
         for loaded in judged:
-            rates = [
-                self._rate(loaded, found[loaded.name], verdicts[f"{variant} {loaded.name}"])
-                for variant, found in answers.items()
-            ]
+            prompts = [item.prompt for item in loaded.items]
+            requests = [item.request for item in loaded.items]
+            kind, metric = loaded.benchmark.kind, loaded.benchmark.metric
+            rates = []
+            for variant, found in answers.items():
+                key = f"{variant} {loaded.name}"
+                samples = make_samples(prompts, requests, found[loaded.name], verdicts[key])
+                rate = Rate(
+                    loaded.name, kind, samples, metric, names, loaded.source, loaded.skipped
+                )
+                rates.append(rate)
             for variant, rate in zip(answers, with_one_leading_judge(rates), strict=True):
                 results[variant][loaded.name] = rate
-
-    def _rate(
-        self, loaded: Loaded, responses: list[Response], verdicts: dict[str, list[Verdict]]
-    ) -> Rate:
-        prompts = [item.prompt for item in loaded.items]
-        requests = [item.request for item in loaded.items]
-        return Rate(
-            loaded.name,
-            loaded.benchmark.kind,
-            make_samples(prompts, requests, responses, verdicts),
-            loaded.benchmark.metric,
-            tuple(judge.name for judge in self.judges),
-            loaded.source,
-            loaded.skipped,
-        )
 
     def _compare(self, answers: Answers, results: Results, reporter: Reporter) -> None:
         """Add win rates to `results`: against the base's answers, or the file's without a base."""

@@ -55,18 +55,9 @@ def renderer_for(tokenizer: Any) -> ChatRenderer:
 
 
 class GuardJudge:
-    """A guard model of the table.
+    """A guard model of the table, or the hub id or folder `model` in its place.
 
-    Args:
-        judge: name in the table.
-        guard: the table's entry.
-        model: hub id or folder to use in place of the entry's; "" for none.
-        device: as in the settings.
-        batch_size: answers in a batch, which is halved if memory runs out.
-        cache_dir: folder for its output, batch by batch.
-
-    Raises:
-        InputError: `model` is a folder with another architecture.
+    A batch is halved if memory runs out; `cache_dir` keeps the guard's output, batch by batch.
     """
 
     def __init__(

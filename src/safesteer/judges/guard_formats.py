@@ -139,22 +139,15 @@ def read_harmbench(text: str) -> Verdict:
 
 @dataclass(frozen=True)
 class Guard:
-    """A guard model of the table.
+    """A guard model of the table."""
 
-    Attributes:
-        model: hub id.
-        prompts: {architecture: prompt}; None is the chat template of its own tokenizer.
-        read: parses its output; None if it is scored by the next-token probabilities of the grades
-            1 to 5.
-        add_bos: whether the tokenizer's start token precedes the prompt.
-        max_new_tokens: length of its longest verdict.
-    """
-
-    model: str
+    model: str  # hub id
+    # {architecture: prompt}; None is the chat template of its own tokenizer.
     prompts: Mapping[str, str | None]
+    # Parses its output; None if it is scored by the next-token probabilities of the grades 1 to 5.
     read: Callable[[str], Verdict] | None
-    add_bos: bool = False
-    max_new_tokens: int = 20
+    add_bos: bool = False  # the tokenizer's start token precedes the prompt
+    max_new_tokens: int = 20  # length of its longest verdict
 
 
 GUARDS: dict[str, Guard] = {

@@ -16,19 +16,12 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request to a chat model.
+    """A request to a chat model."""
 
-    Attributes:
-        id: unique within its source.
-        messages: {role, content} as chat templates take them; the last one is the user's.
-        category: topic or hazard, where the source names one.
-        split: train, validation or test, where the source names one.
-    """
-
-    id: str
-    messages: tuple[dict[str, str], ...]
-    category: str = ""
-    split: str = ""
+    id: str  # unique within its source
+    messages: tuple[dict[str, str], ...]  # {role, content}; the last one is the user's
+    category: str = ""  # topic or hazard, where the source names one
+    split: str = ""  # train, validation or test, where the source names one
 
     @property
     def text(self) -> str:

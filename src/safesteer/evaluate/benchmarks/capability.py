@@ -66,16 +66,11 @@ def check_requirements(loaded: Loaded, settings: EvaluateSettings) -> None:
 
 @dataclass
 class Capability:
-    """A capability benchmark with its questions. Make it with `prepare`.
-
-    Attributes:
-        tasks: {name: lm_eval Task}; one, or one per subject.
-        picked: {name: indices of the questions that are asked}.
-    """
+    """A capability benchmark with its questions. Make it with `prepare`."""
 
     loaded: Loaded
-    tasks: dict[str, Any]
-    picked: dict[str, list[int]]
+    tasks: dict[str, Any]  # {name: lm_eval Task}; one, or one per subject
+    picked: dict[str, list[int]]  # {name: indices of the questions that are asked}
     revision: str | None = None  # commit of the hub's data set
 
     @classmethod

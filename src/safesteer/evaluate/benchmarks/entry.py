@@ -13,22 +13,15 @@ HUB_PAGE = "https://huggingface.co/datasets/"
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set on the hub.
-
-    Attributes:
-        column: the column of the prompts.
-        where: {column: value} that selects the rows of the benchmark.
-        revision: branch, tag or commit; None for the newest.
-        file: a file of the repository to read instead of what the `datasets` library finds.
-    """
+    """A data set on the hub."""
 
     id: str  # owner/name
     config: str | None = None
     split: str = "train"
-    column: str = "prompt"
-    where: Mapping[str, object] = field(default_factory=dict)
-    revision: str | None = None
-    file: str | None = None
+    column: str = "prompt"  # of the prompts
+    where: Mapping[str, object] = field(default_factory=dict)  # {column: value} of the rows to keep
+    revision: str | None = None  # branch, tag or commit; None for the newest
+    file: str | None = None  # read in place of what the `datasets` library finds
 
     def __str__(self) -> str:
         part = f"/{self.file}" if self.file else f":{self.config or ''}:{self.split}"
@@ -46,56 +39,35 @@ class File:
 
 @dataclass(frozen=True)
 class Harness:
-    """The lm-eval task of a capability, used with its stock prompts, filters and metrics.
+    """The lm-eval task of a capability, used with its stock prompts, filters and metrics."""
 
-    Attributes:
-        task: lm-eval's name of the task or group.
-        config: file of the task below ``lm_eval/tasks``, or the folder of a group's tasks.
-        filter: the answer filter that the metric is reported for.
-        files: {split: files below --data-dir that can provide it}.
-        shots: few-shot examples; None for the task's own number.
-        chat: whether prompt and examples go through the model's chat template.
-        packages: modules that scoring needs besides lm-eval.
-        runs_code: whether scoring runs code written by the model.
-    """
-
-    task: str
-    config: str
+    task: str  # lm-eval's name of the task or group
+    config: str  # file of the task below ``lm_eval/tasks``, or the folder of a group's tasks
     metric: str
-    filter: str = "none"
+    filter: str = "none"  # the answer filter that the metric is reported for
+    # {split: files below --data-dir that can provide it}
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    shots: int | None = None
-    chat: bool = True
-    packages: tuple[str, ...] = ()
-    runs_code: bool = False
+    shots: int | None = None  # few-shot examples; None for the task's own number
+    chat: bool = True  # prompt and examples go through the model's chat template
+    packages: tuple[str, ...] = ()  # modules that scoring needs besides lm-eval
+    runs_code: bool = False  # scoring runs code written by the model
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """An entry of the table.
-
-    Attributes:
-        kind: safety (the model should refuse), over_refusal (it should answer) or capability.
-        prompts: size of the published set; 0 where it depends on the user's file.
-        citation: authors, year and arXiv id.
-        files: can replace the data set on the hub; the first one found is read.
-        judge: the judge that its authors or the paper use; `--judges` decides.
-        gated: whether the hub asks for consent or a login.
-        checked: which of id, configuration, split and columns were confirmed, and where.
-        note: what a reader of its figures must know.
-    """
+    """An entry of the table."""
 
     name: str
-    kind: Kind
+    kind: Kind  # prompts of safety should be refused, those of over_refusal answered
     metric: Metric
-    prompts: int
+    prompts: int  # size of the published set; 0 where it depends on the user's file
     license: str
-    citation: str
+    citation: str  # authors, year and arXiv id
     hub: Hub | None = None
-    files: tuple[File, ...] = ()
-    judge: str = "offline-refusal"
-    gated: bool = False
-    checked: str = ""
-    note: str = ""
+    files: tuple[File, ...] = ()  # in place of the data set on the hub; the first one found is read
+    judge: str = "offline-refusal"  # the one that its authors or the paper use; `--judges` decides
+    gated: bool = False  # the hub asks for consent or a login
+    checked: str = ""  # which of id, configuration, split and columns were confirmed, and where
+    note: str = ""  # what a reader of its figures must know
     form: Form = PLAIN
     harness: Harness | None = None

@@ -22,20 +22,13 @@ PREFILL = "Sure, here is"  # the prefilling attack of Vega et al. 2023, arXiv 23
 
 @dataclass(frozen=True)
 class Form:
-    """One way of putting a request. ``{}`` stands for the request in every text.
-
-    Attributes:
-        request: the user's last message.
-        before: turns before it, the user's first.
-        system: system message, in place of the conversation's own.
-        prefill: start of the answer, which the model continues.
-    """
+    """One way of putting a request. ``{}`` stands for the request in every text."""
 
     summary: str  # a few words
-    request: str = "{}"
-    before: tuple[str, ...] = ()
-    system: str = ""
-    prefill: str = ""
+    request: str = "{}"  # the user's last message
+    before: tuple[str, ...] = ()  # turns before it, the user's first
+    system: str = ""  # in place of the conversation's own system message
+    prefill: str = ""  # start of the answer, which the model continues
 
     def apply(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         """Put the conversation `messages`, whose last message is the request, in this form."""

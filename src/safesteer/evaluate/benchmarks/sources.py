@@ -26,36 +26,23 @@ from safesteer.prompts.readers import Row, is_file_source, read_hub, read_rows
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt of a benchmark, as the model reads it.
+    """A prompt of a benchmark."""
 
-    Attributes:
-        request: what the judge reads as the request; an attack hides it in the prompt.
-        prefill: start of the answer, which the model continues.
-        reference: another model's answer, to compare with.
-    """
-
-    prompt: Prompt
-    request: str
-    prefill: str = ""
-    reference: str = ""
+    prompt: Prompt  # as the model reads it
+    request: str  # as the judge reads it; an attack hides it in the prompt
+    prefill: str = ""  # start of the answer, which the model continues
+    reference: str = ""  # another model's answer, to compare with
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A benchmark with its prompts.
-
-    Attributes:
-        items: the prompts; empty for a task that lm-eval reads itself.
-        source: {"from", and "sha256" of a file or "revision" of a hub data set}.
-        skipped: rows without a prompt, such as failed attacks.
-        files: {split: file} for lm-eval; empty where it reads the hub.
-    """
+    """A benchmark with its prompts."""
 
     benchmark: Benchmark
-    items: list[Item]
-    source: dict[str, Any]
-    skipped: int = 0
-    files: dict[str, Path] = field(default_factory=dict)
+    items: list[Item]  # empty for a task that lm-eval reads itself
+    source: dict[str, Any]  # {"from", and "sha256" of a file or "revision" of a hub data set}
+    skipped: int = 0  # rows without a prompt, such as failed attacks
+    files: dict[str, Path] = field(default_factory=dict)  # {split: file}; empty for the hub
 
     @property
     def name(self) -> str:
