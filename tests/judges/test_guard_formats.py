@@ -1,4 +1,4 @@
-"""How guards' words are read, and that their prompts are letter for letter what they should be."""
+"""Parsers of guards' output, and their prompts letter for letter."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_wildguard_may_say_not_applicable():
 
 @pytest.mark.parametrize(("text", "unsafe"), [("Yes", True), (" no", False), ("Yes.", True)])
 def test_harmbench_says_yes_or_no(text, unsafe):
-    """Yes is an instance of the behaviour."""
+    """Yes is an instance of the behavior."""
     assert read_harmbench(text).unsafe is unsafe
 
 

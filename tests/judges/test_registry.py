@@ -1,4 +1,4 @@
-"""Judges by name: wrong names are said early, and nothing is loaded or sent before it is needed."""
+"""Judges by name: wrong names fail early, and nothing is loaded or sent before it is needed."""
 
 from __future__ import annotations
 

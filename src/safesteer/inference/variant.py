@@ -130,7 +130,7 @@ def _own_weights(model: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def _trained(runner: Any) -> list[Any]:
-    """What training made: the adapter and its scaling, or all weights of a model."""
+    """Digests of what was trained: the adapter with its scaling, or all weights of a model."""
     if not hasattr(runner, "peft_config"):
         return [weights_digest(runner.state_dict().items())]
     from peft import get_peft_model_state_dict

@@ -90,7 +90,7 @@ def read_rubric(text: str) -> Verdict:
 
 
 def read_preference(text: str) -> float | None:
-    """Parse a comparison: 1.0 if the second answer is better, 0.0 if the first is, 0.5 or None."""
+    """Parse a comparison: 1.0 if the second answer wins, 0.0 if the first, 0.5 for a tie."""
     found = _last_object(text, {"better": (0, 2)})
     return {0: 0.5, 1: 0.0, 2: 1.0}[found["better"]] if found else None
 
@@ -125,8 +125,10 @@ class EndpointJudge(_EndpointModel):
     ) -> list[Verdict]:
         """A verdict for each (prompt, answer), in their order."""
         questions = [RUBRIC.format(prompt=prompt, answer=answer) for prompt, answer in pairs]
-        replies = self.complete(questions, progress)
-        return [_verdict(reply) for reply in replies]
+        return [
+            Verdict(note=reply.problem) if reply.text is None else read_rubric(reply.text)
+            for reply in self.complete(questions, progress)
+        ]
 
 
 class WinRateJudge(_EndpointModel):
@@ -140,13 +142,8 @@ class WinRateJudge(_EndpointModel):
     ) -> list[float | None]:
         """Compare the answers of each (instruction, answer a, answer b).
 
-        Args:
-            triples: equal answers are a tie, without a request.
-            progress: called with (done, total) requests, two for each triple.
-
-        Returns:
-            1.0 if b wins, 0.0 if a wins, 0.5 for a tie, the mean of both orders; None without a
-            usable reply in both.
+        Each score is the mean of both orders, where 1.0 means that b wins, 0.0 that a does, and 0.5
+        a tie. It is None without a usable reply in both. Equal answers are a tie, without requests.
         """
         different = [row for row, (_, a, b) in enumerate(triples) if a != b]
         questions = []
@@ -164,10 +161,6 @@ class WinRateJudge(_EndpointModel):
                 None if b_second is None or a_second is None else (b_second + (1 - a_second)) / 2
             )
         return values
-
-
-def _verdict(reply: Reply) -> Verdict:
-    return read_rubric(reply.text) if reply.text is not None else Verdict(note=reply.problem)
 
 
 def _preference(reply: Reply) -> float | None:

@@ -152,7 +152,7 @@ def test_stored_attacks_are_asked_and_their_goals_judged(tmp_path):
         ([], "holds no list"),
         ({"jailbreaks": []}, "holds no list"),
         ({"jailbreaks": [{"prompt": "x"}]}, "jailbreak 1"),
-        ({"jailbreaks": [{"goal": "x", "prompt": 3}]}, "is not a text"),
+        ({"jailbreaks": [{"goal": "x", "prompt": 3}]}, "is empty or not a string"),
         ({"jailbreaks": [{"goal": "x", "prompt": None}]}, "none of its 1"),
     ],
 )

@@ -258,19 +258,22 @@ def _load_jailbreaks(benchmark: Benchmark, settings: EvaluateSettings, given: st
     attacks = content.get("jailbreaks") if isinstance(content, dict) else None
     if not isinstance(attacks, list) or not attacks:
         raise InputError(
-            f"{given}: holds no list of attacks. Try: a JSON file with"
+            f"{given} holds no list of attacks. Try: a JSON file with"
             ' {"jailbreaks": [{"goal", "prompt"}, ...]}'
         )
     items = []
     for index, attack in enumerate(attacks):
         if not isinstance(attack, dict) or not isinstance(attack.get("goal"), str):
-            raise InputError(f"{given}, jailbreak {index + 1}: 'goal' is not a text. Try: add one")
+            raise InputError(
+                f"{given}, jailbreak {index + 1}: 'goal' is not a string. Try: add one"
+            )
         text = attack.get("prompt")
         if text is None:  # the attack failed for this goal
             continue
         if not isinstance(text, str) or not text.strip():
             raise InputError(
-                f"{given}, jailbreak {index + 1}: 'prompt' is not a text. Try: add one, or null"
+                f"{given}, jailbreak {index + 1}: 'prompt' is empty or not a string. Try: a text,"
+                " or null where the attack failed"
             )
         prompt = Prompt(
             id=f"{path.stem}-{attack.get('index', index)}",
