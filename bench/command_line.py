@@ -1,7 +1,7 @@
 """Command lines of the scripts: one parser each, packages with sub-commands, one-line errors.
 
 A script is a module with a docstring that states its purpose and output, `add_arguments(parser)`
-and `run(arguments)`. Only the script that is asked for is imported, so that help appears at once.
+and `run(arguments)`. Only the chosen script is imported, so that help appears at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Base and aligned model of a finished run on every benchmark whose file is at hand.
+"""Base and aligned model of a finished run on every benchmark whose file is in a folder.
 
     python -m bench.evidence benchmarks RUN --data-dir DIR [--limit N]
         [--limit-of mmlu=200,humaneval=20] [--leave-out 50,60] [--benchmarks a,b] [--judges a,b]

@@ -177,7 +177,7 @@ class Study:
 def students(
     model: ChatModel, adapters: Sequence[Path], average: bool
 ) -> Iterator[tuple[str, Any]]:
-    """("each", student) for every adapter; then, if asked for, ("average", their mean)."""
+    """("each", student) for every adapter; with `average` also ("average", their mean)."""
     # A variant takes its identity from the adapter named default; no cache outlives a student here.
     labels = ["default", *(f"other{index}" for index in range(1, len(adapters)))]
     student = PeftModel.from_pretrained(model.model, adapters[0], adapter_name=labels[0])

@@ -258,7 +258,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def load_sides(arguments: argparse.Namespace) -> Sides:
-    """The model in the dtype that is asked for, its prompts, and the candidates' layers."""
+    """The model in the chosen dtype, its prompts, and the layers of the candidates."""
     model = load_model(arguments.model)
     model.model.to(getattr(torch, arguments.dtype))
     sets = [load_prompt_set(name) for name in ("harmful", "harmless")]
@@ -319,7 +319,7 @@ def bounds_of(kind: str, candidates: list[Candidate], late: int) -> DirectionSet
 
 
 def _between(values: list[float]) -> float:
-    """A bound that half of the sorted values, rounded up, are on the better side of."""
+    """A bound that the better half of the sorted values passes."""
     half = (len(values) + 1) // 2
     return (values[half - 1] + values[half]) / 2 if half < len(values) else values[-1]
 
