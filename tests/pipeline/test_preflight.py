@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import namedtuple
+from functools import partial
 from typing import Any
 
 import pytest
@@ -122,11 +123,13 @@ def test_only_pending_stages_are_checked(tiny_model_folder, tmp_path, monkeypatc
                 (run.path / f"{name}.txt").write_text("done", "utf-8")
                 stage.add_output(f"{name}.txt")
     prompts = load_prompt_sets(settings.prompts, settings.seed)
-    preflight.open_pipeline(target, prompts, stages=("train",)).run.close()
+    open_pipeline = partial(preflight.open_pipeline, target, prompts, stages=("train",))
+    with open_pipeline():
+        pass
     manifest = (target.path / "manifest.json").read_bytes()
-    with pytest.raises(InputError, match="pip install wandb"):
-        preflight.open_pipeline(target, prompts, stages=("train",), fresh=True)
+    with pytest.raises(InputError, match="pip install wandb"), open_pipeline(fresh=True):
+        pass
     settings.tokens.num_tokens += 1  # other tokens, so another training
-    with pytest.raises(InputError, match="pip install wandb"):
-        preflight.open_pipeline(target, prompts, stages=("train",))
+    with pytest.raises(InputError, match="pip install wandb"), open_pipeline():
+        pass
     assert (target.path / "manifest.json").read_bytes() == manifest

@@ -7,14 +7,21 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import ChosenModel, GivenSettings, Quiet, with_model, with_settings
+from safesteer.cli.options import (
+    Base,
+    GivenSettings,
+    Quiet,
+    RunOrModel,
+    TeacherOfRun,
+    chosen_variant,
+    with_settings,
+)
 
 
 @with_settings
-@with_model
 def evaluate(
     settings: GivenSettings,
-    chosen: ChosenModel,
+    target: RunOrModel,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results to this file.")
     ] = None,
@@ -24,6 +31,8 @@ def evaluate(
             "--show-completions", help="Print three answers per prompt set, harmful ones included."
         ),
     ] = False,
+    base: Base = False,
+    teacher: TeacherOfRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure how often a model refuses, and its benchmark scores.
@@ -39,7 +48,8 @@ def evaluate(
     from safesteer.prompts import load_prompt_sets
     from safesteer.runs.target import find_target
 
-    found = find_target(chosen.target, **settings.arguments())
+    variant = chosen_variant(base, teacher)
+    found = find_target(target, **settings.arguments())
     # What is wrong is said before torch is imported, which takes a while.
     load_prompt_sets(found.settings.prompts, found.settings.seed)
     named = settings.sections.get("evaluate", {}).get("benchmarks")
@@ -47,12 +57,12 @@ def evaluate(
         find_benchmark(benchmark)
     with make_reporter(quiet) as reporter:
         if settings or not found.is_run:  # else the run itself prints its heading
-            reporter.start(chosen.target)
+            reporter.start(target)
         from safesteer.files import write_json
         from safesteer.pipeline.evaluate import evaluate_target
 
         result = evaluate_target(
-            found, chosen.variant, changed=bool(settings), benchmarks=named, reporter=reporter
+            found, variant, changed=bool(settings), benchmarks=named, reporter=reporter
         )
         reporter.finish()
         if json_file is not None:

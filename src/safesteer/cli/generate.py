@@ -8,21 +8,22 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import (
-    ChosenModel,
+    Base,
     GivenSettings,
     MaxNewTokens,
     Quiet,
+    RunOrModel,
+    TeacherOfRun,
     Temperature,
-    with_model,
+    chosen_variant,
     with_model_settings,
 )
 
 
 @with_model_settings
-@with_model
 def generate(
     settings: GivenSettings,
-    chosen: ChosenModel,
+    target: RunOrModel,
     prompts: Annotated[
         Path,
         typer.Option(
@@ -47,6 +48,8 @@ def generate(
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
+    base: Base = False,
+    teacher: TeacherOfRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a model's answers to a file of prompts, one row per prompt in the same order.
@@ -59,13 +62,14 @@ def generate(
     from safesteer.runs.target import find_target
 
     rows = load_prompts(prompts, column=column, keep_duplicates=True)
-    found = find_target(chosen.target, **settings.arguments())
+    name = chosen_variant(base, teacher)
+    found = find_target(target, **settings.arguments())
     with make_reporter(quiet) as reporter:
-        reporter.start(chosen.target)
+        reporter.start(target)
         from safesteer.models.generate import Decoding
         from safesteer.runs.artifacts import load_variants
 
-        (variant,) = load_variants(found, [chosen.variant], reporter)
+        (variant,) = load_variants(found, [name], reporter)
         answers = variant.generate(
             [row.messages for row in rows],
             Decoding(max_new_tokens, temperature),

@@ -1,8 +1,7 @@
-"""Options that commands share, and decorators that add them to a command.
+"""Options that commands share, and decorators that add options to a command.
 
-Each decorator replaces one parameter of a command by several options: `with_settings` the
-parameter `settings`, by an option per row of `SETTINGS` with type, default and help of the
-settings; `with_model` the parameter `chosen`, by RUN_OR_MODEL, --base and --teacher.
+`with_settings` replaces the parameter `settings` of a command by an option per row of `SETTINGS`,
+with type, default and help of the settings.
 """
 
 from __future__ import annotations
@@ -85,6 +84,8 @@ Fresh = Annotated[
         "--resume/--fresh", help="Keep the finished stages of RUN, or delete them and start over."
     ),
 ]
+Base = Annotated[bool, typer.Option("--base", help="Take the run's base model.")]
+TeacherOfRun = Annotated[bool, typer.Option("--teacher", help="Take the run's safety teacher.")]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", min=1, help="Cut answers after this many tokens.")
 ]
@@ -92,14 +93,6 @@ Temperature = Annotated[
     float,
     typer.Option("--temperature", min=0.0, help="Sample at this temperature; 0 decodes greedily."),
 ]
-
-
-@dataclass(frozen=True)
-class ChosenModel:
-    """The model that a command works with."""
-
-    target: str  # RUN_OR_MODEL as typed
-    variant: str  # base, teacher or aligned, where the target is a run
 
 
 @dataclass(frozen=True)
@@ -118,6 +111,13 @@ class GivenSettings:
         return vars(self)
 
 
+def chosen_variant(base: bool, teacher: bool) -> str:
+    """The variant of a run that --base and --teacher choose: the aligned model without them."""
+    if base and teacher:
+        raise InputError("--base and --teacher exclude each other. Try: one of them")
+    return "base" if base else "teacher" if teacher else "aligned"
+
+
 def with_settings(
     command: Callable[..., None], names: tuple[str, ...] = tuple(SETTINGS)
 ) -> Callable[..., None]:
@@ -132,8 +132,14 @@ def with_settings(
         sections: dict[str, Any] = {}
         for name in names:
             value = values[_variable(name)]
-            if value is not None:
-                _put(sections, name, value)
+            if value is None:
+                continue
+            if name in FILES | FOLDERS and os.path.exists(value):
+                value = os.path.abspath(value)  # the run may be resumed from another folder
+            if name in LISTS:
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            section, _, key = SETTINGS[name].rpartition(".")
+            (sections.setdefault(section, {}) if section else sections)[key] = value
         return GivenSettings(config, list(set_ or ()), sections)
 
     return _replace(command, "settings", options, collect)
@@ -142,24 +148,6 @@ def with_settings(
 def with_model_settings(command: Callable[..., None]) -> Callable[..., None]:
     """As `with_settings`, but only with the options that concern loading a model."""
     return with_settings(command, MODEL)
-
-
-def with_model(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `chosen` of a command by RUN_OR_MODEL, --base and --teacher."""
-
-    def collect(target: str, base: bool, teacher: bool) -> ChosenModel:
-        if base and teacher:
-            raise InputError("--base and --teacher exclude each other. Try: one of them")
-        return ChosenModel(target, "base" if base else "teacher" if teacher else "aligned")
-
-    options = [
-        inspect.Parameter("target", inspect.Parameter.KEYWORD_ONLY, annotation=RunOrModel),
-        _parameter("base", bool, False, typer.Option("--base", help="Take the run's base model.")),
-        _parameter(
-            "teacher", bool, False, typer.Option("--teacher", help="Take the run's safety teacher.")
-        ),
-    ]
-    return _replace(command, "chosen", options, collect)
 
 
 def with_debug(command: Callable[..., None]) -> Callable[..., None]:
@@ -267,15 +255,3 @@ def _choices(annotation: Any) -> list[str]:
     if arguments and all(isinstance(value, str) for value in arguments):
         return list(arguments)
     return [choice for argument in arguments for choice in _choices(argument)]
-
-
-def _put(sections: dict[str, Any], name: str, value: Any) -> None:
-    section, _, key = SETTINGS[name].rpartition(".")
-    if name in FILES | FOLDERS and os.path.exists(value):
-        value = os.path.abspath(value)  # the run may be resumed from another folder
-    if name in LISTS:
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    if section:
-        sections.setdefault(section, {})[key] = value
-    else:
-        sections[key] = value

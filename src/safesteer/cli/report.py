@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import Fresh, GivenSettings, OutputDir, Quiet, with_settings
+from safesteer.cli.stages import work
 
 
 @with_settings
@@ -29,7 +30,6 @@ def report(
     earlier measurements. For a model, or with settings, this is the same as `safesteer run`.
     """
     from safesteer.cli.reporter import make_reporter
-    from safesteer.cli.work import work
     from safesteer.runs.target import find_target
 
     found = find_target(target, **settings.arguments(), output_dir=output_dir)

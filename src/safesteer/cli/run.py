@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import Fresh, GivenSettings, OutputDir, Quiet, with_settings
+from safesteer.cli.stages import work
 from safesteer.errors import InputError
 
 
@@ -46,7 +47,6 @@ def run(
     The stages are direction, tokens, train, evaluate and report. The same command again resumes an
     interrupted run.
     """
-    from safesteer.cli.work import work
     from safesteer.export.hub import HubTarget
 
     if push_to_hub is None and (public or transcripts):

@@ -1,10 +1,46 @@
-"""``safesteer direction``, ``tokens`` and ``train``: a run up to one of its stages."""
+"""``safesteer direction``, ``tokens`` and ``train``; and the work of every command with stages."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from safesteer import distributed
 from safesteer.cli.options import Fresh, GivenSettings, OutputDir, Quiet, RunOrModel, with_settings
+
+if TYPE_CHECKING:
+    from safesteer.export.hub import HubTarget
+
+
+def work(
+    target: str | None,
+    settings: GivenSettings,
+    output_dir: Path | None,
+    *,
+    last: str,
+    fresh: bool,
+    quiet: bool,
+    hub: HubTarget | None = None,
+) -> None:
+    """Run the stages up to `last` for RUN_OR_MODEL, push the run if asked, print a summary."""
+    from safesteer.cli.reporter import make_reporter
+    from safesteer.cli.tables import print_summary
+    from safesteer.pipeline.align import run_stages
+    from safesteer.runs.stage import stages_to
+    from safesteer.runs.target import find_target
+
+    started = time.monotonic()
+    found = find_target(target, **settings.arguments(), output_dir=output_dir)
+    with make_reporter(quiet) as reporter:
+        run = run_stages(found, stages=stages_to(last), fresh=fresh, reporter=reporter, hub=hub)
+        reporter.finish()
+        if not quiet and distributed.is_main():
+            from safesteer.evaluate.stored import read_results
+
+            seconds = time.monotonic() - started
+            print_summary(reporter.console, run, read_results(run.path), last, seconds)
 
 
 def _up_to(last: str, help_: str) -> Callable[..., None]:
@@ -18,8 +54,6 @@ def _up_to(last: str, help_: str) -> Callable[..., None]:
         resume: Fresh = True,
         quiet: Quiet = False,
     ) -> None:
-        from safesteer.cli.work import work
-
         work(target, settings, output_dir, last=last, fresh=not resume, quiet=quiet)
 
     command.__doc__ = help_

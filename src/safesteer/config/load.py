@@ -197,7 +197,8 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(path) or "settings"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _keys_of(path[:-1])
+        section = _section_class(path[:-1])
+        known = list(section.model_fields) if section else []
         hint = nearest(path[-1], known)
         if not hint:
             elsewhere = [k for k in _all_keys() if k.endswith("." + path[-1])]
@@ -235,14 +236,9 @@ def _section_class(path: list[str]) -> type[BaseModel] | None:
     return current
 
 
-def _keys_of(path: list[str]) -> list[str]:
-    section = _section_class(path)
-    return list(section.model_fields) if section else []
-
-
-def _all_keys(path: tuple[str, ...] = ()) -> list[str]:
+def _all_keys(section: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
     keys: list[str] = []
-    for name in _keys_of(list(path)):
-        inner = (*path, name)
-        keys += _all_keys(inner) if _section_class(list(inner)) else [".".join(inner)]
+    for name in section.model_fields:
+        inner = _inner(section, name)
+        keys += _all_keys(inner, f"{prefix}{name}.") if inner else [prefix + name]
     return keys

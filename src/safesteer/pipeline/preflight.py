@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from safesteer import distributed
@@ -35,6 +36,7 @@ _CHECKPOINTS = 3
 _SMALL_FILES = 100e6  # answers, metrics, report
 
 
+@contextmanager
 def open_pipeline(
     target: Target,
     prompts: Mapping[str, PromptSet],
@@ -42,8 +44,8 @@ def open_pipeline(
     stages: Sequence[str] = STAGES,
     fresh: bool = False,
     reporter: Reporter | None = None,
-) -> Pipeline:
-    """Check what the pending ones of `stages` need, then open the run for a `with` block.
+) -> Iterator[Pipeline]:
+    """Check what the pending ones of `stages` need, then open the run.
 
     A wrong input leaves no new folder behind, and `fresh` deletes nothing before the checks.
     """
@@ -66,14 +68,13 @@ def open_pipeline(
                 earlier.suite = suite
             if earlier is None or earlier.must_run("evaluate"):
                 suite.prepare()
-    run = open_run(path, settings, fresh=fresh)
-    try:
+    with open_run(path, settings, fresh=fresh) as run:
         if trains and distributed.is_main():
             check_disk(run.path, settings)
-        return Pipeline(run, reporter, prompts=prompts, suite=suite)
-    except BaseException:
-        run.close()
-        raise
+        pipeline = Pipeline(run, reporter, prompts=prompts)
+        if suite is not None:
+            pipeline.suite = suite
+        yield pipeline
 
 
 def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> RunDirectory:

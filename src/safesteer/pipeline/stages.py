@@ -24,7 +24,6 @@ from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.stored import write_results
 from safesteer.evaluate.suite import Suite
-from safesteer.events import Reporter
 from safesteer.files import save_tensors, sha256_file, write_json
 from safesteer.inference import VARIANTS
 from safesteer.models.chat import Message
@@ -33,39 +32,13 @@ from safesteer.prompts import Prompt, PromptSet
 from safesteer.report.findings import MEASUREMENTS
 from safesteer.report.write import write_report
 from safesteer.runs.artifacts import RunArtifacts
-from safesteer.runs.directory import RunDirectory
 from safesteer.runs.stage import STAGES, StageRecord, stages_to
 from safesteer.safety_tokens import select_safety_tokens
 from safesteer.teacher import Teacher, check_teacher
 
 
 class Pipeline(RunArtifacts):
-    """The stages of one run. `safesteer.pipeline.preflight.open_pipeline` makes it.
-
-    Args:
-        run: an open run directory.
-        reporter: receives progress on the main process.
-        prompts: the run's prompt sets; read when first used if None.
-        suite: the planned evaluation; planned when first used if None.
-    """
-
-    def __init__(
-        self,
-        run: RunDirectory,
-        reporter: Reporter | None = None,
-        *,
-        prompts: Mapping[str, PromptSet] | None = None,
-        suite: Suite | None = None,
-    ) -> None:
-        super().__init__(run, reporter, prompts=prompts)
-        if suite is not None:
-            self.suite = suite
-
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.run.close()
+    """The stages of one run. `safesteer.pipeline.preflight.open_pipeline` makes it."""
 
     def run_all(self, stages: Sequence[str] = STAGES) -> None:
         """Run `stages` in their order; a teacher that is not steered needs no direction."""
