@@ -44,17 +44,11 @@ def evaluate(
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import completions, evaluation
-    from safesteer.evaluate.benchmarks import find_benchmark
-    from safesteer.prompts import load_prompt_sets
     from safesteer.runs.target import find_target
 
     variant = chosen_variant(base, teacher)
     found = find_target(target, **settings.arguments())
-    # What is wrong is said before torch is imported, which takes a while.
-    load_prompt_sets(found.settings.prompts, found.settings.seed)
     named = settings.sections.get("evaluate", {}).get("benchmarks")
-    for benchmark in found.settings.evaluate.benchmarks:
-        find_benchmark(benchmark)
     with make_reporter(quiet) as reporter:
         if settings or not found.is_run:  # else the run itself prints its heading
             reporter.start(target)

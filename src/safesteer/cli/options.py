@@ -145,9 +145,7 @@ def with_settings(
     return _replace(command, "settings", options, collect)
 
 
-def with_model_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """As `with_settings`, but only with the options that concern loading a model."""
-    return with_settings(command, MODEL)
+with_model_settings = functools.partial(with_settings, names=MODEL)
 
 
 def with_debug(command: Callable[..., None]) -> Callable[..., None]:

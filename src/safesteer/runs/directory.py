@@ -139,8 +139,9 @@ class RunDirectory:
         ]
 
     def save_manifest(self) -> None:
-        """Write the manifest as it is now."""
-        self.require_writable()
+        """Write the manifest as it is now; RuntimeError unless `is_open`."""
+        if not self.is_open:
+            raise RuntimeError(f"{self.path} is not open for writing; use RunDirectory.open")
         write_json(self.path / MANIFEST_NAME, self.manifest)
 
     @property
@@ -151,11 +152,6 @@ class RunDirectory:
     def reload(self) -> None:
         """Read the manifest again: another process writes it."""
         self.manifest = read_manifest(self.path)
-
-    def require_writable(self) -> None:
-        """Raise RuntimeError unless this process opened the run and has not closed it."""
-        if self._lock is None:
-            raise RuntimeError(f"{self.path} is not open for writing; use RunDirectory.open")
 
     def close(self) -> None:
         """Let other processes work in the run."""

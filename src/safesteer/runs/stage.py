@@ -33,8 +33,6 @@ class OpenRun(Protocol):
 
     def save_manifest(self) -> None: ...
 
-    def require_writable(self) -> None: ...
-
 
 class StageRecord:
     """The record of one stage, pending or finished. Made by `RunDirectory.stage`.
@@ -100,7 +98,6 @@ class StageRecord:
         self._record("running")
 
     def __enter__(self) -> StageRecord:
-        self._run.require_writable()
         self._earlier = self._entry if self.resumes else None
         self._outputs = []
         self._verified = False
