@@ -133,3 +133,10 @@ def test_only_pending_stages_are_checked(tiny_model_folder, tmp_path, monkeypatc
     with pytest.raises(InputError, match="pip install wandb"), open_pipeline():
         pass
     assert (target.path / "manifest.json").read_bytes() == manifest
+
+
+def test_a_finished_run_needs_no_device(tiny_model_folder, tmp_path, monkeypatch):
+    """A run made on a GPU is read where there is none."""
+    run = safesteer.align(str(tiny_model_folder), tmp_path / "run", **JOB_OF_SECONDS)
+    monkeypatch.setattr(preflight, "pick_device", no_model)
+    assert safesteer.align(str(run.path)).manifest["stages"] == run.manifest["stages"]

@@ -54,6 +54,8 @@ def open_pipeline(
     if RunDirectory.is_run(path) and not fresh:
         unopened = RunDirectory(path, settings, read_manifest(path), None)
         earlier = Pipeline(unopened, prompts=prompts)
+    if earlier is None or any(map(earlier.must_run, stages)):
+        pick_device(settings.model.device)
     trains = "train" in stages and (earlier is None or earlier.must_run("train"))
     if trains:
         check_trackers(settings.report_to)
@@ -111,7 +113,6 @@ def check_devices(settings: Settings) -> None:
             f"model.device = '{settings.model.device}' names one device for {processes} processes."
             " Try: model.device=auto"
         )
-    pick_device(settings.model.device)
 
 
 def _open_to_write(path: str | Path, settings: Settings, fresh: bool) -> RunDirectory:
