@@ -32,12 +32,7 @@ Edit = Callable[[torch.Tensor], AbstractContextManager[None]]  # of [B, D], a ve
 
 
 class RepeatedPrompts:
-    """The last hidden state of every prompt, under any number of edits of the model.
-
-    Args:
-        model: the model to edit.
-        prompts: conversations that end with a request.
-    """
+    """The last hidden state of every prompt, under any number of edits of the model."""
 
     def __init__(self, model: ChatModel, prompts: Sequence[Sequence[Message]]) -> None:
         self.model = model.model

@@ -306,8 +306,8 @@ class _Search:
         wrong = [layer for layer in layers if not 0 <= layer < count]
         if wrong:
             raise InputError(
-                f"direction.advanced.layers: {wrong[0]} is outside 0..{count - 1} of this model."
-                " Try: layers of the model"
+                f"direction.advanced.layers = {layers} and the model has layers 0 to {count - 1}."
+                f" Try: other layers than {wrong[0]}"
             )
         allowed = int(count * (1 - dropped))
         if not any(layer < allowed for layer in layers):

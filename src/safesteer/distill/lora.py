@@ -80,14 +80,10 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
 
 @torch.no_grad()
 def extrapolate(student: Any, by: float) -> None:
-    """Scale the trained change: weights become base + (1 + `by`) x change.
+    """Scale the trained change of a PEFT model in place: weights become base + (1 + `by`) x change.
 
-    The output matrices are scaled and not ``lora_alpha``, which some readers of an adapter take for
-    a whole number. Every process calls this.
-
-    Args:
-        student: a trained PEFT model, changed in place.
-        by: the extrapolation, 0 for none.
+    The factors B are scaled and not ``lora_alpha``, which some readers of an adapter take for a
+    whole number. Every process calls this.
 
     Source: model extrapolation (ExPO; Zheng et al. 2024, arXiv 2404.16792).
     """

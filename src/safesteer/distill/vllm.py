@@ -42,11 +42,7 @@ _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_rollouts(settings: TrainSettings, device: torch.device) -> None:
-    """Check that vLLM can generate the rollouts, if the settings ask for it.
-
-    Args:
-        settings: the section `train`.
-        device: where the model is or will be.
+    """Check that vLLM can generate the rollouts, if the settings ask for it, on `device`.
 
     Raises:
         InputError: vLLM is missing or cannot be used here, or the server is down, takes no weights

@@ -225,7 +225,7 @@ def _loading(findings: Findings) -> list[str]:
     try:
         lines = loading_code(run, base)
     except Exception:  # the base is not here, so its path is unknown too
-        lines = adapter_code("AutoModelForCausalLM", f'"{base.id}"', base, run / "adapter")
+        lines = adapter_code(base, run / "adapter")
     lines = [line.replace(f"{run}{os.sep}", "") for line in lines]
     if base.id == BUILTIN and not findings.full:
         # Its file is inside an installed package, whose folder differs between machines.
