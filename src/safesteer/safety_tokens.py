@@ -44,19 +44,12 @@ class SafetyToken:
 
 @dataclass(frozen=True)
 class SafetyTokens:
-    """The safety tokens S.
+    """The safety tokens S."""
 
-    Attributes:
-        tokens: the tokens, the strongest first.
-        coverage: their share of sum |p_teacher - p_base| over the vocabulary, in [0, 1].
-        positions: compared positions of the continuations.
-        settings: how S was found.
-    """
-
-    tokens: list[SafetyToken]
-    coverage: float
-    positions: int
-    settings: TokenSettings
+    tokens: list[SafetyToken]  # the strongest first
+    coverage: float  # their share of sum |p_teacher - p_base| over the vocabulary, in [0, 1]
+    positions: int  # compared positions of the continuations
+    settings: TokenSettings  # how S was found
 
     @property
     def ids(self) -> list[int]:

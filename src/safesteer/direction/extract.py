@@ -46,19 +46,12 @@ _MAX_LOOPS = 0.1
 
 @dataclass
 class DirectionResult:
-    """The chosen direction and how it was found.
-
-    Attributes:
-        direction: the choice.
-        candidates: every candidate, with its scores and why it was rejected.
-        qualified: whether the choice meets every threshold; if not it is the best of the rejected.
-        notes: messages for the user, such as the reason for a fallback.
-    """
+    """The chosen direction and how it was found."""
 
     direction: Direction
     candidates: list[Candidate]
-    qualified: bool
-    notes: list[str] = field(default_factory=list)
+    qualified: bool  # whether the choice meets every threshold; else it is the best of the rejected
+    notes: list[str] = field(default_factory=list)  # for the user: why it fell back, for one
 
     def to_json(self) -> dict[str, Any]:
         """The content of direction/direction.json."""

@@ -20,17 +20,10 @@ _CHUNK_POSITIONS = 256
 
 
 def paper(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    """Compute sum_S p_s log(p_s / p_t), the published loss.
+    """Compute sum_S p_s log(p_s / p_t) [N], the published loss, as all divergences from [N, K].
 
     It is no divergence: p_s and p_t do not sum to 1 over S, so it can be negative, and its gradient
     in p_s vanishes at p_s = p_t / e instead of p_s = p_t.
-
-    Args:
-        log_s: the student's log-probabilities of S, [N, K].
-        log_t: the teacher's, [N, K].
-
-    Returns:
-        The loss at every position, [N]. The other divergences take and return the same.
 
     Source: SafeSteer (arXiv 2606.02530), equation 5.
     """
