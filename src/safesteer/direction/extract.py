@@ -299,7 +299,7 @@ class _Search:
         wrong = [layer for layer in layers if not 0 <= layer < count]
         if wrong:
             raise InputError(
-                f"direction.advanced.layers = {layers} and the model has layers 0 to {count - 1}."
+                f"direction.advanced.layers = {layers}, and the model has layers 0 to {count - 1}."
                 f" Try: other layers than {wrong[0]}"
             )
         allowed = int(count * (1 - dropped))
