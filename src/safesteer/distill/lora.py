@@ -19,16 +19,9 @@ from safesteer.models.lora_dtype import compute_in_model_dtype
 
 
 def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | None = None) -> Any:
-    """Put fresh adapters into a model.
+    """Put fresh adapters into a model in place, and return the PEFT model around it.
 
-    Args:
-        model: a causal language model, changed in place as PEFT does.
-        settings: where the adapters lie and how large they are.
-        seed: draws their weights.
-        steered: the layer at which the teacher is steered, if it is.
-
-    Returns:
-        The PEFT model around `model`.
+    `steered` is the layer at which the teacher is steered, if it is.
 
     Raises:
         InputError: layers and modules do not go together, or an adapter would lie on the output

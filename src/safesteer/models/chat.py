@@ -141,9 +141,7 @@ class ChatRenderer:
     def ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """Token ids of the conversation, ending where the model's response begins.
 
-        Args:
-            messages: the conversation.
-            prefill: text that the answer starts with; there are no thoughts before it.
+        A response with a `prefill` starts with this text, without thoughts before it.
 
         Raises:
             InputError: the template cannot render such a conversation.
