@@ -30,39 +30,26 @@ from safesteer.teacher import Teacher
 class SafetyToken:
     """A token of S, and the evidence for it.
 
-    Attributes:
-        id: token id.
-        text: its text.
-        votes: positions at which it was among the `votes_per_position` tokens with the largest
-            log p_teacher - log p_base.
-        mass: sum over positions of |p_teacher - p_base|.
-        p_base: mean probability under the base.
-        p_teacher: mean probability under the teacher.
+    `votes` counts the positions at which it was among the `votes_per_position` tokens with the
+    largest log p_teacher - log p_base.
     """
 
     id: int
     text: str
     votes: int
-    mass: float
-    p_base: float
-    p_teacher: float
+    mass: float  # sum over positions of |p_teacher - p_base|
+    p_base: float  # mean probability under the base
+    p_teacher: float  # mean probability under the teacher
 
 
 @dataclass(frozen=True)
 class SafetyTokens:
-    """The safety tokens S.
+    """The safety tokens S."""
 
-    Attributes:
-        tokens: the tokens, the strongest first.
-        coverage: their share of sum |p_teacher - p_base| over the vocabulary, in [0, 1].
-        positions: compared positions of the continuations.
-        settings: how S was found.
-    """
-
-    tokens: list[SafetyToken]
-    coverage: float
-    positions: int
-    settings: TokenSettings
+    tokens: list[SafetyToken]  # the strongest first
+    coverage: float  # their share of sum |p_teacher - p_base| over the vocabulary, in [0, 1]
+    positions: int  # compared positions of the continuations
+    settings: TokenSettings  # how S was found
 
     @property
     def ids(self) -> list[int]:
@@ -154,14 +141,7 @@ def select_safety_tokens(
 
 
 class _Contrast:
-    """Running sums over positions: votes, probabilities and absolute differences, [V] each.
-
-    Args:
-        head: the base's output head.
-        teacher_head: the teacher's, at its temperature.
-        votes_per_position: tokens that get a vote at each position.
-        device: of the sums.
-    """
+    """Running sums over positions: votes, probabilities and absolute differences, [V] each."""
 
     def __init__(
         self,
@@ -245,15 +225,9 @@ def _choose(sums: _Contrast, model: ChatModel, settings: TokenSettings) -> Safet
 
 
 def eligible(model: ChatModel, settings: TokenSettings, probability: torch.Tensor) -> torch.Tensor:
-    """Tokens that may be in S: likely under the teacher, and not special.
+    """Tokens that may be in S, bool [V]: likely under the teacher, and not special.
 
-    Args:
-        model: the base.
-        settings: the least probability, and whether tokens that end a turn are eligible.
-        probability: mean probability under the teacher, [V].
-
-    Returns:
-        bool [V].
+    `probability` [V] is their mean probability under the teacher.
 
     Source: SafeSteer (arXiv 2606.02530), section 3.2.
     """

@@ -19,7 +19,7 @@ from safesteer.config.settings import TeacherSettings
 from safesteer.direction.vector import Direction
 from safesteer.errors import SafeSteerError
 from safesteer.models.base_weights import base_weights
-from safesteer.models.chat import ChatRenderer, Message, pad_left
+from safesteer.models.chat import ChatRenderer, Message
 from safesteer.models.hidden_states import hidden_states
 
 
@@ -40,7 +40,7 @@ class Teacher:
     temperature: float = 1.0
 
     def messages(self, messages: Sequence[Message], prefill: str = "") -> list[Message]:
-        """Return the chat messages that the teacher reads where the student reads `messages`.
+        """The chat messages that the teacher reads where the student reads `messages`.
 
         Args:
             messages: the prompt. A system message stays first, joined with the teacher's own.
@@ -93,10 +93,10 @@ def make_teacher(settings: TeacherSettings, direction: Direction | None) -> Teac
 
 
 def demonstrations(count: int, *, refusals_only: bool = False) -> tuple[Message, ...]:
-    """Return the first `count` of our demonstrations as chat messages.
+    """The first `count` of our demonstrations as chat messages.
 
     Answered and refused requests alternate. With `refusals_only` all are refused: such a teacher
-    refuses nearly everything, which is right where it only teaches on harmful prompts.
+    refuses nearly everything, which suits it to teach on harmful prompts alone.
     """
     file = resources.files("safesteer.prompts") / "data" / "demonstrations.json"
     turns: list[Message] = []
@@ -110,23 +110,18 @@ def demonstrations(count: int, *, refusals_only: bool = False) -> tuple[Message,
 
 @torch.no_grad()
 def check_teacher(model: nn.Module, chat: ChatRenderer, teacher: Teacher) -> float:
-    """Measure the largest change of a next-token logit between the model and its teacher.
-
-    Args:
-        model: a causal language model.
-        chat: renders a test prompt for it.
-        teacher: the teacher to test.
+    """The largest change of a next-token logit between the model and its teacher on a test prompt.
 
     Raises:
         SafeSteerError: the change is zero or not finite, so the hook has no effect on this
             architecture, or its activations overflow.
     """
     prompt: list[Message] = [{"role": "user", "content": "How do I pick a lock?"}]
-    tokenizer = chat.tokenizer
     device = next(model.parameters()).device
 
     def last(messages: Sequence[Message]) -> torch.Tensor:
-        ids, mask = pad_left([chat.without_thinking.ids(messages)], tokenizer.pad_token_id, device)
+        ids = torch.tensor([chat.without_thinking.ids(messages)], device=device)
+        mask = torch.ones_like(ids)
         hidden = hidden_states(model, ids, mask)[:, -1]
         return model.get_output_embeddings()(hidden).float()  # type: ignore[operator]
 

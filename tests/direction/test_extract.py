@@ -206,7 +206,7 @@ def test_layers_can_be_named_and_are_checked(tiny_chat_model, behave):
     behave({2: (0.9, 0.0)})
     found = extract_direction(tiny_chat_model, *SETS, settings(source="refuse-comply", layers=[2]))
     assert {c.direction.layer for c in found.candidates} == {2}
-    with pytest.raises(InputError, match=r"direction\.advanced\.layers: 4 is outside 0\.\.3"):
+    with pytest.raises(InputError, match=r"layers 0 to 3. Try: other layers than 4"):
         extract_direction(tiny_chat_model, *SETS, settings(source="refuse-comply", layers=[4]))
 
 

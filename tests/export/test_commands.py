@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from safesteer.config.load import load_settings
@@ -34,3 +36,11 @@ def test_commands_of_other_runs(tmp_path):
     (tmp_path / "model").mkdir()
     lines = commands(tmp_path, settings)
     assert f"vllm serve {tmp_path}/model" in lines and "--lora-modules" not in lines
+
+
+def test_a_name_with_a_space_stays_one_argument(tmp_path):
+    settings = load_settings("default", model={"id": str(tmp_path / "My Model")})
+    write_json(tmp_path / "adapter" / "adapter_config.json", {"r": 16})
+    module = f"my model-safesteer={tmp_path}/adapter"
+    lines = [line for line in commands(tmp_path, settings).splitlines() if "--lora-modules" in line]
+    assert [module in shlex.split(line) for line in lines] == [True]

@@ -149,3 +149,16 @@ def test_padding_is_on_the_left():
     assert ids.tolist() == [[1, 2, 3], [9, 9, 9], [9, 9, 4]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
     assert ids.dtype == mask.dtype == torch.long
+
+
+def test_a_prompt_is_rendered_once_and_its_ids_are_a_copy(chat, monkeypatch):
+    prompt = [{"role": "user", "content": "Once only?"}]
+    ids = chat.ids(prompt)
+    monkeypatch.setattr(chat, "_pieces", lambda messages: pytest.fail("rendered again"))
+    chat.ids(prompt).clear()
+    assert chat.ids(tuple(prompt)) == ids
+
+
+def test_content_that_is_no_text_is_an_input_error(chat):
+    with pytest.raises(InputError, match="cannot render"):
+        chat.ids([{"role": "user", "content": [{"type": "text", "text": "<|im_end|>"}]}])

@@ -39,5 +39,7 @@ def test_changes_and_lines(judged):
 def test_a_step_in_a_few_words():
     metrics = {"loss": 0.25, "refusal_rate": 0.5, "anchor_refusal_rate": 0.0, "unfinished": None}
     assert step_words(metrics) == "loss 0.2500  refused 50%  anchors refused 0%"
+    assert step_words({"loss": 1.0, "unfinished": 0.0}) == "loss 1.0000"
+    assert step_words({"loss": 1.0, "unfinished": 0.5}) == "loss 1.0000  without an answer 50%"
     mass = {"mass_student": 0.4, "mass_teacher": 0.5}
     assert step_words({"loss": 1.0, **mass}) == "loss 1.0000  p(S) 0.40 (teacher 0.50)"

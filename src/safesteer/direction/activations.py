@@ -57,23 +57,18 @@ def answer_means(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> torch.Tensor:
-    """Mean residual stream over the tokens of answer openings, each put after every prompt.
+    """Mean residual stream [L, D] in float64 over the tokens of answer openings.
 
-    Every opening has the same weight, whatever its length.
-
-    Returns:
-        [L, D] in float64.
+    Each is put after every prompt, and has the same weight whatever its length.
     """
     rendered = [model.chat.ids(messages) for messages in prompts]
-    total: torch.Tensor | None = None
-    for index, opening in enumerate(openings):
+    total = torch.zeros(())
+    for done, opening in enumerate(openings, start=1):
         tail = model.chat.answer_ids(opening)
         sums, _ = _sums(model, [ids + tail for ids in rendered], len(tail), batch_size, None)
-        mean = sums.sum(0) / (len(rendered) * len(tail))
-        total = mean if total is None else total + mean
+        total = total + sums.sum(0) / (len(rendered) * len(tail))
         if progress is not None:
-            progress(index + 1, len(openings))
-    assert total is not None
+            progress(done, len(openings))
     return total / len(openings)
 
 

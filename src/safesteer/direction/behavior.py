@@ -26,17 +26,11 @@ from safesteer.models.oom import in_batches
 
 @dataclass(frozen=True)
 class Behavior:
-    """Behavior of a model on a set of prompts.
+    """Behavior of a model on a set of prompts."""
 
-    Attributes:
-        refusals: share of answers that are refusals.
-        loops: share of answers that end in a loop.
-        nll: mean negative log-likelihood of a token under the unsteered model, in nats.
-    """
-
-    refusals: float
-    loops: float
-    nll: float
+    refusals: float  # share of answers that refuse
+    loops: float  # share of answers that end in a loop
+    nll: float  # mean negative log-likelihood of a token under the unsteered model, in nats
 
 
 def observe(
@@ -74,16 +68,10 @@ def answer_nll(
     *,
     batch_size: int = 32,
 ) -> torch.Tensor:
-    """Negative log-likelihood of each answer after its prompt, with adapters off.
+    """Negative log-likelihood [N] of each answer after its prompt, as token ids, on the CPU.
 
-    Args:
-        model: the model, steered if a steering context is open.
-        prompts: token ids of N prompts.
-        answers: token ids of their answers.
-        batch_size: answers in a batch.
-
-    Returns:
-        [N] in nats, summed over an answer's tokens, on the CPU.
+    In nats, summed over an answer's tokens; with adapters off, steered if a steering context is
+    open.
     """
     head = OutputHead.of(model.model)
     pad_id = model.tokenizer.pad_token_id

@@ -32,12 +32,7 @@ Edit = Callable[[torch.Tensor], AbstractContextManager[None]]  # of [B, D], a ve
 
 
 class RepeatedPrompts:
-    """The last hidden state of every prompt, under any number of edits of the model.
-
-    Args:
-        model: the model to edit.
-        prompts: conversations that end with a request.
-    """
+    """The last hidden state of every prompt, under any number of edits of the model."""
 
     def __init__(self, model: ChatModel, prompts: Sequence[Sequence[Message]]) -> None:
         self.model = model.model
@@ -93,16 +88,13 @@ class RepeatedPrompts:
 
     @torch.no_grad()
     def last_hidden(self, vectors: torch.Tensor, edit: Edit, layer: int = 0) -> torch.Tensor:
-        """Hidden states that predict the first token of the answer, under each edit.
+        """Hidden states [C, N, D] that predict the first token of each answer, under each edit.
 
         Args:
             vectors: [C, D], one for each edited copy of the model.
             edit: makes a context from a vector for each row of a batch; it must not change the
                 blocks below `layer`.
             layer: the blocks below it are skipped if `keep` holds its input.
-
-        Returns:
-            [C, N, D], prompts in the order in which they were given.
         """
         return self._read(vectors, edit, layer, slice(0, len(self._lengths)))[:, self._back]
 

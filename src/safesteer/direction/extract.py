@@ -46,19 +46,12 @@ _MAX_LOOPS = 0.1
 
 @dataclass
 class DirectionResult:
-    """The chosen direction and how it was found.
-
-    Attributes:
-        direction: the choice.
-        candidates: every candidate, with its scores and why it was rejected.
-        qualified: whether the choice meets every threshold; if not it is the best of the rejected.
-        notes: messages for the user, such as the reason for a fallback.
-    """
+    """The chosen direction and how it was found."""
 
     direction: Direction
     candidates: list[Candidate]
-    qualified: bool
-    notes: list[str] = field(default_factory=list)
+    qualified: bool  # whether the choice meets every threshold; else it is the best of the rejected
+    notes: list[str] = field(default_factory=list)  # for the user: why it fell back, for one
 
     def to_json(self) -> dict[str, Any]:
         """The content of direction/direction.json."""
@@ -306,8 +299,8 @@ class _Search:
         wrong = [layer for layer in layers if not 0 <= layer < count]
         if wrong:
             raise InputError(
-                f"direction.advanced.layers: {wrong[0]} is outside 0..{count - 1} of this model."
-                " Try: layers of the model"
+                f"direction.advanced.layers = {layers}, and the model has layers 0 to {count - 1}."
+                f" Try: other layers than {wrong[0]}"
             )
         allowed = int(count * (1 - dropped))
         if not any(layer < allowed for layer in layers):

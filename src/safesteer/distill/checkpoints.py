@@ -37,16 +37,13 @@ def last_checkpoint(folder: Path, every: int = 1) -> Path | None:
 
 
 def prepare_resume(folder: Path, layout: str, window: int) -> str | None:
-    """Find the checkpoint to resume from, and drop the metrics of later steps.
+    """The checkpoint to resume from, or None; the metrics of later steps are dropped.
 
     Args:
         folder: the folder of the training.
         layout: how this start lays out the weights, see `safesteer.distributed.layout`.
         window: steps that share their rollouts. Rollouts are not saved, so training resumes at the
             start of a window; only the last step of all may end within one.
-
-    Returns:
-        The checkpoint, or None to start from the beginning.
 
     Raises:
         InputError: the checkpoint's weights have another layout.

@@ -1,5 +1,7 @@
 """Configuration of `SafeSteerTrainer`."""
 
+# ruff: noqa: RUF009 - `_option` makes a field
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -34,128 +36,75 @@ _AT_LEAST = {
 }
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class SafeSteerConfig(DistillationConfig):
-    r"""Configuration class for the [`SafeSteerTrainer`].
+    """Configuration of `SafeSteerTrainer`: that of `trl.DistillationTrainer` with SafeSteer's own.
 
-    Extends [`~trl.DistillationConfig`] with the parameters of SafeSteer. Defaults are those of the
-    recipe `default`; `per_device_train_batch_size` x `gradient_accumulation_steps` x processes is
-    the number of completions in a step.
+    The help of each field describes it; defaults are those of the recipe `default`. A step has
+    `per_device_train_batch_size` x `gradient_accumulation_steps` x processes completions.
 
-    Parameters:
-        divergence (`str`, *optional*, defaults to `"tail_forward"`):
-            Divergence between student and teacher, a name in
-            [`~safesteer.distill.losses.DIVERGENCES`].
-        loss_tokens (`str`, *optional*, defaults to `"safety"`):
-            Tokens that the divergence is computed on: the safety tokens (`"safety"`) or the whole
-            vocabulary (`"all"`).
-        anchor_tokens (`str`, *optional*, defaults to `"all"`):
-            The same for anchors. `"all"` is KL(student || base), whatever the divergence.
-        anchor_weight (`float`, *optional*, defaults to `4.0`):
-            Weight of the loss of anchors; the mean stays over all completions.
-        short_rollout_length (`int`, *optional*, defaults to `5`):
-            Number of tokens in a short rollout. With `None` every rollout has full length. A model
-            that thinks first is not cut; the loss then covers this many tokens of its answers.
-        short_rollout_share (`float`, *optional*, defaults to `0.8`):
-            Share of the generations with short rollouts; the others lie evenly between them.
-        steps_per_generation (`int`, *optional*, defaults to `1`):
-            Number of optimizer steps whose rollouts are generated, and read by the teacher, at
-            once. `1` is strictly on-policy.
-        rollout_batch_size (`int`, *optional*, defaults to `64`):
-            Number of rollouts generated in one batch; halved when memory runs out.
-        teacher_batch_tokens (`int`, *optional*, defaults to `4096`):
-            Approximate number of tokens in one forward pass of the teacher.
-
-    > [!NOTE]
-    > These parameters have default values different from [`~trl.DistillationConfig`]:
-    > `learning_rate` (`5e-4`), `lr_scheduler_type` (`"cosine"`), `warmup_steps` (`0.1`),
-    > `max_completion_length` (`64`), `bf16` and `gradient_checkpointing` (`False`), `logging_steps`
-    > (`1`).
+    Raises:
+        InputError: a value is unknown or out of range.
     """
 
-    # Parameters whose default values are overridden from DistillationConfig
-    learning_rate: float = field(
-        default=5e-4, metadata={"help": "The initial learning rate for AdamW."}
+    # TRL's, with another default.
+    learning_rate: float = _option(5e-4, "Initial learning rate of AdamW.")
+    lr_scheduler_type: str = _option("cosine", "Learning rate schedule after the warmup.")
+    warmup_steps: float = _option(
+        WARMUP_RATIO, "Number of warmup steps, or below 1 their share of all steps."
     )
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "The learning rate schedule after the warmup."}
+    max_completion_length: int = _option(64, "Most tokens in a completion.")
+    bf16: bool = _option(
+        False,
+        "Whether to compute float32 weights in bfloat16. Weights that are bfloat16 already need no"
+        " mixed precision.",
     )
-    warmup_steps: float = field(
-        default=WARMUP_RATIO,
-        metadata={"help": "The number of warmup steps, or below 1 their share of all steps."},
+    gradient_checkpointing: bool = _option(
+        False, "Whether to save memory by computing activations again in the backward pass."
     )
-    max_completion_length: int = field(
-        default=64, metadata={"help": "Maximum number of tokens to generate per completion."}
-    )
-    bf16: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether to compute float32 weights in bfloat16. Weights that are bfloat16"
-            " already need no mixed precision."
-        },
-    )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether to save memory by computing activations again in the backward pass."
-        },
-    )
-    logging_steps: float = field(default=1, metadata={"help": "Log every X optimizer steps."})
+    logging_steps: float = _option(1, "Log every X optimizer steps.")
 
-    # Parameters that control the loss
-    divergence: Divergence = field(
-        default="tail_forward",
-        metadata={"help": "The divergence between student and teacher that is minimized."},
+    # The loss
+    divergence: Divergence = _option(
+        "tail_forward", "Divergence between student and teacher that is minimized."
     )
-    loss_tokens: LossTokens = field(
-        default="safety",
-        metadata={
-            "help": "Whether the divergence is computed on the safety tokens ('safety') or on the"
-            " whole vocabulary ('all')."
-        },
+    loss_tokens: LossTokens = _option(
+        "safety",
+        "Whether the divergence is computed on the safety tokens ('safety') or on the whole"
+        " vocabulary ('all').",
     )
-    anchor_tokens: LossTokens = field(
-        default="all",
-        metadata={
-            "help": "The same for anchors. With 'all' their loss is KL(student || base), whatever"
-            " the divergence."
-        },
+    anchor_tokens: LossTokens = _option(
+        "all",
+        "The same for anchors. With 'all' their loss is KL(student || base), whatever the"
+        " divergence.",
     )
-    anchor_weight: float = field(
-        default=4.0,
-        metadata={"help": "Weight of the loss of anchors. The mean stays over all completions."},
+    anchor_weight: float = _option(
+        4.0, "Weight of the loss of anchors. The mean stays over all completions."
     )
 
-    # Parameters that control generation
-    short_rollout_length: int | None = field(
-        default=5,
-        metadata={
-            "help": "Number of tokens in a short rollout. With None every rollout has full length."
-        },
+    # Rollouts
+    short_rollout_length: int | None = _option(
+        5,
+        "Tokens in a short rollout. With None every rollout has full length. A model that thinks"
+        " first is not cut; the loss then covers this many tokens of its answers.",
     )
-    short_rollout_share: float = field(
-        default=0.8,
-        metadata={
-            "help": "Share of the generations with short rollouts. The others lie evenly between"
-            " them."
-        },
+    short_rollout_share: float = _option(
+        0.8, "Share of the generations with short rollouts. The others lie evenly between them."
     )
-    steps_per_generation: int = field(
-        default=1,
-        metadata={
-            "help": "Number of optimizer steps whose rollouts are generated at once. 1 is strictly"
-            " on-policy."
-        },
+    steps_per_generation: int = _option(
+        1,
+        "Optimizer steps whose rollouts are generated, and read by the teacher, at once. 1 is"
+        " strictly on-policy.",
     )
-    rollout_batch_size: int = field(
-        default=64,
-        metadata={
-            "help": "Number of rollouts generated in one batch. It is halved when memory runs out."
-        },
+    rollout_batch_size: int = _option(
+        64, "Rollouts generated in one batch. It is halved when memory runs out."
     )
-    teacher_batch_tokens: int = field(
-        default=TEACHER_BATCH_TOKENS,
-        metadata={"help": "Approximate number of tokens in one forward pass of the teacher."},
+    teacher_batch_tokens: int = _option(
+        TEACHER_BATCH_TOKENS, "Approximate number of tokens in one forward pass of the teacher."
     )
 
     def __post_init__(self) -> None:

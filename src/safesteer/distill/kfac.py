@@ -58,7 +58,7 @@ def measure_kfac(
 
     Returns:
         W [d, d] for every linear factor A and V [e, e] for every B, float32, by the factor's name
-        in `student`. Factors of layers that the prompts never reach have none.
+        in `student`; none for layers that the prompts never reach.
 
     Raises:
         SafeSteerError: the second moments are not finite.
@@ -82,14 +82,9 @@ def measure_kfac(
 
 
 def inverse_root(moment: torch.Tensor, damping: float) -> torch.Tensor:
-    """Compute W = s (C / mean + damping * I)^(-1/2).
+    """W = s (C / mean + damping * I)^(-1/2) [d, d] of second moments C [d, d] at any scale.
 
-    Args:
-        moment: C [d, d], second moments at any scale.
-        damping: added to the eigenvalues of C, as a multiple of their mean.
-
-    Returns:
-        W [d, d] with the Frobenius norm of the identity, in the type of `moment`.
+    It has the Frobenius norm of the identity, and the type of `moment`.
     """
     values, vectors = torch.linalg.eigh(moment.double())
     scale = (values.clamp(min=0) / values.mean() + damping).rsqrt()
@@ -114,12 +109,7 @@ def step_preconditioned(
 
     By the chain rule the gradient of A' is that of A times W, and a step of A' moves A by itself
     times W, so A' is never stored; likewise V for B. Gradients are clipped before, as those of A
-    and B.
-
-    Args:
-        optimizer: an optimizer over `factors`, without weight decay.
-        factors: A and B of all adapters, by name.
-        preconditioner: W or V by the name of their factor; other factors take plain steps.
+    and B. Factors without a preconditioner take plain steps; there must be no weight decay.
     """
     starts: dict[str, torch.Tensor] = {}
 

@@ -19,16 +19,9 @@ from safesteer.models.lora_dtype import compute_in_model_dtype
 
 
 def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | None = None) -> Any:
-    """Put fresh adapters into a model.
+    """Put fresh adapters into a model in place, and return the PEFT model around it.
 
-    Args:
-        model: a causal language model, changed in place as PEFT does.
-        settings: where the adapters lie and how large they are.
-        seed: draws their weights.
-        steered: the layer at which the teacher is steered, if it is.
-
-    Returns:
-        The PEFT model around `model`.
+    `steered` is the layer at which the teacher is steered, if it is.
 
     Raises:
         InputError: layers and modules do not go together, or an adapter would lie on the output
@@ -80,14 +73,10 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
 
 @torch.no_grad()
 def extrapolate(student: Any, by: float) -> None:
-    """Scale the trained change: weights become base + (1 + `by`) x change.
+    """Scale the trained change of a PEFT model in place: weights become base + (1 + `by`) x change.
 
-    The output matrices are scaled and not ``lora_alpha``, which some readers of an adapter take for
-    a whole number. Every process calls this.
-
-    Args:
-        student: a trained PEFT model, changed in place.
-        by: the extrapolation, 0 for none.
+    The factors B are scaled and not ``lora_alpha``, which some readers of an adapter take for a
+    whole number. Every process calls this.
 
     Source: model extrapolation (ExPO; Zheng et al. 2024, arXiv 2404.16792).
     """

@@ -20,17 +20,10 @@ _CHUNK_POSITIONS = 256
 
 
 def paper(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
-    """Compute sum_S p_s log(p_s / p_t), the published loss.
+    """Compute sum_S p_s log(p_s / p_t) [N], the published loss, as all divergences from [N, K].
 
     It is no divergence: p_s and p_t do not sum to 1 over S, so it can be negative, and its gradient
     in p_s vanishes at p_s = p_t / e instead of p_s = p_t.
-
-    Args:
-        log_s: the student's log-probabilities of S, [N, K].
-        log_t: the teacher's, [N, K].
-
-    Returns:
-        The loss at every position, [N]. The other divergences take and return the same.
 
     Source: SafeSteer (arXiv 2606.02530), equation 5.
     """
@@ -91,12 +84,7 @@ def _rest(log_p: torch.Tensor) -> torch.Tensor:
 def completion_mean(per_position: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Compute (1/B) sum_b (1/T_b) sum_t L_bt, in which every completion counts the same.
 
-    Args:
-        per_position: L [N], the completions one after another.
-        lengths: T [B], the positions of each completion; they sum to N.
-
-    Returns:
-        The mean, a scalar.
+    L [N] holds the completions one after another, T [B] their lengths.
 
     Source: SafeSteer (arXiv 2606.02530), section 3.3.
     """
@@ -122,10 +110,9 @@ def distillation_loss(
         student_hidden: its last hidden states [N, D], with gradient.
         teacher_hidden: the teacher's [N, D], without.
         tokens: ids of the safety tokens, [K].
-        teacher_head: the teacher's output head, where it is another one or has another temperature.
-        loss_tokens: "safety", or "all" for the divergence over the whole vocabulary, which is
-            forward KL for `forward`, the sum of both KLs for `tail_forward`, and reverse KL
-            otherwise.
+        teacher_head: the teacher's output head, if it differs.
+        loss_tokens: "safety", or "all" for the divergence over the whole vocabulary: forward KL for
+            `forward`, the sum of both KLs for `tail_forward`, reverse KL otherwise.
 
     Returns:
         The loss [N], and {"mass_student", "mass_teacher", "entropy"}, [N] each and without

@@ -21,13 +21,7 @@ OnStep = Callable[[dict[str, Any], int], None]  # (line of the step, steps in al
 
 
 class MetricsFile(TrainerCallback):
-    """Append a line to metrics.jsonl after every step, and mark complete checkpoints.
-
-    Args:
-        trainer: the trainer that it is added to, which measures seconds.
-        folder: the folder of the training.
-        on_step: called with every line and the number of steps in all.
-    """
+    """Append a line to metrics.jsonl after every step, and mark complete checkpoints."""
 
     def __init__(
         self, trainer: SafeSteerTrainer, folder: Path, on_step: OnStep | None = None

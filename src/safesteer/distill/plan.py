@@ -21,29 +21,18 @@ from safesteer.models.chat import Message
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """The prompts of a training, as chat messages.
+    """The prompts of a training, as chat messages."""
 
-    Attributes:
-        harmful: prompts that the teacher teaches on.
-        anchors: harmless prompts, on which the student is held to the base.
-    """
-
-    harmful: Sequence[Sequence[Message]]
-    anchors: Sequence[Sequence[Message]] = ()
+    harmful: Sequence[Sequence[Message]]  # on which the teacher teaches
+    anchors: Sequence[Sequence[Message]] = ()  # harmless, on which the student is held to the base
 
 
 class Plan(NamedTuple):
-    """What a training reads.
+    """What a training reads."""
 
-    Attributes:
-        rows: those of `plan_rows`, in the order in which the trainer reads them.
-        steps: optimizer steps.
-        window: steps whose rollouts are generated at once.
-    """
-
-    rows: list[dict[str, Any]]
-    steps: int
-    window: int
+    rows: list[dict[str, Any]]  # of `plan_rows`, in the order in which the trainer reads them
+    steps: int  # of the optimizer
+    window: int  # steps whose rollouts are generated at once
 
 
 def plan_training(settings: TrainSettings, prompts: TrainingPrompts, seed: int) -> Plan:
@@ -67,12 +56,6 @@ def plan_rows(
     Each step holds `prompts_per_step` different prompts, `anchor_share` of them anchors, each
     repeated `num_generations` times. Prompts are dealt in shuffled order, every one once before
     any comes again. `prefill_share` of either kind, counted over all steps, gets a prefill.
-
-    Args:
-        settings: the section `train`.
-        harmful: chat messages of the prompts that the teacher teaches on.
-        anchors: chat messages of harmless prompts.
-        seed: shuffles the prompts and draws the prefills.
 
     Returns:
         Rows {"prompt": chat messages, "anchor": bool, "prefill": str}.
@@ -100,18 +83,13 @@ def plan_rows(
     prefiller = random.Random(seed + 1)  # its own, so that prefills do not change the prompts
     rows: list[dict[str, Any]] = []
     for step in range(steps):
-        prompts = [
-            (messages, anchor, prefill)
-            for hand, anchor in ((next(deal_harmful), False), (next(deal_anchors), True))
-            for messages, prefill in zip(
-                hand, _prefills(settings, len(hand), step, prefiller), strict=True
-            )
-        ]
-        rows += [
-            {"prompt": [dict(message) for message in messages], "anchor": anchor, "prefill": words}
-            for messages, anchor, words in prompts
-            for _ in range(settings.num_generations)
-        ]
+        for hand, anchor in ((next(deal_harmful), False), (next(deal_anchors), True)):
+            prefills = _prefills(settings, len(hand), step, prefiller)
+            rows += [
+                {"prompt": [dict(each) for each in messages], "anchor": anchor, "prefill": words}
+                for messages, words in zip(hand, prefills, strict=True)
+                for _ in range(settings.num_generations)
+            ]
     return rows
 
 
@@ -135,10 +113,7 @@ def _prefills(
 
 
 def completions_per_process(settings: TrainSettings, processes: int) -> int:
-    """Return how many completions of a step each of `processes` processes makes.
-
-    Raises InputError if they cannot be shared evenly.
-    """
+    """Completions of a step on each process; InputError if they cannot be shared evenly."""
     per_step = settings.completions_per_step
     if per_step % processes:
         raise InputError(
@@ -151,11 +126,8 @@ def completions_per_process(settings: TrainSettings, processes: int) -> int:
 def for_processes(rows: list[Any], window: int, processes: int) -> list[Any]:
     """Order `rows` so that every process reads an even share of each step.
 
-    Args:
-        rows: the plan, in the order of its steps.
-        window: rows that are read at once, over all processes.
-        processes: how many there are. Each gets a slice of every window, made of its every n-th
-            row, so that its share of a step holds harmful prompts and anchors as the step does.
+    Each gets a slice of every window (rows that are read at once), made of its every n-th row, so
+    that its share of a step holds harmful prompts and anchors as the step does.
     """
     return [
         row

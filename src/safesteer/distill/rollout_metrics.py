@@ -17,15 +17,9 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def answer_mask(chat: ChatRenderer, batch: Batch, length: int | None) -> torch.Tensor:
-    """Mark the tokens that the loss is computed on: those of answers, not of thoughts.
+    """The tokens that the loss is computed on, bool [B, C]: those of answers, not of thoughts.
 
-    Args:
-        chat: separates thoughts from answers.
-        batch: completion_ids and completion_mask [B, C].
-        length: keep only so many tokens of each answer after thoughts; None keeps all.
-
-    Returns:
-        bool [B, C].
+    After thoughts only `length` tokens of each answer count; None keeps all.
     """
     mask = batch["completion_mask"].bool()
     if not chat.thinks:
@@ -43,10 +37,6 @@ def answer_mask(chat: ChatRenderer, batch: Batch, length: int | None) -> torch.T
 
 def answer_rates(chat: ChatRenderer, batch: Batch) -> dict[str, float]:
     """Measure rollouts: their mean length, and how many answers refuse.
-
-    Args:
-        chat: separates thoughts from answers.
-        batch: completion_ids and completion_mask [B, C], anchor and prefilled [B].
 
     Returns:
         completion_length in tokens, refusal_rate of harmful prompts and anchor_refusal_rate, and

@@ -20,14 +20,8 @@ from safesteer.models.load import copy_processor_files, save_model
 def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings) -> None:
     """Save a PEFT model's adapter, or all weights of a model without one.
 
-    The folder is written under another name and then renamed. Every process calls this; the main
-    one writes.
-
-    Args:
-        student: the trained model.
-        tokenizer: saved beside it.
-        target: the folder, which must not exist.
-        base: the settings of the base; the adapter names it.
+    The folder `target`, which must not exist, is written under another name and then renamed. Every
+    process calls this; the main one writes. An adapter names its `base`.
     """
     weights = _gathered(student) if is_sharded(student) else None
     if not distributed.is_main():

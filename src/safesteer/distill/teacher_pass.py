@@ -49,11 +49,7 @@ def trim_padding(batch: dict[str, Any]) -> dict[str, Any]:
 class ForwardPasses:
     """Forward passes of the student and of its teacher.
 
-    Args:
-        chat: renders the prompts that a model is tried with.
-        teacher: how the base weights become the teacher.
-        accelerator: its autocast, device and processes are used.
-        batch_tokens: about how many tokens a pass of the teacher alone reads.
+    A pass of the teacher alone reads about `batch_tokens` tokens.
     """
 
     def __init__(
@@ -67,16 +63,13 @@ class ForwardPasses:
     def read(
         self, model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, batch: Batch
     ) -> torch.Tensor:
-        """Run a model over prompts and completions.
+        """Hidden states [B, C, D] of a model, as it is, that predict the tokens of completions.
 
         Args:
-            model: a causal language model, as it is.
+            model: a causal language model.
             ids: token ids of the prompts [B, P], padded on the left.
             mask: their attention mask [B, P].
             batch: completion_ids and completion_mask [B, C].
-
-        Returns:
-            The last hidden states that predict each token of the completions, [B, C, D].
         """
         length = batch["completion_ids"].shape[1]
         ids = torch.cat([ids, batch["completion_ids"]], dim=1)
@@ -89,16 +82,10 @@ class ForwardPasses:
     def teach(
         self, base: nn.Module, ids: torch.Tensor, mask: torch.Tensor, batch: Batch
     ) -> torch.Tensor:
-        """Run the teacher over the completions, and the plain base over those of anchors.
+        """Hidden states [B, C, D] of the teacher, and of the plain base on anchors; see `read`.
 
-        Args:
-            base: becomes the teacher, its adapter off.
-            ids: token ids of the prompts as the teacher reads them [B, T], padded on the left.
-            mask: their attention mask [B, T].
-            batch: the rollouts.
-
-        Returns:
-            Hidden states as those of `read`, [B, C, D].
+        `base` becomes the teacher, its adapters off; `ids` and `mask` are the prompts as it then
+        reads them.
         """
         lengths = mask.sum(-1)
         hidden = torch.empty(0)
@@ -126,14 +113,9 @@ class ForwardPasses:
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run the teacher over the student's own prompts, and keep what the student can reuse.
 
-        Args:
-            student: becomes the teacher, its adapter off.
-            layer: the number of blocks that both share, from `shared_blocks`.
-            batch: the rollouts.
-
         Returns:
-            Hidden states as those of `teach`, and what entered block `layer` in each pass, for
-            `safesteer.models.layer_cache.start_at_layer`.
+            Hidden states as those of `teach`, and what entered block `layer`, of `shared_blocks`,
+            in each pass, for `safesteer.models.layer_cache.start_at_layer`.
         """
         with (
             _evaluating(student),

@@ -50,11 +50,6 @@ class TrainingOutput:
     report_to: Sequence[str] = ()
     on_step: OnStep | None = None
 
-    @property
-    def path(self) -> Path:
-        """The folder as a path."""
-        return Path(self.folder)
-
 
 def train(
     model: ChatModel,
@@ -103,10 +98,12 @@ def train(
     plan = plan_training(settings, prompts, seed)
     if full and base_model is None:
         base_model = copy.deepcopy(model.model)
-    batches = _first_batches(settings)
+    completions = completions_per_process(settings, distributed.world_size())
+    micro_batch = _even_batch(completions, settings.per_device_train_batch_size or completions)
+    batches = _Batches(completions, micro_batch, TEACHER_BATCH_TOKENS)
     preconditioner: dict[str, torch.Tensor] = {}
     while True:
-        student = build_student(model, settings, seed, teacher)
+        student = _student(model, settings, seed, teacher)
         if not full and settings.lora.kfac_damping is not None:
             # Measured once: a checkpoint continues with the preconditioner that it began with.
             preconditioner = preconditioner or measure_kfac(
@@ -128,18 +125,19 @@ def train(
         # Several processes make their passes in step, so none of them can repeat its own.
         finished = attempt(run) if distributed.world_size() == 1 else run()
         if finished:
-            if not full:
-                extrapolate(student, settings.lora.extrapolation)
-            return student.eval()
+            break
         batches = _smaller(batches)
         if full:
             model.model.load_state_dict(base_model.state_dict())
         else:
             student.unload()
+    if not full:
+        extrapolate(student, settings.lora.extrapolation)
+    return student.eval()
 
 
-def build_student(model: ChatModel, settings: TrainSettings, seed: int, teacher: Teacher) -> Any:
-    """Make the weights of the text model trainable, or wrap the model with fresh adapters."""
+def _student(model: ChatModel, settings: TrainSettings, seed: int, teacher: Teacher) -> Any:
+    """The model with trainable weights of its text part, or with fresh adapters."""
     if settings.method == "full":
         for part in (backbone(model.model), model.model.get_output_embeddings()):
             part.requires_grad_(True)
@@ -148,38 +146,20 @@ def build_student(model: ChatModel, settings: TrainSettings, seed: int, teacher:
     return with_lora(model.model, settings, seed, steered)
 
 
-def build_trainer(
-    student: Any, config: SafeSteerConfig, output: TrainingOutput, **arguments: Any
-) -> SafeSteerTrainer:
-    """Make the trainer of a run, which writes metrics.jsonl and prints nothing.
-
-    Args:
-        student: the model with its trainable weights.
-        config: its configuration.
-        output: where the metrics go.
-        arguments: the other arguments of `SafeSteerTrainer`.
-
-    Raises:
-        InputError: FSDP 2 is set up, and accelerate does not provide it here.
-    """
+def _run(student: Any, config: SafeSteerConfig, output: TrainingOutput, **arguments: Any) -> bool:
+    """Train to the end, from the last checkpoint if there is one, and print nothing."""
+    folder, layout, window = Path(output.folder), distributed.layout(), config.steps_per_generation
+    checkpoint = distributed.on_main(lambda: prepare_resume(folder, layout, window))
+    torch.manual_seed(config.seed)
     trainer = SafeSteerTrainer(student, config, **arguments)
-    if distributed.layout() == "fsdp" and not trainer.accelerator.is_fsdp2:
+    if layout == "fsdp" and not trainer.accelerator.is_fsdp2:
         raise InputError(
             "FSDP was asked for, and accelerate provides no FSDP 2 here. Try: fsdp_version: 2, or,"
             " on a machine without accelerators, copies of the model (--multi_gpu)"
         )
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
-    trainer.add_callback(MetricsFile(trainer, output.path, output.on_step))
-    return trainer
-
-
-def _run(student: Any, config: SafeSteerConfig, output: TrainingOutput, **arguments: Any) -> bool:
-    """Train to the end, from the last checkpoint if there is one."""
-    layout, window = distributed.layout(), config.steps_per_generation
-    checkpoint = distributed.on_main(lambda: prepare_resume(output.path, layout, window))
-    torch.manual_seed(config.seed)
-    trainer = build_trainer(student, config, output, **arguments)
+    trainer.add_callback(MetricsFile(trainer, folder, output.on_step))
     base = student.get_base_model() if hasattr(student, "get_base_model") else student
     try:
         with training_attention(base):
@@ -202,7 +182,7 @@ def _config(
         settings,
         student,
         output_dir=str(output.folder),
-        run_name=output.path.absolute().parent.name or None,  # trackers show RUN/train as RUN
+        run_name=Path(output.folder).absolute().parent.name or None,  # RUN/train is shown as RUN
         report_to=list(output.report_to) or "none",
         seed=seed,
         data_seed=seed,
@@ -220,12 +200,6 @@ class _Batches(NamedTuple):
     completions: int  # of a step, on each process
     micro_batch: int  # completions in a pass of the student
     teacher_tokens: int  # tokens in a pass of the teacher, about
-
-
-def _first_batches(settings: TrainSettings) -> _Batches:
-    completions = completions_per_process(settings, distributed.world_size())
-    most = settings.per_device_train_batch_size or completions
-    return _Batches(completions, _even_batch(completions, most), TEACHER_BATCH_TOKENS)
 
 
 def _smaller(batches: _Batches) -> _Batches:
@@ -246,10 +220,7 @@ def _smaller(batches: _Batches) -> _Batches:
 
 
 def _even_batch(completions: int, most: int) -> int:
-    """The largest micro-batch up to `most` that divides a step evenly.
-
-    In equal micro-batches every completion weighs the same.
-    """
+    """The largest micro-batch up to `most` that divides a step evenly: all weigh the same."""
     return next(n for n in range(min(most, completions), 0, -1) if completions % n == 0)
 
 

@@ -29,7 +29,7 @@ from safesteer.distill.config import SafeSteerConfig
 from safesteer.distill.kfac import step_preconditioned
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.distill.rollout_metrics import answer_mask, answer_rates
-from safesteer.distill.rows import RowTokenizer
+from safesteer.distill.rows import tokenize_row
 from safesteer.distill.teacher_pass import ForwardPasses, trim_padding
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.chat import ChatRenderer, pad_left
@@ -117,7 +117,6 @@ class SafeSteerTrainer(DistillationTrainer):
         self.teacher = teacher
         self.base_model = base_model
         self.preconditioner = preconditioner or {}
-        self.tokenized = RowTokenizer(self.chat, teacher)
         self.rollout_batch = BatchSize(args.rollout_batch_size)
         self.seconds: dict[str, float] = defaultdict(float)
         self._micro_batches: list[dict[str, Any]] = []  # of the current window
@@ -252,7 +251,7 @@ class SafeSteerTrainer(DistillationTrainer):
                     student.train(training)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [self.tokenized(row) for row in inputs]
+        rows = [tokenize_row(self.chat, self.teacher, row) for row in inputs]
         output = super()._generate_and_score_completions(
             [{"prompt": row.student_ids} for row in rows]
         )

@@ -38,15 +38,8 @@ _TIMEOUT = 10.0  # seconds in which a running server answers
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-# Requirements ----------------------------------------------------------------------------------
-
-
 def check_rollouts(settings: TrainSettings, device: torch.device) -> None:
-    """Check that vLLM can generate the rollouts, if the settings ask for it.
-
-    Args:
-        settings: the section `train`.
-        device: where the model is or will be.
+    """Check that vLLM can generate the rollouts, if the settings ask for it, on `device`.
 
     Raises:
         InputError: vLLM is missing or cannot be used here, or the server is down, takes no weights
@@ -140,9 +133,6 @@ def _longest(settings: TrainSettings) -> int:
     return settings.advanced.max_prompt_length + settings.max_completion_length
 
 
-# TRL's arguments and engine --------------------------------------------------------------------
-
-
 def vllm_arguments(settings: TrainSettings, student: Any) -> dict[str, Any]:
     """Return the arguments of `trl.DistillationConfig` that concern vLLM."""
     if settings.rollouts != "vllm":
@@ -214,9 +204,6 @@ def release(generation: Any) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-# The weights -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -21,13 +21,9 @@ _LM_EVAL = "--tasks ifeval,gsm8k --apply_chat_template --batch_size auto"
 def commands(run: Path, settings: Settings, base: Mapping[str, Any] | None = None) -> str:
     """Shell lines, each group under a comment that names it.
 
-    Args:
-        run: folder of the run.
-        settings: of the run.
-        base: the run's model as in its manifest. A model that thinks gets its template arguments;
-            where the base is an adapter, the tools get merged weights.
-
-    Raises InputError for a run that is not trained.
+    `base` is the run's model as in its manifest. A model that thinks gets its template arguments;
+    where the base is an adapter, the tools get merged weights. Raises InputError for a run that is
+    not trained.
     """
     if not (run / "model").is_dir() and not (run / "adapter").is_dir():
         raise InputError(f"{run} is not trained. Try: `safesteer train {run}`")
@@ -41,19 +37,12 @@ def commands(run: Path, settings: Settings, base: Mapping[str, Any] | None = Non
 
 @dataclass(frozen=True)
 class _Commands:
-    """A run as the tools take it.
+    """A run as the tools take it."""
 
-    Attributes:
-        run: folder of the run.
-        settings: of the run.
-        thinking: the manifest's record of a model that thinks, else None.
-        on_adapter: whether the run's base is itself an adapter.
-    """
-
-    run: Path
-    settings: Settings
-    thinking: Mapping[str, Any] | None
-    on_adapter: bool
+    run: Path  # folder of the run
+    settings: Settings  # of the run
+    thinking: Mapping[str, Any] | None  # the manifest's record of a model that thinks, else None
+    on_adapter: bool  # whether the run's base is itself an adapter
 
     @property
     def name(self) -> str:
@@ -98,24 +87,24 @@ class _Commands:
 
     def vllm(self) -> list[str]:
         kwargs = self.template_kwargs
-        options: list[object] = ["--served-model-name", self.name]
         template = ["--default-chat-template-kwargs", json.dumps(kwargs)] if kwargs else []
+        named = ["--served-model-name", self.name, *template]
         lines = ["# vLLM: an OpenAI-compatible server"]
         if self.full:
-            return [*lines, _line("vllm serve", self.run / "model", *options, *template)]
+            return [*lines, _line("vllm serve", self.run / "model", *named)]
         merged = f"{self.name}-merged"
         lines.append(_line("safesteer export", self.run, "--format merged --output", merged))
-        lines.append(_line("vllm serve", merged, *options, *template))
+        lines.append(_line("vllm serve", merged, *named))
         if self.gguf or self.merged:
             return lines
         adapter, model = self.run / "adapter", self.settings.model
         rank = json.loads((adapter / "adapter_config.json").read_text("utf-8"))["r"]
         revision = f"--revision {model.revision}" if model.revision else ""
-        lora = lora_options(rank, self.name, shlex.quote(str(adapter)))
+        options = [f"{revision} {lora_options(rank)}", f"{self.name}={adapter}", *template]
         return [
             *lines,
             "# vLLM: base and aligned model from one set of weights",
-            _line("vllm serve", model.id, " ".join([revision, lora, *template[:1]]), *template[1:]),
+            _line("vllm serve", model.id, *options),
         ]
 
     def ollama(self) -> list[str]:

@@ -29,21 +29,13 @@ from safesteer.runs.system import versions
 
 
 class Format(NamedTuple):
-    """One way to export a run.
+    """One way to export a run."""
 
-    Attributes:
-        variant: the model that is exported, aligned or teacher.
-        tool: the library that reads it back.
-        write: writes a source in a dtype to a file or folder.
-        read: loads what was written.
-        dequantize: whether a quantized base needs ordinary layers first.
-    """
-
-    variant: str
-    tool: str
-    write: Callable[[Source, Path, torch.dtype], None]
-    read: Callable[[Source, Path], Candidate]
-    dequantize: bool = True
+    variant: str  # the model that is exported, aligned or teacher
+    tool: str  # the library that reads it back
+    write: Callable[[Source, Path, torch.dtype], None]  # to a file or folder, in a dtype
+    read: Callable[[Source, Path], Candidate]  # loads what was written
+    dequantize: bool = True  # whether a quantized base needs ordinary layers first
 
 
 FORMATS = {
@@ -57,29 +49,20 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Export:
-    """A finished export, and how well it agrees with the run.
+    """A finished export, and how well it agrees with the run."""
 
-    Attributes:
-        format: key of `FORMATS`.
-        dtype: of the weights.
-        difference: largest difference of a next-token log-probability, in nats.
-        bound: largest difference allowed, in nats.
-        read_by: the tools that read it back.
-        prompts: number of prompts compared.
-    """
-
-    format: str
-    dtype: str
-    difference: float
-    bound: float
-    read_by: list[str]
-    prompts: int
+    format: str  # key of `FORMATS`
+    dtype: str  # of the weights
+    difference: float  # largest difference of a next-token log-probability, in nats
+    bound: float  # largest difference allowed, in nats
+    read_by: list[str]  # the tools that read it back
+    prompts: int  # number of prompts compared
 
 
 def export(
     run_path: str | Path,
-    name: str,
-    output: str | Path,
+    name: str,  # a key of FORMATS
+    output: str | Path,  # a folder; a file for gguf
     *,
     dtype: str | None = None,
     force: bool = False,
@@ -87,16 +70,8 @@ def export(
 ) -> Export:
     """Write a run's aligned model or teacher for other tools, and verify that it is the same.
 
-    Args:
-        run_path: a trained run.
-        name: a key of `FORMATS`.
-        output: folder to write; a file for gguf.
-        dtype: float32, bfloat16 or float16; None for the dtype of the base's files.
-        force: replace an earlier export.
-        reporter: receives progress.
-
-    Raises InputError for wrong input, and SafeSteerError if the export is not the run's model. In
-    both cases nothing is left behind.
+    Without `dtype`, weights keep the dtype of the base's files. Raises InputError for wrong input,
+    and SafeSteerError if the export is not the run's model; neither leaves anything behind.
     """
     reporter, form, output = reporter or Reporter(), FORMATS[name], Path(output)
     run = RunDirectory.load(run_path)

@@ -170,5 +170,4 @@ def _write_tensors(
 
 
 def _head_dim(config: Any) -> int:
-    given = getattr(config, "head_dim", None)
-    return given or config.hidden_size // config.num_attention_heads
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -29,11 +29,8 @@ _SPLITS = {
 def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, rows: int, split: str) -> None:
     """Add vocabulary, merges, special tokens and chat template.
 
-    Args:
-        writer: the file.
-        tokenizer: a fast tokenizer for which `split_name` gave a name.
-        rows: of the output matrix; ids without a token get a placeholder.
-        split: llama.cpp's name of the split before BPE.
+    `split` is from `split_name`. Of the `rows` of the output matrix, ids without a token get a
+    placeholder.
     """
     words = {index: word for word, index in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
@@ -66,11 +63,7 @@ def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, rows: int, split: s
 
 
 def split_name(tokenizer: Any, base: Path | None = None) -> str:
-    """llama.cpp's name of a tokenizer's split before BPE.
-
-    Args:
-        tokenizer: of the run.
-        base: the GGUF file that it was read from, which names the split.
+    """llama.cpp's name of a tokenizer's split before BPE, or the one in its GGUF file `base`.
 
     Raises InputError for an unknown split.
     """

@@ -35,34 +35,21 @@ _OF_A_RUN = (
 
 @dataclass(frozen=True)
 class HubTarget:
-    """The repository of a push.
+    """The repository of a push."""
 
-    Attributes:
-        repo: USER/NAME or ORGANIZATION/NAME.
-        public: whether anyone can read it.
-        transcripts: send all prompts and answers, and the report, which quotes some.
-    """
-
-    repo: str
-    public: bool = False
-    transcripts: bool = False
+    repo: str  # USER/NAME or ORGANIZATION/NAME
+    public: bool = False  # whether anyone can read it
+    transcripts: bool = False  # send all prompts and answers, and the report, which quotes some
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """A finished push.
+    """A finished push."""
 
-    Attributes:
-        url: address of the repository.
-        files: this run's files there.
-        removed: files of an earlier push that this one deleted.
-        public: whether anyone can read it.
-    """
-
-    url: str
-    files: list[str]
-    removed: list[str]
-    public: bool
+    url: str  # address of the repository
+    files: list[str]  # this run's files there
+    removed: list[str]  # files of an earlier push that this one deleted
+    public: bool  # whether anyone can read it
 
 
 def check_hub(target: HubTarget) -> set[str]:
@@ -102,7 +89,6 @@ def push(run: RunDirectory, target: HubTarget) -> Pushed:
     """Send a finished run in one commit, to a new repository if there is none.
 
     The commit also deletes files of an earlier push that this run does not have. Other files stay.
-
     Raises InputError for an unfinished run, and the errors of `check_hub`.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -110,7 +96,11 @@ def push(run: RunDirectory, target: HubTarget) -> Pushed:
 
     disable_progress_bars()  # the caller reports progress
     contents = hub_files(run, target)
-    left = sorted(name for name in check_hub(target) - contents.keys() if _is_of_a_run(name))
+    left = sorted(
+        name
+        for name in check_hub(target) - contents.keys()
+        if any(fnmatchcase(name, pattern) for pattern in _OF_A_RUN)
+    )
     with explained(target.repo):
         api = HfApi()
         url = api.create_repo(target.repo, private=not target.public, exist_ok=True)
@@ -130,9 +120,7 @@ def hub_files(run: RunDirectory, target: HubTarget) -> dict[str, str | bytes]:
 
     The weights are at the top level, where transformers and peft expect them. Of the run's folders
     only the recorded outputs of its stages are sent; without ``target.transcripts`` no answer of a
-    model is among them.
-
-    Raises InputError for an unfinished run.
+    model is among them. Raises InputError for an unfinished run.
     """
     from safesteer.report.card import card_for_hub, hub_name  # imports torch
 
@@ -185,11 +173,6 @@ def _run_files(run: RunDirectory, target: HubTarget) -> dict[str, Path]:
         names += [name for name in run.output_hashes("evaluate") if name not in names]
         names.append(PAGE)
     return files | {name: run.path / name for name in names if (run.path / name).is_file()}
-
-
-def _is_of_a_run(name: str) -> bool:
-    """Whether a file of this name may be from an earlier push."""
-    return any(fnmatchcase(name, pattern) for pattern in _OF_A_RUN)
 
 
 def _message(run: RunDirectory) -> str:

@@ -23,15 +23,10 @@ TIMEOUT = 1800.0  # seconds
 
 
 class Answer(NamedTuple):
-    """llama.cpp's reading of one prompt.
+    """llama.cpp's reading of one prompt."""
 
-    Attributes:
-        tokens: length of the prompt in tokens.
-        top: {id: log-probability} of the likeliest next tokens.
-    """
-
-    tokens: int
-    top: dict[int, float]
+    tokens: int  # length of the prompt in tokens
+    top: dict[int, float]  # {id: log-probability} of the likeliest next tokens
 
 
 def reader(file: Path) -> Callable[[Sequence[str]], list[Answer]] | None:

@@ -39,7 +39,9 @@ def check_output(output: Path, name: str, force: bool) -> None:
     """Raise InputError unless `output` is free, or an earlier export and `force` is set."""
     if name == "gguf" and output.suffix != ".gguf":
         raise InputError(f"--output {output} does not end in .gguf. Try: a name that does")
-    if not os.path.lexists(output) or (name != "gguf" and _is_empty_folder(output)):
+    if not os.path.lexists(output) or (
+        name != "gguf" and output.is_dir() and not any(output.iterdir())
+    ):
         return
     if not (_is_gguf(output) if name == "gguf" else (output / RECORD).is_file()):
         raise InputError(f"--output {output} exists and is no earlier export. Try: another path")
@@ -101,10 +103,6 @@ def _is_gguf(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(4) == b"GGUF"
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _delete(path: Path) -> None:

@@ -29,23 +29,14 @@ from safesteer.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class Source:
-    """A variant of a run, and the files of its base.
+    """A variant of a run, and the files of its base."""
 
-    Attributes:
-        run: folder of the run.
-        settings: of the run's base, with dtype and device of the export.
-        variant: the aligned model or the teacher; exports may change its weights.
-        kind: what the base is read from, "gguf" or "folder".
-        base: that file or folder; below all adapters, if the run's base is itself an adapter.
-        adapters: folders of the adapters merged into `base`, in this order.
-    """
-
-    run: Path
-    settings: ModelSettings
-    variant: ModelVariant
-    kind: str
-    base: Path
-    adapters: tuple[Path, ...] = ()
+    run: Path  # folder of the run
+    settings: ModelSettings  # of the run's base, with dtype and device of the export
+    variant: ModelVariant  # the aligned model or the teacher; exports may change its weights
+    kind: str  # what the base is read from, "gguf" or "folder"
+    base: Path  # that file or folder; below all adapters, if the run's base is itself an adapter
+    adapters: tuple[Path, ...] = ()  # folders of the adapters merged into `base`, in this order
 
     @property
     def chat(self) -> ChatRenderer:
@@ -65,12 +56,10 @@ class Source:
     @property
     def base_arguments(self) -> dict[str, str]:
         """The arguments with which ``from_pretrained`` finds the base."""
-        if self.kind == "gguf":
-            return {
-                "pretrained_model_name_or_path": str(self.base.parent),
-                "gguf_file": self.base.name,
-            }
-        return {"pretrained_model_name_or_path": str(self.base)}
+        if self.kind == "folder":
+            return {"pretrained_model_name_or_path": str(self.base)}
+        where = {"gguf_file": self.base.name}
+        return {"pretrained_model_name_or_path": str(self.base.parent), **where}
 
     @property
     def bits(self) -> str:
@@ -119,31 +108,22 @@ def copy_processor(source: Source, target: Path) -> None:
         copy_processor_files(source.base, target)
 
 
-def load_source(
-    run: RunDirectory, name: str, reporter: Reporter | None = None, *, dequantize: bool = True
-) -> Source:
-    """Load a variant of a run in float32, with four bytes of memory per parameter.
+def load_source(run: RunDirectory, name: str, reporter: Reporter, *, dequantize: bool) -> Source:
+    """Load the variant `name` of a trained run in float32.
 
     In float32 rounding cannot hide a change: merging an adapter into bfloat16 weights loses part
-    of it.
-
-    Args:
-        run: a trained run.
-        name: aligned or teacher.
-        reporter: receives progress.
-        dequantize: turn the layers of a quantized base into ordinary ones of the same values.
-
+    of it. With `dequantize`, layers of a quantized base become ordinary ones of the same values.
     Raises InputError when the run is not trained, or its base no longer exists.
     """
     model = run.settings.model.model_copy(update={"dtype": "float32", "device": "cpu"})
     run.settings = run.settings.model_copy(update={"model": model})
-    pipeline = RunArtifacts(run, reporter)
+    artifacts = RunArtifacts(run, reporter)
     if dequantize:
         with quiet_libraries():
-            pipeline.model.model = dequantized(pipeline.model.model)
+            artifacts.model.model = dequantized(artifacts.model.model)
     kind, base = locate(model)
     adapters: list[Path] = []
     while kind == "folder" and (below := adapter_base(base)) is not None:
         adapters.insert(0, base)
         kind, base = locate(below)
-    return Source(run.path, model, pipeline.variant(name), kind, base, tuple(adapters))
+    return Source(run.path, model, artifacts.variant(name), kind, base, tuple(adapters))

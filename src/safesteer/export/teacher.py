@@ -54,7 +54,6 @@ def folded(model: Any, direction: Direction) -> Any:
 
     Raises InputError where there can be no such bias.
     """
-    name = type(model).__name__
     if direction.layer == 0:
         raise InputError(
             f"the teacher is steered before the first block, where no linear layer is. {_TRY}"
@@ -64,7 +63,8 @@ def folded(model: Any, direction: Direction) -> Any:
     linear = _last_linear(model, direction.layer - 1)
     if linear.bias is None:
         raise InputError(
-            f"the feed-forward layers of {name} have no bias that could hold the steering. {_TRY}"
+            f"the feed-forward layers of {type(model).__name__} have no bias that could hold the"
+            f" steering. {_TRY}"
         )
     with torch.no_grad():
         linear.bias.add_(direction.vector.to(linear.bias), alpha=direction.coefficient)

@@ -36,16 +36,10 @@ _CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
 
 
 class Candidate(NamedTuple):
-    """An export that was read back.
+    """An export that was read back; `llama_cpp` for GGUF files only, where it is installed."""
 
-    Attributes:
-        logits: token ids [1, T] to logits [1, T, V].
-        tokenizer: the export's own.
-        llama_cpp: prompts to llama.cpp's answers, for GGUF files where it is installed.
-    """
-
-    logits: Callable[[torch.Tensor], torch.Tensor]
-    tokenizer: Any
+    logits: Callable[[torch.Tensor], torch.Tensor]  # token ids [1, T] to logits [1, T, V]
+    tokenizer: Any  # the export's own
     llama_cpp: Callable[[Sequence[str]], list[Answer]] | None = None
 
     @classmethod
@@ -59,21 +53,13 @@ class Candidate(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The run's model on a few conversations.
+    """The run's model on a few conversations."""
 
-    Attributes:
-        conversations: messages as a user of the export writes them.
-        prompts: the token ids that the run's model reads for each.
-        log_probs: [POSITIONS, V] float32 for each.
-        template_kwargs: arguments of the chat template.
-        appended: text that closes an empty thinking block after the template's prompt.
-    """
-
-    conversations: list[tuple[Message, ...]]
-    prompts: list[list[int]]
-    log_probs: list[torch.Tensor]
-    template_kwargs: dict[str, Any]
-    appended: str = ""
+    conversations: list[tuple[Message, ...]]  # messages as a user of the export writes them
+    prompts: list[list[int]]  # the token ids that the run's model reads for each
+    log_probs: list[torch.Tensor]  # [POSITIONS, V] float32 for each
+    template_kwargs: dict[str, Any]  # arguments of the chat template
+    appended: str = ""  # text that closes an empty thinking block after the template's prompt
 
 
 def expect(source: Source) -> Expected:

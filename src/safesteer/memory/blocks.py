@@ -21,22 +21,13 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch through the model.
+    """One batch through the model; eager attention, not `fused`, holds its scores [B, H, T, S]."""
 
-    Attributes:
-        shape: dimensions of the model.
-        rows: B, sequences in the batch.
-        width: S, tokens of each sequence, padding included.
-        shared: P, length of the common prefix that runs once; 0 for none.
-        size: a, bytes of an activation.
-        fused: attention does not materialize its scores; eager attention does, as [B, H, T, S].
-    """
-
-    shape: Shape
-    rows: int
-    width: int
-    shared: int = 0
-    size: int = 2
+    shape: Shape  # dimensions of the model
+    rows: int  # B, sequences in the batch
+    width: int  # S, tokens of each sequence, padding included
+    shared: int = 0  # P, length of the common prefix that runs once; 0 for none
+    size: int = 2  # a, bytes of an activation
     fused: bool = True
 
     @property
@@ -73,8 +64,7 @@ class Pass:
             self.size * self.tokens * max(feed_forward, attention)
             + mask
             + scores
-            + (self.cache if self.shared else 0)
-            + (self.states if self.shared else 0)
+            + (self.cache + self.states if self.shared else 0)
         )
 
     def kept(self, train: TrainSettings) -> int:
@@ -96,7 +86,8 @@ class Pass:
         if not full:
             numbers += lora.r * len(top)
         norms = FLOAT32 * 2 * s.width * (2 if full else 1)
-        scores = 0 if self.fused else self._score_bytes * s.heads * self.width
+        score = FLOAT32 if self.size == FLOAT32 else FLOAT32 + self.size
+        scores = 0 if self.fused else score * s.heads * self.width
         repeated = 2 * s.queries * self.size * self.rows * self.width  # of the prefix, too
         return self.tokens * (self.size * numbers + norms + scores) + repeated
 
@@ -113,7 +104,3 @@ class Pass:
         scores = 2 * (FLOAT32 + self.size) * s.heads * self.width
         attention = self.size * 4 * s.queries + (0 if self.fused else scores)
         return self.tokens * max(feed_forward, attention)
-
-    @property
-    def _score_bytes(self) -> int:
-        return FLOAT32 if self.size == FLOAT32 else FLOAT32 + self.size

@@ -44,19 +44,12 @@ SETUPS = (
 
 @dataclass(frozen=True)
 class GpuFit:
-    """A setup on GPUs of several sizes.
+    """A setup on GPUs of several sizes."""
 
-    Attributes:
-        setup: its name.
-        peak: bytes of the largest stage with the micro-batch of the settings.
-        least: bytes of the largest stage with micro-batch 1.
-        micro_batches: {GB of the GPU: largest micro-batch that fits; 0 where not even 1 does}.
-    """
-
-    setup: str
-    peak: float
-    least: float
-    micro_batches: dict[int, int]
+    setup: str  # its name
+    peak: float  # bytes of the largest stage with the micro-batch of the settings
+    least: float  # bytes of the largest stage with micro-batch 1
+    micro_batches: dict[int, int]  # {GB of the GPU: largest that fits; 0 where not even 1 does}
 
 
 def usable(gigabytes: float) -> float:

@@ -41,33 +41,19 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """The dimensions of a causal language model.
+    """The dimensions of a causal language model."""
 
-    Attributes:
-        parameters: all weights, a tied output matrix counted once.
-        width: D, of the residual stream.
-        intermediate: F, of the feed-forward part.
-        layers: L, the number of blocks.
-        heads: H, of the queries.
-        kv_heads: K, of the keys and values.
-        head_dim: d, of one head.
-        vocabulary: V, rows of the output matrix.
-        tied: whether the output matrix is the embedding matrix.
-        linears: the linear layers inside the blocks.
-        blocks: parameters of each block, experts and norms included.
-    """
-
-    parameters: int
-    width: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-    linears: tuple[Linear, ...]
-    blocks: tuple[int, ...]
+    parameters: int  # all weights, a tied output matrix counted once
+    width: int  # D, of the residual stream
+    intermediate: int  # F, of the feed-forward part
+    layers: int  # L, the number of blocks
+    heads: int  # H, of the queries
+    kv_heads: int  # K, of the keys and values
+    head_dim: int  # d, of one head
+    vocabulary: int  # V, rows of the output matrix
+    tied: bool  # whether the output matrix is the embedding matrix
+    linears: tuple[Linear, ...]  # the linear layers inside the blocks
+    blocks: tuple[int, ...]  # parameters of each block, experts and norms included
 
     @classmethod
     def of(cls, model: Any) -> Shape:
@@ -151,8 +137,7 @@ def _number(config: Any, name: str, default: int) -> int:
     try:
         value = getattr(config, name, None) or default
     except Exception:  # transformers raises for Gemma 4, whose blocks differ
-        each = (getattr(layer, name) for layer in config.per_layer_config)
-        value = list(each)
+        value = [getattr(layer, name) for layer in config.per_layer_config]
     return int(max(value) if isinstance(value, (list, tuple)) else value)
 
 

@@ -41,50 +41,30 @@ BYTES_OF_BITS = {8: 1.0, 4: 0.5 + 1 / 64 + 4 / (64 * 256)}
 
 @dataclass(frozen=True)
 class Lengths:
-    """Prompt lengths in tokens; the longest prompt counts.
+    """Prompt lengths in tokens; the longest prompt counts."""
 
-    Attributes:
-        prompt: a rendered prompt.
-        teacher: a prompt as the teacher reads it, with its context.
-        prefix: prefix that all rendered prompts share.
-        teacher_prefix: prefix that all of the teacher's prompts share.
-        opening: longest opening of an answer in the direction stage.
-    """
-
-    prompt: int
-    teacher: int
-    prefix: int = 0
-    teacher_prefix: int = 0
-    opening: int = 20
+    prompt: int  # a rendered prompt
+    teacher: int  # a prompt as the teacher reads it, with its context
+    prefix: int = 0  # prefix that all rendered prompts share
+    teacher_prefix: int = 0  # prefix that all of the teacher's prompts share
+    opening: int = 20  # longest opening of an answer in the direction stage
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], teacher: Sequence[Sequence[int]]) -> Lengths:
         """The lengths of rendered prompts (token ids), and of the teacher's versions of them."""
-        return cls(
-            max(map(len, prompts)),
-            max(map(len, teacher)),
-            _common(prompts),
-            _common(teacher),
-        )
+        longest = max(map(len, prompts)), max(map(len, teacher))
+        return cls(*longest, _common(prompts), _common(teacher))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Device and number formats of the model.
+    """Device and number formats of the model."""
 
-    Attributes:
-        device: cpu or cuda.
-        size: bytes of a weight and of an activation: 2 or 4.
-        bits: 8 or 4 for a base with quantized linear layers, else None.
-        gpu_memory: bytes of the GPU, which decide the batch size of answers; None: no limit.
-        gguf: bytes of the GGUF file that the model is read from, else 0.
-    """
-
-    device: str = "cuda"
-    size: int = 2
-    bits: int | None = None
-    gpu_memory: float | None = None
-    gguf: int = 0
+    device: str = "cuda"  # cpu or cuda
+    size: int = 2  # bytes of a weight and of an activation: 2 or 4
+    bits: int | None = None  # 8 or 4 for a base with quantized linear layers, else None
+    gpu_memory: float | None = None  # bytes; decide the batch size of answers; None: no limit
+    gguf: int = 0  # bytes of the GGUF file that the model is read from, else 0
 
 
 @dataclass(frozen=True)
@@ -106,14 +86,7 @@ class Peak:
 def predict(
     shape: Shape, settings: Settings, lengths: Lengths, place: Placement = Placement()
 ) -> dict[str, Peak]:
-    """The peak of every stage by name.
-
-    Args:
-        shape: dimensions of the model.
-        settings: of the run.
-        lengths: of its prompts.
-        place: device and number formats.
-    """
+    """The peak of every stage by name."""
     stages = _Stages(shape, settings, lengths, place)
     return {name: getattr(stages, name)() for name in STAGES}
 
@@ -186,9 +159,8 @@ class _Stages:
 
     def load(self) -> Peak:
         """The weights; a GGUF file is read at once, and dequantized to float32 on the CPU."""
-        weights = Peak({"weights": weight_bytes(self.shape, self.place)})
         if not self.place.gguf or self.place.device != "cpu":
-            return weights
+            return Peak({"weights": weight_bytes(self.shape, self.place)})
         return Peak({"weights": FLOAT32 * self.shape.parameters, "GGUF file": self.place.gguf})
 
     def direction(self) -> Peak:
@@ -250,10 +222,8 @@ class _Stages:
         micro = min(chosen.per_device_train_batch_size or per_step, per_step)
         prompt = min(lengths.prompt, chosen.advanced.max_prompt_length)
         teacher = lengths.teacher - lengths.prompt + prompt
-        states = Peak(
-            {"hidden states": window * completion * s.width * self.place.size}
-        )  # the teacher's, for all completions of a generation
-
+        # The teacher's, for all completions of a generation.
+        states = Peak({"hidden states": window * completion * s.width * self.place.size})
         rollout = self.answers(
             min(ANSWERS_AT_ONCE, window), prompt, lengths.prefix, completion, drawn=True
         )
@@ -268,12 +238,10 @@ class _Stages:
         """Answers to as many prompts as fit, then drift: base and trained model on the answers."""
         s, lengths, chosen = self.shape, self.lengths, self.settings.evaluate
         new = chosen.max_new_tokens
-        weights = self.base
-        if self.settings.train.method == "full":
-            weights += Peak({"trained weights": s.parameters * self.place.size})
-        else:
-            adapters = s.lora_parameters(self.settings.train.lora)
-            weights += Peak({"trained weights": FLOAT32 * adapters})
+        trained = s.parameters * self.place.size
+        if self.settings.train.method == "lora":
+            trained = FLOAT32 * s.lora_parameters(self.settings.train.lora)
+        weights = self.base + Peak({"trained weights": trained})
         rows = self.rows_of_answers(lengths.teacher + new, self.place.size)
         answers = self.answers(rows, lengths.teacher, lengths.teacher_prefix, new, drawn=False)
         return weights + _largest(answers, self._drift_that_fits(weights))
@@ -323,10 +291,8 @@ class _Stages:
                 }
             )
         adapters = s.lora_parameters(chosen.lora)
-        parts: dict[str, float] = {
-            "adapter": FLOAT32 * adapters,
-            "optimizer": 2 * FLOAT32 * adapters,
-        }
+        parts: dict[str, float] = {"adapter": FLOAT32 * adapters}
+        parts["optimizer"] = 2 * FLOAT32 * adapters
         if chosen.lora.kfac_damping is not None:
             parts["K-FAC factors"] = FLOAT32 * sum(
                 each.inputs**2 + each.outputs**2 for each in s.adapted(chosen.lora)
@@ -351,8 +317,7 @@ class _Stages:
             first = 0 if full else first_layer(chosen.lora)
             kept = (s.layers - first) * batch.kept(chosen)
         positions = micro * chosen.max_completion_length
-        # Logits and probabilities, in float32 and in the model's dtype; of all tokens for both
-        # models.
+        # Logits and probabilities in float32 and in the model's dtype; both models' of all tokens.
         whole = chosen.loss_tokens == "all" or (
             chosen.anchor_share > 0 and chosen.anchor_tokens == "all"
         )

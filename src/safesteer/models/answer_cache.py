@@ -34,25 +34,16 @@ def user_cache() -> Path:
 
 
 def identity(parts: Mapping[str, Any]) -> str:
-    """A hash of everything that changes a model's answers.
-
-    Args:
-        parts: JSON values that identify the model; the versions of the libraries are added.
-    """
+    """A hash of all that changes a model's answers: `parts` (JSON values) and library versions."""
     versions = [torch.__version__, transformers.__version__, GENERATION]
-    text = json.dumps({"versions": versions, **parts}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _hash({"versions": versions, **parts})
 
 
 class Cache:
     """Values of one model by key, in an append-only JSONL file.
 
     Damaged lines, such as the last one of a killed process, are skipped. If the folder cannot be
-    written, a warning is logged and nothing is kept.
-
-    Args:
-        folder: created with the first value.
-        identity: everything that changes the model's answers, as one string; see `identity`.
+    written, a warning is logged and nothing is kept. `identity` stands for the model.
     """
 
     def __init__(self, folder: str | Path, identity: str) -> None:
@@ -66,11 +57,11 @@ class Cache:
 
     def get(self, key: Any) -> Any:
         """The value of `key` (JSON values), or None."""
-        return self._values.get(self._hash(key))
+        return self._values.get(_hash([self._identity, key]))
 
     def put(self, key: Any, value: Any) -> None:
         """Store a value (JSON values) in one write of a whole line."""
-        hashed = self._hash(key)
+        hashed = _hash([self._identity, key])
         self._values[hashed] = value
         line = json.dumps({"key": hashed, "value": value}, separators=(",", ":")).encode()
         try:
@@ -78,9 +69,9 @@ class Cache:
         except OSError as error:
             _log.warning("answers are not kept: cannot write %s: %s", self._path, error.strerror)
 
-    def _hash(self, key: Any) -> str:
-        text = json.dumps([self._identity, key], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

@@ -21,12 +21,9 @@ CUDA_SHARE = 0.5
 
 
 def rows_that_fit(model: Any, tokens: int, size: int | None = None) -> int:
-    """Sequences of `tokens`, prompt and answer together, to generate at once.
+    """How many sequences of `tokens` (prompt and answer) to generate at once.
 
-    Args:
-        model: the model.
-        tokens: length of the longest sequence.
-        size: bytes of a number in the passes; None takes the model's own type.
+    `size` is the bytes of a number in the passes, by default those of the model's own type.
     """
     device = next(model.parameters()).device
     if device.type != "cuda":
@@ -37,19 +34,12 @@ def rows_that_fit(model: Any, tokens: int, size: int | None = None) -> int:
 
 
 def rows_on_cpu(tokens: int) -> int:
-    """Sequences of `tokens` at once on a CPU."""
+    """How many sequences of `tokens` to generate at once on a CPU."""
     return max(1, min(CPU_ROWS, CPU_TOKENS // max(1, tokens)))
 
 
 def rows_on_gpu(memory: float, weights: float, tokens: int, token: int) -> int:
-    """Sequences of `tokens` at once on a GPU.
-
-    Args:
-        memory: bytes of the GPU.
-        weights: bytes of the model.
-        tokens: length of the longest sequence.
-        token: bytes of a token, see `token_bytes`.
-    """
+    """How many sequences of `tokens` to generate at once on a GPU; all sizes in bytes."""
     room = CUDA_SHARE * (memory - weights)
     return max(1, min(CUDA_ROWS, int(room / (max(1, tokens) * token))))
 
@@ -57,11 +47,7 @@ def rows_on_gpu(memory: float, weights: float, tokens: int, token: int) -> int:
 def token_bytes(size: int, layers: int, keys: int, width: int) -> int:
     """Bytes of one token while generating: its keys and values, and its activations.
 
-    Args:
-        size: bytes of a number.
-        layers: number of layers.
-        keys: width of a layer's keys, all heads together.
-        width: hidden size.
+    `size` is the bytes of a number, `keys` the width of a layer's keys, all heads together.
     """
     # About a dozen vectors of the hidden size are alive at once in a block.
     return size * (2 * layers * keys + 12 * width)

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,19 +33,12 @@ _MAX_RENDERED = 4096  # prompts whose token ids are kept
 
 @dataclass(frozen=True)
 class Response:
-    """A model's answer, and its thoughts if any.
-
-    Attributes:
-        answer: text without control tokens.
-        thinking: text of the thinking block.
-        finished: False if the response ended inside the thinking block.
-        cut: whether it reached the token limit before the end of the turn.
-    """
+    """A model's answer, and its thoughts if any, as texts without control tokens."""
 
     answer: str
     thinking: str = ""
-    finished: bool = True
-    cut: bool = False
+    finished: bool = True  # False if it ended inside the thinking block
+    cut: bool = False  # whether it reached the token limit before the end of the turn
 
 
 class ChatRenderer:
@@ -52,10 +46,10 @@ class ChatRenderer:
 
     Args:
         tokenizer: a tokenizer with a chat template; it gets a padding token if it has none.
-        template_kwargs: arguments of the template, such as ``enable_thinking``; true lets the
-            model think before it answers.
+        template_kwargs: arguments of the template; ``enable_thinking=True`` lets the model think
+            before it answers.
         as_is: leave prompts as the template makes them, thinking block or not.
-        reads_parts: whether the template reads a message's content as a list of parts; None tries
+        reads_parts: whether the template reads a message's content as a list of parts; None tests
             it with a user turn.
 
     Attributes:
@@ -147,32 +141,27 @@ class ChatRenderer:
     def ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """Token ids of the conversation, ending where the model's response begins.
 
-        Args:
-            messages: the conversation.
-            prefill: text that the answer starts with; there are no thoughts before it.
+        A response with a `prefill` starts with this text, without thoughts before it.
 
         Raises:
             InputError: the template cannot render such a conversation.
         """
         if prefill:
             return self.without_thinking.ids(messages) + self.answer_ids(prefill)
-        key = tuple(tuple(message.items()) for message in messages)
+        key = repr(list(messages))
         if key not in self._rendered:
             if len(self._rendered) >= _MAX_RENDERED:
                 self._rendered.clear()
-            self._rendered[key] = self._render_ids(messages)
+            try:
+                pieces = self._pieces(messages)
+            except Exception as error:  # a template is a program: it can fail in any way
+                roles = ", ".join(message["role"] for message in messages)
+                raise InputError(
+                    f"the chat template cannot render a conversation of the roles {roles}"
+                    f" ({one_line(error)}). Try: prompts with other roles"
+                ) from error
+            self._rendered[key] = [token for piece in pieces for token in self.answer_ids(piece)]
         return list(self._rendered[key])
-
-    def _render_ids(self, messages: Sequence[Message]) -> list[int]:
-        try:
-            pieces = self._pieces(messages)
-        except Exception as error:  # a template is a program: it can fail in any way
-            roles = ", ".join(message["role"] for message in messages)
-            raise InputError(
-                f"the chat template cannot render a conversation of the roles {roles}"
-                f" ({one_line(error)}). Try: prompts with other roles"
-            ) from error
-        return [token for piece in pieces for token in self.answer_ids(piece)]
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer's text, without template tokens."""
@@ -266,19 +255,15 @@ class ChatRenderer:
             {**message, "content": _MARK.format(index)} for index, message in enumerate(messages)
         ]
         rendered = self.text(marked)
-        pieces = [""]
-        for part in re.split(r"(\ue000\d+\ue001)", rendered):
-            if not re.fullmatch(r"\ue000\d+\ue001", part):
-                pieces[-1] += part
-                continue
-            content = contents[int(part[1:-1])]
-            start = 0
-            for match in self._control.finditer(content):
-                cut = match.start() + 1
-                pieces[-1] += content[start:cut]
-                pieces.append("")
-                start = cut
-            pieces[-1] += content[start:]
+        template, *filled = re.split(r"\ue000(\d+)\ue001", rendered)
+        pieces = [template]
+        for index, template in zip(filled[::2], filled[1::2], strict=True):
+            content = contents[int(index)]
+            cuts = [match.start() + 1 for match in self._control.finditer(content)]
+            first, *more = (content[a:b] for a, b in pairwise([0, *cuts, len(content)]))
+            pieces[-1] += first
+            pieces += more
+            pieces[-1] += template
         return pieces
 
 

@@ -26,11 +26,8 @@ def pick_device(name: str) -> torch.device:
         InputError: the device does not exist here.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        return (
-            torch.device("cuda", distributed.local_rank())
-            if distributed.world_size() > 1
-            else _CUDA
-        )
+        several = distributed.world_size() > 1
+        return torch.device("cuda", distributed.local_rank()) if several else _CUDA
     if name == "auto":
         return torch.device("cpu")
     try:

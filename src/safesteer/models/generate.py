@@ -65,15 +65,10 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded.
-
-    Attributes:
-        max_new_tokens: the most tokens in an answer.
-        temperature: of sampling; 0 is greedy decoding.
-    """
+    """How answers are decoded."""
 
     max_new_tokens: int
-    temperature: float = 0.0
+    temperature: float = 0.0  # 0 is greedy decoding
 
 
 @torch.no_grad()

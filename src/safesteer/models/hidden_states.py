@@ -66,13 +66,8 @@ def completion_states(
 ) -> list[torch.Tensor]:
     """Hidden states that predict the tokens of each completion, from one padded batch.
 
-    Args:
-        model: a causal language model, or a PEFT model around one.
-        prompts: token ids before each completion.
-        completions: token ids of each completion.
-        pad_id: padding token.
-        run_last: also run the last token of each completion, which predicts none of its tokens, for
-            hooks that have to see it.
+    `run_last` also runs the last token of each completion, which predicts none of its tokens, for
+    hooks that have to see it.
 
     Returns:
         [T, D] for each completion of T tokens, after the final norm.
@@ -95,23 +90,14 @@ def positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class SharedPrefix:
-    """A batch whose common prefix has been run.
+    """A batch whose common prefix has been run."""
 
-    Attributes:
-        ids: token ids [B, T] in the order prefix, padding, rest.
-        mask: attention mask [B, T] in the same order.
-        length: P, the prefix's length.
-        start: [B], the first column of each row of the given batch that is not padding.
-        hidden: the prefix's hidden states [1 or B, P, D].
-        cache: keys and values of the prefix, for every row.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    length: int
-    start: torch.Tensor
-    hidden: torch.Tensor
-    cache: DynamicCache
+    ids: torch.Tensor  # [B, T] in the order prefix, padding, rest
+    mask: torch.Tensor  # [B, T] in the same order
+    length: int  # P, the prefix's length
+    start: torch.Tensor  # [B], the first column of each given row that is not padding
+    hidden: torch.Tensor  # the prefix's hidden states [1 or B, P, D]
+    cache: DynamicCache  # keys and values of the prefix, for every row
 
     def in_place(self, rest: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, D] of the given batch, from those of the rest [B, T - P, D]."""

@@ -60,12 +60,8 @@ def start_at_layer(model: nn.Module, layer: int, inputs: Iterable[torch.Tensor])
     """Let each pass of the model start at block `layer` while the context is open.
 
     The model's own forward makes embeddings, masks and positions as usual, but the blocks below
-    return at once. Hooks on the input of block `layer` see the recorded input.
-
-    Args:
-        model: the model.
-        layer: the block to start at.
-        inputs: recorded by `record_inputs` in passes over the same tokens, in the same order.
+    return at once. Hooks on the input of block `layer` see the recorded input: `inputs` are those
+    of `record_inputs`, from passes over the same tokens in the same order.
 
     Raises:
         ValueError: a pass has another shape than its recorded input, or there is none for it.
@@ -112,13 +108,10 @@ def start_at_layer(model: nn.Module, layer: int, inputs: Iterable[torch.Tensor])
 def startable_layers(
     model: nn.Module, layers: Collection[int], run: Callable[[], torch.Tensor]
 ) -> set[int]:
-    """The layers at which a pass can start with the same result as a pass of the whole model.
+    """Those of `layers` at which a pass can start with the same result as one of the whole model.
 
-    Args:
-        model: the model that `run` uses.
-        layers: the layers to try.
-        run: makes passes over a few tokens, like those to be made later, and returns their output;
-            called once, and once for every layer.
+    `run` makes passes over a few tokens, like those to be made later, and returns their output; it
+    is called once, and once for every layer.
     """
     with record_inputs(model, layers) as inputs:
         whole = run()

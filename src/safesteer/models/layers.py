@@ -37,21 +37,17 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) >= 1
     ]
     # Lists inside a block (experts, heads) can be longer than the list of blocks.
-    outermost = [
-        (name, module)
+    text = [
+        module
         for name, module in found
         if not any(name.startswith(other + ".") for other, _ in found)
+        and not any(part in name.lower() for part in ("vision", "visual", "audio", "image"))
     ]
-    text = [
-        (name, module)
-        for name, module in outermost
-        if not any(part in name.lower() for part in ("vision", "visual", "audio", "image"))
-    ]
-    exact = [module for _, module in text if len(module) == wanted]
+    exact = [module for module in text if len(module) == wanted]
     if exact:
         return exact[0]
     if text and wanted is None:
-        return max((module for _, module in text), key=len)
+        return max(text, key=len)
     seen = ", ".join(f"{name} ({len(module)})" for name, module in found) or "none"
     raise InputError(
         f"cannot find the transformer blocks of {type(model).__name__}: no module list of length"
@@ -65,9 +61,7 @@ def backbone(model: Any) -> Any:
     Of a vision-language model it is the text tower: text needs no more, and in training the whole
     would require image inputs.
     """
-    inner = model
-    if hasattr(inner, "get_base_model"):
-        inner = inner.get_base_model()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if has_other_towers(inner):
         return inner.get_decoder()
     return inner.base_model if inner.base_model is not inner else inner.model

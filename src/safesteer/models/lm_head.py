@@ -74,15 +74,12 @@ class OutputHead:
     def logits(
         self, hidden: torch.Tensor, tokens: torch.Tensor | slice = _ALL, *, exact: bool = False
     ) -> torch.Tensor:
-        """Logits in float32.
+        """Logits [N, K] in float32 of `hidden` [N, D].
 
         Args:
-            hidden: [N, D].
-            tokens: ids [K], a range of ids, or all.
-            exact: compute the product in float32 too, as always for ids.
-
-        Returns:
-            [N, K] or [N, V].
+            hidden: final hidden states.
+            tokens: ids [K], or a range of ids; all by default.
+            exact: compute the product in float32 too, as is always done for ids.
         """
         device = hidden.device
         hidden = hidden.to(self.weight.device)  # a model may lie on several devices
@@ -91,9 +88,8 @@ class OutputHead:
         weight = self.weight[tokens]
         dtype = torch.float32 if exact else weight.dtype
         raw = (hidden.to(dtype) @ weight.to(dtype).T).float()
-        bias = None if self.bias is None else self.bias[tokens]
-        if bias is not None:
-            raw = raw + bias.float()
+        if self.bias is not None:
+            raw = raw + self.bias[tokens].float()
         if self.scale != 1.0:
             raw = raw * self.scale
         if self.softcap is not None:
@@ -110,16 +106,10 @@ class OutputHead:
     def log_probs(
         self, hidden: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of `tokens` under the softmax over the whole vocabulary.
+        """Log-probabilities [N, K] of `tokens` [K], and the entropy [N] in nats without gradient.
 
-        Differentiable in `hidden`, and in weight and bias if they require gradients.
-
-        Args:
-            hidden: [N, D].
-            tokens: ids [K].
-
-        Returns:
-            Log-probabilities [N, K], and the entropy [N] in nats, which carries no gradient.
+        They are those of the softmax over the whole vocabulary, differentiable in `hidden` [N, D],
+        and in weight and bias if they require gradients.
         """
         device = hidden.device
         hidden, tokens = hidden.to(self.weight.device), tokens.to(self.weight.device)

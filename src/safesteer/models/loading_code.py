@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safesteer.config.settings import ModelSettings
+from safesteer.models.files import adapter_base, locate
 
 
 def loading_code(run: Path, base: ModelSettings) -> list[str]:
@@ -16,33 +17,23 @@ def loading_code(run: Path, base: ModelSettings) -> list[str]:
         auto = auto_class(full, base.trust_remote_code).__name__
         return [f"from transformers import {auto}", f'model = {auto}.from_pretrained("{full}")']
     auto, lines = _base_code(base)
-    return [_imports(auto, base), *lines, f'model = PeftModel.from_pretrained(base, "{adapter}")']
+    return _with_adapter(auto, lines, base, adapter)
 
 
-def adapter_code(auto: str, arguments: str, base: ModelSettings, adapter: Path) -> list[str]:
-    """Lines of Python that load a base, quantized as in the settings, and an adapter.
-
-    Args:
-        auto: transformers' class of the base.
-        arguments: of its ``from_pretrained``.
-        base: settings of the base.
-        adapter: folder of the adapter.
-    """
-    return [
-        _imports(auto, base),
-        *_loaded(auto, arguments, base),
-        f'model = PeftModel.from_pretrained(base, "{adapter}")',
-    ]
+def adapter_code(base: ModelSettings, adapter: Path) -> list[str]:
+    """Lines of Python that load a text model, quantized as in its settings, and an adapter."""
+    auto = "AutoModelForCausalLM"
+    return _with_adapter(auto, _loaded(auto, f'"{base.id}"', base), base, adapter)
 
 
-def _imports(auto: str, base: ModelSettings) -> str:
+def _with_adapter(auto: str, lines: list[str], base: ModelSettings, adapter: Path) -> list[str]:
     bits = "" if base.quantization == "none" else ", BitsAndBytesConfig"
-    return f"from peft import PeftModel; from transformers import {auto}{bits}"
+    imports = f"from peft import PeftModel; from transformers import {auto}{bits}"
+    return [imports, *lines, f'model = PeftModel.from_pretrained(base, "{adapter}")']
 
 
 def _base_code(base: ModelSettings) -> tuple[str, list[str]]:
     """The class of the base and the lines that load it; an adapter is merged as for training."""
-    from safesteer.models.files import adapter_base, locate
     from safesteer.models.load import auto_class
 
     kind, path = locate(base)
@@ -64,13 +55,11 @@ def _base_code(base: ModelSettings) -> tuple[str, list[str]]:
 
 
 def _loaded(auto: str, arguments: str, base: ModelSettings) -> list[str]:
-    bits = {
-        "none": "",
-        "8bit": "load_in_8bit=True",
-        "4bit": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
-    }[base.quantization]
-    if not bits:
+    if base.quantization == "none":
         return [f"base = {auto}.from_pretrained({arguments})"]
+    bits = f"load_in_{base.quantization}=True"
+    if base.quantization == "4bit":
+        bits += ', bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True'
     return [
         f"bits = BitsAndBytesConfig({bits})",
         f"base = {auto}.from_pretrained({arguments}, quantization_config=bits)",

@@ -52,10 +52,10 @@ def in_batches(
 
     Args:
         rows: what to work on.
-        size: the most rows in a batch, or a function that gives it from a batch's first row.
+        size: the most rows in a batch, or a function of a batch's first row that gives them.
         work: must not return None.
-        halve: False raises the error of a batch that does not fit, for passes that several
-            processes make in step.
+        halve: False if several processes make the passes in step; then a batch that does not fit
+            is an error.
 
     Raises:
         SafeSteerError: memory does not hold a single row.

@@ -30,16 +30,13 @@ _CLASSES = ("Int8Params", "Params4bit")  # of bitsandbytes, which may not be ins
 
 
 def check_quantization(settings: ModelSettings, kind: str, path: Path, *, full: bool) -> str:
-    """The quantization that a base will have in memory, checked.
+    """The quantization that a base will have in memory, checked: none, 8bit or 4bit.
 
     Args:
         settings: how to load the base.
-        kind: "gguf" or "folder", see `locate`.
-        path: the base's file or folder.
+        kind: of its files, see `locate`.
+        path: its file or folder.
         full: whether all weights will be trained.
-
-    Returns:
-        none, 8bit or 4bit.
 
     Raises:
         InputError: a quantization that is not available on this machine, or not for this base.
@@ -68,14 +65,13 @@ def check_quantization(settings: ModelSettings, kind: str, path: Path, *, full: 
             " that it was made from, with --quantization 4bit if memory is short"
         )
     bits = loaded_bits(settings, kind, path)
-    if bits == "none":
-        return bits
-    if full:
-        raise InputError(
-            f"train.method = 'full' trains every weight, and {settings.id} is quantized to {bits}."
-            " Try: --method lora, or a base that is not quantized"
-        )
-    _require_bitsandbytes(bits)
+    if bits != "none":
+        if full:
+            raise InputError(
+                f"train.method = 'full' trains every weight, and {settings.id} is quantized to"
+                f" {bits}. Try: --method lora, or a base that is not quantized"
+            )
+        _require_bitsandbytes(bits)
     return bits
 
 
@@ -127,21 +123,20 @@ def loading_arguments(bits: str, dtype: torch.dtype) -> dict[str, Any]:
 def stored_quantization(folder: Path) -> str | None:
     """How a folder's weights are quantized, by its config.json.
 
-    Returns:
-        8bit or 4bit (bitsandbytes), transformers' name of another method (gptq, awq, fp8, ...), or
-        None.
+    8bit or 4bit (bitsandbytes), transformers' name of another method (gptq, awq, fp8), or None.
     """
     file = folder / "config.json"
     try:
-        found = _of_config(json.loads(file.read_text("utf-8"))) if file.is_file() else None
+        config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     except ValueError:
         return None  # the loader reports the error
+    parts = (config, *(config.get(name) or {} for name in ("text_config", "llm_config")))
+    found = next(filter(None, (part.get("quantization_config") for part in parts)), None)
     if found is None:
         return None
-    if found.get("load_in_8bit"):
-        return "8bit"
-    if found.get("load_in_4bit"):
-        return "4bit"
+    for bits in BITSANDBYTES:
+        if found.get(f"load_in_{bits}"):
+            return bits
     return str(found.get("quant_method", "an unnamed format"))
 
 
@@ -173,9 +168,9 @@ def quantization_of(model: Any) -> str | None:
 def match_training(model: nn.Module) -> nn.Module:
     """Let quantized layers compute on the CPU in evaluation what they compute in training.
 
-    Outside of training bitsandbytes also quantizes the inputs of 8-bit layers there, and on
-    processors with bfloat16 it rounds the scales of 4-bit weights for good. Student and teacher
-    share their layers and must not differ by that. On CUDA nothing changes. Returns the model.
+    In evaluation bitsandbytes also quantizes the inputs of 8-bit layers there, and on processors
+    with bfloat16 it rounds the scales of 4-bit weights for good. Student and teacher share layers
+    and must not differ by that. On CUDA nothing changes. Returns the model.
     """
     import bitsandbytes
 
@@ -219,10 +214,3 @@ def dequantized(model: Any) -> Any:
 def is_quantized(weight: nn.Parameter) -> bool:
     """Whether a weight is quantized by bitsandbytes, so that only its own layers can read it."""
     return type(weight).__name__ in _CLASSES
-
-
-def _of_config(config: dict[str, Any]) -> dict[str, Any] | None:
-    found = config.get("quantization_config")
-    for part in ("text_config", "llm_config"):
-        found = found or (config.get(part) or {}).get("quantization_config")
-    return found or None

@@ -60,11 +60,7 @@ def steer(
 
     h_layer <- h_layer + coefficient * direction
 
-    Args:
-        model: any transformers model, or a PEFT model around one.
-        layer: index of the block.
-        direction: [D], or [B, D] with a vector for each sequence of the batch.
-        coefficient: factor on it.
+    The direction is [D], or [B, D] with a vector for each sequence of the batch.
 
     Raises:
         IndexError: the model has no such layer.
@@ -91,9 +87,7 @@ def ablate(model: nn.Module, direction: torch.Tensor) -> Iterator[None]:
 
     h <- h - (h . r) r with r the unit direction, at every block's input and the last one's output.
 
-    Args:
-        model: any transformers model, or a PEFT model around one.
-        direction: [D], or [B, D] with a vector for each sequence of the batch.
+    The direction is [D], or [B, D] with a vector for each sequence of the batch.
 
     Source: Arditi et al. 2024 (arXiv 2406.11717), equation 4.
     """

@@ -25,23 +25,14 @@ _EMPTY = re.compile(r"(?:<(\w+)>\s*</\1>|\[(\w+)\]\s*\[/\2\])\s*$")
 
 @dataclass(frozen=True)
 class Thinking:
-    """The thinking block of a template, and its use.
+    """The thinking block of a template, and its use."""
 
-    Attributes:
-        opening: text before the thoughts, including white space.
-        closing: text between the thoughts and the answer.
-        on: whether the model may think; if not, prompts end in an empty, closed block.
-        template_kwargs: the template's arguments for that.
-        close: text that closes the block at the end of a prompt; empty if the template does so.
-        inside: whether the template's prompts end inside the block.
-    """
-
-    opening: str
-    closing: str
-    on: bool
-    template_kwargs: dict[str, Any]
-    close: str
-    inside: bool
+    opening: str  # text before the thoughts, including white space
+    closing: str  # text between the thoughts and the answer
+    on: bool  # whether the model may think; if not, prompts end in an empty, closed block
+    template_kwargs: dict[str, Any]  # the template's arguments for that
+    close: str  # text that closes the block at the end of a prompt; empty if the template does so
+    inside: bool  # whether the template's prompts end inside the block
 
     @property
     def record(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from safesteer.models.loading_code import adapter_code, loading_code
 from safesteer.prompts import PROMPT_SETS, load_prompt_sets
 from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
-from safesteer.report.template import environment
+from safesteer.report.template import render
 from safesteer.report.words import (
     benchmarks_of,
     better_arrow,
@@ -40,40 +40,36 @@ def render_card(findings: Findings) -> str:
     base, facts = settings.model, base_facts(settings.model)
     local, hub = is_local(base), hub_name(base)
     metadata = _metadata(findings, hub, facts)
-    return (
-        environment()
-        .get_template("card.md.j2")
-        .render(
-            metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
-            name=f"{short_name(hub or base.id)}-safesteer",
-            settings=settings,
-            full=findings.full,
-            base=hub or base.id,
-            local=local,
-            builtin=base.id == BUILTIN,
-            adapter_of=_shown(findings.run.manifest["model"].get("adapter_of")),
-            revision=findings.run.manifest["model"].get("revision"),
-            license=facts.get("license"),
-            direction=findings.direction,
-            tokens=findings.tokens,
-            steps=len(findings.steps),
-            thinking=thinking_words(findings.run.manifest["model"].get("thinking")),
-            prompts=_prompts(findings),
-            own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in PROMPT_SETS),
-            attacked=any(_is_attack(name) for name in findings.results.get("aligned", {})),
-            models=[name for name in VARIANTS if name in findings.results],
-            rows=_rows(findings),
-            judges=_judges(findings),
-            code=_loading(findings),
-            vllm=_vllm(findings, hub),
-            command=_command(base, local),
-            versions=findings.run.manifest["versions"],
-        )
+    return render(
+        "card.md.j2",
+        metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
+        name=f"{short_name(hub or base.id)}-safesteer",
+        settings=settings,
+        full=findings.full,
+        base=hub or base.id,
+        local=local,
+        builtin=base.id == BUILTIN,
+        adapter_of=_shown(findings.run.manifest["model"].get("adapter_of")),
+        revision=findings.run.manifest["model"].get("revision"),
+        license=facts.get("license"),
+        direction=findings.direction,
+        tokens=findings.tokens,
+        steps=len(findings.steps),
+        thinking=thinking_words(findings.run.manifest["model"].get("thinking")),
+        prompts=_prompts(findings),
+        own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in PROMPT_SETS),
+        attacked=any(
+            "+" in name or name in ("jailbreaks", "prefill")
+            for name in findings.results.get("aligned", {})
+        ),
+        models=[name for name in VARIANTS if name in findings.results],
+        rows=_rows(findings),
+        judges=_judges(findings),
+        code=_loading(findings),
+        vllm=_vllm(findings, hub),
+        command=_command(base, local),
+        versions=findings.run.manifest["versions"],
     )
-
-
-def _is_attack(name: str) -> bool:
-    return "+" in name or name in ("jailbreaks", "prefill")
 
 
 def is_local(base: ModelSettings) -> bool:
@@ -115,36 +111,25 @@ def base_facts(base: ModelSettings) -> dict[str, Any]:
     """
     if base.id == BUILTIN:
         return {"license": "apache-2.0", "language": ["en"]}
+    from huggingface_hub import ModelCard, hf_hub_download
+
     try:
         if is_local(base):
             kind, path = locate(base)
             if kind == "gguf":
-                return _gguf_facts(path)
+                from gguf import GGUFReader
+
+                field = GGUFReader(path).fields.get("general.license")
+                text = str(field.contents()).strip().lower() if field is not None else ""
+                return {"license": text} if text else {}
             readme = path / "README.md"
         else:
-            from huggingface_hub import hf_hub_download
-
-            readme = Path(
-                hf_hub_download(base.id, "README.md", revision=base.revision, etag_timeout=5)
-            )
-        return _card_facts(readme)
+            found = hf_hub_download(base.id, "README.md", revision=base.revision, etag_timeout=5)
+            readme = Path(found)
+        data = ModelCard.load(readme).data.to_dict()
+        return {key: data[key] for key in _KEPT if data.get(key)}
     except Exception:  # offline, no card, broken YAML: our card does without a license line
         return {}
-
-
-def _card_facts(readme: Path) -> dict[str, Any]:
-    from huggingface_hub import ModelCard
-
-    data = ModelCard.load(readme).data.to_dict()
-    return {key: data[key] for key in _KEPT if data.get(key)}
-
-
-def _gguf_facts(path: Path) -> dict[str, Any]:
-    from gguf import GGUFReader
-
-    field = GGUFReader(path).fields.get("general.license")
-    text = str(field.contents()).strip().lower() if field is not None else ""
-    return {"license": text} if text else {}
 
 
 def _metadata(findings: Findings, hub: str | None, facts: dict[str, Any]) -> dict[str, Any]:
@@ -209,14 +194,9 @@ def _cell(text: str) -> str:
 
 
 def _judges(findings: Findings) -> list[str]:
-    found = [
-        name
-        for results in findings.results.values()
-        for entry in results.values()
-        for name in (entry.get("judges") or [entry.get("judge")])
-        if name
-    ]
-    return list(dict.fromkeys(found))
+    entries = [entry for results in findings.results.values() for entry in results.values()]
+    names = [name for entry in entries for name in entry.get("judges") or [entry.get("judge")]]
+    return list(dict.fromkeys(filter(None, names)))
 
 
 def _loading(findings: Findings) -> list[str]:
@@ -225,7 +205,7 @@ def _loading(findings: Findings) -> list[str]:
     try:
         lines = loading_code(run, base)
     except Exception:  # the base is not here, so its path is unknown too
-        lines = adapter_code("AutoModelForCausalLM", f'"{base.id}"', base, run / "adapter")
+        lines = adapter_code(base, run / "adapter")
     lines = [line.replace(f"{run}{os.sep}", "") for line in lines]
     if base.id == BUILTIN and not findings.full:
         # Its file is inside an installed package, whose folder differs between machines.
@@ -248,14 +228,14 @@ def _vllm(findings: Findings, hub: str | None) -> str:
     below = findings.run.manifest["model"].get("adapter_of")
     if base.id.endswith(".gguf") or base.quantization != "none" or below:
         return ""
-    options = lora_options(findings.run.settings.train.lora.r, "safesteer", "adapter")
-    return f"vllm serve {hub or base.id} {options}"
+    options = lora_options(findings.run.settings.train.lora.r)
+    return f"vllm serve {hub or base.id} {options} safesteer=adapter"
 
 
-def lora_options(rank: int, name: str, adapter: str) -> str:
-    """vLLM's options that serve an adapter of this rank beside its base."""
+def lora_options(rank: int) -> str:
+    """vLLM's options for an adapter of this rank, which follows as NAME=FOLDER."""
     largest = next((known for known in _VLLM_RANKS if known >= rank), _VLLM_RANKS[-1])
-    return f"--enable-lora --max-lora-rank {largest} --lora-modules {name}={adapter}"
+    return f"--enable-lora --max-lora-rank {largest} --lora-modules"
 
 
 def _command(base: ModelSettings, local: bool) -> str:

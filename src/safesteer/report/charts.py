@@ -24,19 +24,13 @@ def escape(text: object) -> Markup:
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with its 95% interval: one row of `intervals`.
+    """A value with its 95% interval: one row of `intervals`."""
 
-    Attributes:
-        model: base, aligned or teacher; decides color and shape.
-        value, low, high: in the units of the axis.
-        text: the figure in words.
-    """
-
-    model: str
+    model: str  # base, aligned or teacher; decides color and shape
     value: float
     low: float
     high: float
-    text: str
+    text: str  # the figure in words
 
 
 def intervals(bars: Sequence[Bar], bounds: tuple[float, float], name: str) -> Markup:
@@ -44,9 +38,10 @@ def intervals(bars: Sequence[Bar], bounds: tuple[float, float], name: str) -> Ma
     step, top = 24, 14
     height = step * len(bars) + 8
     low, high = bounds
-    parts = []
-    for share in (0, 25, 50, 75, 100):
-        parts.append(f'<line class="grid" x1="{share}%" x2="{share}%" y1="0" y2="{height}"/>')
+    parts = [
+        f'<line class="grid" x1="{share}%" x2="{share}%" y1="0" y2="{height}"/>'
+        for share in (0, 25, 50, 75, 100)
+    ]
 
     def x(value: float) -> float:
         return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)

@@ -18,7 +18,7 @@ from safesteer.files import read_json
 from safesteer.models.files import short_name
 from safesteer.report import plots
 from safesteer.report.results import paired
-from safesteer.report.template import environment
+from safesteer.report.template import render
 from safesteer.report.words import (
     benchmarks_of,
     better_words,
@@ -47,33 +47,22 @@ _SHOWN = ("metric", "value", "ci95", "n", "judge", "kind", "dtype")
 
 @dataclass
 class Entrant:
-    """One side of a comparison: a run or an evaluation file.
+    """One side of a comparison: a run, or an evaluation file, of which less is known.
 
-    Attributes:
-        name: unique in the comparison.
-        model: the base's id; empty for an evaluation file.
-        benchmarks: entries of eval/aligned.json or of the file.
-        base: entries of eval/base.json.
-        samples: {prompt set: rows of the aligned model}.
-        answer_tokens: limit on the length of answers; None where it is unknown.
-        seconds, memory: total time and peak bytes of the stages; None for an evaluation file.
+    `samples` is {prompt set: rows of the aligned model}.
     """
 
-    name: str
-    benchmarks: dict[str, Any]
-    model: str = ""
-    base: dict[str, Any] = field(default_factory=dict)
+    name: str  # unique in the comparison
+    benchmarks: dict[str, Any]  # entries of eval/aligned.json or of the file
+    model: str = ""  # the base's id; empty for an evaluation file
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    answer_tokens: int | None = None
-    seconds: float | None = None
-    memory: int | None = None
+    answer_tokens: int | None = None  # limit on the length of answers; None where it is unknown
+    seconds: float | None = None  # of all stages
+    memory: int | None = None  # peak bytes of all stages
 
 
 def read_entrants(paths: Sequence[str | Path]) -> list[Entrant]:
-    """Read runs and evaluation files.
-
-    Raises InputError for one that is missing, unfinished or named twice.
-    """
+    """Read runs and evaluation files; InputError for one missing, unfinished or named twice."""
     read = [_read(Path(path)) for path in paths]
     # The shortest ends of the paths that differ.
     for depth in (1, 2, 3, 99):
@@ -105,13 +94,11 @@ def _read(path: Path) -> Entrant:
     run = RunDirectory.load(path)
     if not run.output_hashes("evaluate"):
         raise InputError(f"{path} has not been evaluated. Try: `safesteer eval {path}`")
-    folder = run.path / "eval"
     costs = run.summary()
     return Entrant(
         path.name,
-        read_json(folder / "aligned.json")["benchmarks"],
+        read_json(run.path / "eval" / "aligned.json")["benchmarks"],
         model=run.settings.model.id,
-        base=read_json(folder / "base.json")["benchmarks"],
         samples=read_samples(run.path).get("aligned", {}),
         answer_tokens=run.settings.evaluate.max_new_tokens,
         seconds=sum(cost.seconds for cost in costs),
@@ -137,10 +124,9 @@ def why_not_comparable(name: str, first: Entrant, other: Entrant) -> str:
     mine, theirs = first.samples.get(name), other.samples.get(name)
     if mine and theirs and [row["prompt"] for row in mine] != [row["prompt"] for row in theirs]:
         return "different prompts"
-    if None not in (first.answer_tokens, other.answer_tokens) and (
-        first.answer_tokens != other.answer_tokens
-    ):
-        return f"different answer length ({other.answer_tokens} instead of {first.answer_tokens})"
+    lengths = first.answer_tokens, other.answer_tokens
+    if None not in lengths and lengths[0] != lengths[1]:
+        return f"different answer length ({lengths[1]} instead of {lengths[0]})"
     return ""
 
 
@@ -167,6 +153,7 @@ def compare(entrants: Sequence[Entrant]) -> dict[str, Any]:
             }
         rows.append({"benchmark": name, "kind": known.get("kind"), "runs": cells})
     axes = _axes(entrants, rows)
+    best = front({kind: axis["values"] for kind, axis in axes.items()})
     return {
         "first": first.name,
         "benchmarks": rows,
@@ -177,7 +164,7 @@ def compare(entrants: Sequence[Entrant]) -> dict[str, Any]:
                 "seconds": entrant.seconds,
                 "peak_memory_bytes": entrant.memory,
                 "axes": {kind: axis["values"][entrant.name] for kind, axis in axes.items()},
-                "on_front": entrant.name in front({k: a["values"] for k, a in axes.items()}),
+                "on_front": entrant.name in best,
             }
             for entrant in entrants
         ],
@@ -299,8 +286,8 @@ def render_comparison(comparison: dict[str, Any]) -> str:
     """The comparison as an HTML page in the style of report.html."""
     rows, notes = table_rows(comparison)
     models = {short_name(run["model"]) for run in comparison["runs"] if run["model"]}
-    page = environment().get_template("compare.html.j2")
-    return page.render(
+    return render(
+        "compare.html.j2",
         names=[run["name"] for run in comparison["runs"]],
         models=sorted(models),
         rows=rows,

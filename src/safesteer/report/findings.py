@@ -20,25 +20,18 @@ MEASUREMENTS = "report/measurements.json"
 class Findings:
     """The content of a run.
 
-    Attributes:
-        run: settings and manifest.
-        direction: direction/direction.json.
-        tokens: tokens/safety_tokens.json.
-        steps: lines of train/metrics.jsonl, one per training step.
-        results: {base, aligned, teacher: {benchmark: entry of eval/MODEL.json}}.
-        samples: {prompt set: {model: rows}} of eval/samples.
-        measurements: report/measurements.json.
-        stale: stages made from earlier versions of the stages before them.
+    `results` is {model: {benchmark: entry of eval/MODEL.json}}, `samples` is {prompt set: {model:
+    rows of eval/samples}}, `steps` holds the lines of train/metrics.jsonl.
     """
 
-    run: RunDirectory
-    direction: dict[str, Any] | None = None
-    tokens: dict[str, Any] | None = None
+    run: RunDirectory  # settings and manifest
+    direction: dict[str, Any] | None = None  # direction/direction.json
+    tokens: dict[str, Any] | None = None  # tokens/safety_tokens.json
     steps: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-    measurements: dict[str, Any] | None = None
-    stale: list[str] = field(default_factory=list)
+    measurements: dict[str, Any] | None = None  # report/measurements.json
+    stale: list[str] = field(default_factory=list)  # stages older than those before them
 
     @property
     def full(self) -> bool:
@@ -47,10 +40,7 @@ class Findings:
 
 
 def read_findings(run: RunDirectory) -> Findings:
-    """Read what `run` holds so far.
-
-    Raises InputError, naming the file, for a damaged one.
-    """
+    """Read what `run` holds so far; InputError names a damaged file."""
     folder = run.path
     samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for model, by_set in read_samples(folder).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from typing import Any
 
@@ -17,10 +18,7 @@ _REFERENCES = {"teacher": "the teacher", "base": "the base"}
 
 
 def tokens(findings: Findings) -> dict[str, Any] | None:
-    """The safety tokens S with their probability under each model.
-
-    The aligned model's are only known where they were measured.
-    """
+    """The safety tokens S with their probability under each model, if it was measured."""
     content = findings.tokens
     if content is None:
         return None
@@ -50,17 +48,15 @@ def tokens(findings: Findings) -> dict[str, Any] | None:
 def _token_row(
     index: int, token: dict[str, Any], measured: dict[str, Any] | None
 ) -> dict[str, Any]:
-    p: dict[str, float | None] = {"base": token["p_base"], "aligned": None}
-    p["teacher"] = token["p_teacher"]
+    known = {"base": token["p_base"], "teacher": token["p_teacher"]}
     if measured:
-        p = {model: measured["p"][model][index] for model in VARIANTS}
-    known = {model: value for model, value in p.items() if value is not None}
+        known = {model: measured["p"][model][index] for model in VARIANTS}
     shown = {model: f"{number(100 * value)}%" for model, value in known.items()}
     return {
         "text": _token_text(token["text"]),
         "votes": token["votes"],
         "mass": token["mass"],
-        "p": [shown.get(model, "") for model in p],
+        "p": [shown.get(model, "") for model in VARIANTS],
         "known": list(known.items()),
         "text_of_p": ", ".join(f"{model} {text}" for model, text in shown.items()),
     }
@@ -76,12 +72,7 @@ def _powers(values: list[float]) -> tuple[int, int]:
 def _token_text(text: str) -> str:
     """A token's text with line breaks, and spaces at its ends, made visible."""
     shown = text.replace("\n", "↵").replace("\t", "⇥")
-    stripped = shown.strip(" ")
-    if not stripped:
-        return "␣" * len(shown)
-    start = len(shown) - len(shown.lstrip(" "))
-    end = len(shown) - len(shown.rstrip(" "))
-    return "␣" * start + stripped + "␣" * end
+    return re.sub(r"^ +| +$", lambda spaces: "␣" * len(spaces.group()), shown)
 
 
 _CURVES: tuple[tuple[str, bool, tuple[tuple[str, str], ...]], ...] = (
@@ -175,15 +166,14 @@ def rollouts(findings: Findings) -> dict[str, Any] | None:
             )
         row = {**rollout, "words": tokens, "against": reference, "mean": _mean(rollout["kl"])}
         groups["harmful" if rollout["set"] == "harmful" else "other"].append(row)
-    means = [
-        (set_name, variant, _REFERENCES[reference], _mean(kls))
-        for (set_name, variant, reference), kls in _kl_by_kind(content).items()
-    ]
+    kls: dict[tuple[str, str, str], list[float]] = {}
+    for rollout in content:
+        kind = (rollout["set"], rollout["variant"], _REFERENCES[rollout["reference"]])
+        kls.setdefault(kind, []).extend(rollout["kl"])
     return {
-        "harmful": groups["harmful"],
-        "other": groups["other"],
+        **groups,
         "full": full,
-        "means": means,
+        "means": [(*kind, _mean(values)) for kind, values in kls.items()],
         "top": _top_tokens(content),
     }
 
@@ -192,27 +182,15 @@ def _mean(values: list[float]) -> float:
     return sum(values) / max(1, len(values))
 
 
-def _kl_by_kind(content: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[float]]:
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for rollout in content:
-        key = (rollout["set"], rollout["variant"], rollout["reference"])
-        found.setdefault(key, []).extend(rollout["kl"])
-    return found
-
-
 def _top_tokens(content: list[dict[str, Any]], count: int = 12) -> list[dict[str, Any]]:
     """The positions with the largest divergence, without text: an answer may be harmful."""
     rows = [
-        {
-            "set": rollout["set"],
-            "variant": rollout["variant"],
-            "position": position + 1,
-            "kl": kl,
-            "p": rollout["p"][position],
-            "p_reference": rollout["p_reference"][position],
-        }
+        {"set": rollout["set"], "variant": rollout["variant"], "position": position}
+        | {"kl": kl, "p": p, "p_reference": other}
         for rollout in content
-        for position, kl in enumerate(rollout["kl"])
+        for position, (kl, p, other) in enumerate(
+            zip(rollout["kl"], rollout["p"], rollout["p_reference"], strict=True), start=1
+        )
     ]
     return sorted(rows, key=lambda row: -row["kl"])[:count]
 
@@ -236,15 +214,17 @@ def states(findings: Findings) -> list[dict[str, Any]]:
                 marks.append(plots.Point(model, x, y, f"mean, {model}", strong=True))
             arrows = [(m, means["base"], means[m]) for m in ("teacher", "aligned")]
             shift = panel["shift"][set_name]
-            name = f"{set_name} prompts: {_shift_words(shift)}"
+            words = (
+                f"the aligned model's mean moved {percent(shift['shift'], 0)} of the way to the"
+                f" teacher's (cosine {shift['cosine']:.2f})"
+            )
+            title = f"{set_name} prompts"
             drawn.append(
                 {
-                    "title": f"{set_name} prompts",
-                    "chart": plots.scatter(marks, bounds, name, arrows),
-                    "words": _shift_words(shift),
+                    "title": title,
+                    "chart": plots.scatter(marks, bounds, f"{title}: {words}", arrows),
+                    "words": words,
                     "count": len(points["base"][set_name]),
-                    "shift": shift,
-                    "set": set_name,
                 }
             )
         where = (
@@ -254,13 +234,6 @@ def states(findings: Findings) -> list[dict[str, Any]]:
         )
         panels.append({"title": where, "plots": drawn, "explained": panel["explained"]})
     return panels
-
-
-def _shift_words(shift: dict[str, float]) -> str:
-    return (
-        f"the aligned model's mean moved {percent(shift['shift'], 0)} of the way to the teacher's"
-        f" (cosine {shift['cosine']:.2f})"
-    )
 
 
 def _range(values: list[float]) -> tuple[float, float]:

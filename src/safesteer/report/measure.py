@@ -40,11 +40,7 @@ Conversations = Sequence[Sequence[Message]]
 
 @torch.no_grad()
 def measure(artifacts: RunArtifacts) -> dict[str, Any]:
-    """The content of report/measurements.json of a trained run, as plain numbers.
-
-    Args:
-        artifacts: loads the run's models, prompts and tokens.
-    """
+    """The content of report/measurements.json of a trained run, as plain numbers."""
     # The aligned model first: its adapter changes the modules that the others run on.
     aligned = artifacts.variant("aligned")
     variants = {**{name: artifacts.variant(name) for name in VARIANTS}, "aligned": aligned}
@@ -69,8 +65,7 @@ class _Measured:
     def token_probabilities(self) -> dict[str, Any]:
         """Mean probability of each safety token on the teacher's continuations, by model.
 
-        As in the choice of S, but on fewer prompts: base and teacher repeat
-        tokens/safety_tokens.json.
+        As in the choice of S, whose figures base and teacher repeat, but on fewer prompts.
         """
         settings = self.artifacts.settings.tokens
         prompts = self.artifacts.prompts[settings.prompts].validation
@@ -180,14 +175,10 @@ class _Measured:
 def project(points: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
     """States in the plane of the base's first two principal components, and shifts of the means.
 
-    Args:
-        points: {model: {harmful, harmless: [N, D]}}.
-
-    Returns:
-        "explained": shares of the base's variance; "points": [N, 2] in the same nesting, the first
-        axis pointing to the harmful prompts; "shift": per set, in the full space, the aligned
-        mean's movement from the base's along the teacher's, as a share of the teacher's ("shift"),
-        and the cosine of the two movements ("cosine").
+    `points` is {model: {harmful, harmless: [N, D]}}; in the result they are [N, 2], and the first
+    axis points to the harmful prompts. "explained" holds shares of the base's variance. "shift" is
+    measured per set in the full space: how far the aligned mean moved from the base's along the
+    teacher's movement, as a share of it, and the cosine of both movements.
     """
     base = torch.cat(list(points["base"].values())).double()
     center = base.mean(0)
@@ -245,6 +236,7 @@ def _last_states(
     variant: ModelVariant, conversations: Conversations, layer: int | None
 ) -> list[torch.Tensor]:  # [N, D] at the input of `layer`, if given, and at the output
     """States at the last token of each prompt, on the CPU, ordered by the prompt's length."""
+    model = variant.model
     prompts = sorted(_prompts(variant, conversations), key=len)  # for little padding
     block = None if layer is None else find_blocks(variant.runner)[layer]
     inputs: list[torch.Tensor] = []
@@ -259,11 +251,8 @@ def _last_states(
     # Added inside `active`: hooks run in the order of adding, the teacher's first.
     with variant.active(), edit_block_input(block, keep) if block else nullcontext():
         for start in range(0, len(prompts), _BATCH):
-            ids, mask = pad_left(
-                prompts[start : start + _BATCH],
-                variant.model.tokenizer.pad_token_id,
-                variant.model.model.device,
-            )
+            batch = prompts[start : start + _BATCH]
+            ids, mask = pad_left(batch, model.tokenizer.pad_token_id, model.model.device)
             outputs.append(hidden_states(variant.runner, ids, mask)[:, -1].float().cpu())
             if seen is not None:  # of the batch: a pass over a shared prefix comes before it
                 inputs.append(seen.float().cpu())

@@ -17,19 +17,15 @@ from safesteer.report.findings import Findings
 from safesteer.report.transcripts import transcripts
 from safesteer.report.words import duration, size, thinking_words
 
-_STATUS = {
-    "running": "is unfinished",
-    "failed": "failed",
-    "interrupted": "was interrupted",
-}
+_STATUS = {"running": "is unfinished", "failed": "failed", "interrupted": "was interrupted"}
 
 
 def render_page(findings: Findings, note: str = "") -> str:
     """The HTML of report.html; `note` says why something is missing."""
     script = template.package_text("filter.js")
     settings = findings.run.settings
-    page = template.environment().get_template("page.html.j2")
-    return page.render(
+    return template.render(
+        "page.html.j2",
         script=Markup(script),
         policy=template.security_policy(script),
         model=settings.model.id,

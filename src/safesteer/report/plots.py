@@ -57,17 +57,11 @@ class _Frame:
 
 @dataclass(frozen=True)
 class Line:
-    """A series of `lines`.
+    """A series of `lines`."""
 
-    Attributes:
-        name: for the legend.
-        style: `one` (solid) or `two` (dashed).
-        ys: a value per x; None where there is none.
-    """
-
-    name: str
-    style: str
-    ys: Sequence[float | None]
+    name: str  # for the legend
+    style: str  # `one` (solid) or `two` (dashed)
+    ys: Sequence[float | None]  # a value per x; None where there is none
 
 
 def lines(
@@ -216,13 +210,10 @@ def scatter(
     points: Sequence[Point],
     bounds: tuple[float, float, float, float],  # x low, x high, y low, y high
     name: str,
-    arrows: Sequence[tuple[str, tuple[float, float], tuple[float, float]]] = (),
-    height: int = 250,
+    arrows: Sequence[tuple[str, tuple[float, float], tuple[float, float]]],  # model, from, to
 ) -> Markup:
-    """Points without scales, as principal components have no unit, and arrows between means.
-
-    An arrow is (model, from, to).
-    """
+    """Points without scales, as principal components have no unit, and arrows between means."""
+    height = 250
     x0, x1, y0, y1 = bounds
     frame = _Frame(12, _W - 12, 12, height - 12, (x0, x1), (y0, y1))
     parts = [f'<rect class="frame" x="0.5" y="0.5" width="{_W - 1}" height="{height - 1}" rx="4"/>']

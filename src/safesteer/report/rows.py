@@ -76,13 +76,11 @@ def result_lines(model: str, entries: Entries) -> list[str]:
 def step_words(metrics: Mapping[str, Any]) -> str:
     """One training step in a few words; `metrics` is its line of train/metrics.jsonl."""
     parts = [f"loss {metrics['loss']:.4f}"]
-    for key, text in (
-        ("refusal_rate", "refused"),
-        ("anchor_refusal_rate", "anchors refused"),
-        ("unfinished", "without an answer"),
-    ):
+    for key, text in (("refusal_rate", "refused"), ("anchor_refusal_rate", "anchors refused")):
         if metrics.get(key) is not None:
             parts.append(f"{text} {percent(metrics[key], 0)}")
+    if metrics.get("unfinished"):
+        parts.append(f"without an answer {percent(metrics['unfinished'], 0)}")
     if metrics.get("mass_student") is not None:
         parts.append(f"p(S) {metrics['mass_student']:.2f} (teacher {metrics['mass_teacher']:.2f})")
     return "  ".join(parts)

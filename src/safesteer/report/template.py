@@ -16,8 +16,8 @@ from safesteer.report import charts
 from safesteer.report.words import duration, number, percent, size, visible
 
 
-def environment() -> Environment:
-    """The environment of this package's templates, with their filters and charts."""
+def render(template: str, /, **values: Any) -> str:
+    """A template of this package, filled in."""
     made = Environment(
         loader=PackageLoader("safesteer", "report"),
         autoescape=lambda name: bool(name) and ".html" in str(name),
@@ -39,7 +39,7 @@ def environment() -> Environment:
         "legend_line": charts.legend_line,
         "short_name": short_name,
     }
-    return made
+    return made.get_template(template).render(**values)
 
 
 def _shown(value: Any) -> Any:

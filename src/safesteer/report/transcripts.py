@@ -41,27 +41,23 @@ def transcripts(findings: Findings) -> dict[str, Any] | None:
 def _transcript(
     name: str, sample: dict[str, Any], answers: dict[str, dict[str, Any] | None]
 ) -> dict[str, Any]:
-    columns = []
-    for model in VARIANTS:
-        row = answers.get(model)
-        if row is None:
-            continue
-        columns.append(
-            {
-                "model": model,
-                "text": _cut(str(row.get("completion", ""))),
-                "thinking": _cut(str(row.get("thinking", ""))),
-                "tags": _tags(row),
-            }
-        )
+    columns = [
+        {
+            "model": model,
+            "text": _cut(str(row.get("completion", ""))),
+            "thinking": _cut(str(row.get("thinking", ""))),
+            "tags": _tags(row),
+        }
+        for model in VARIANTS
+        if (row := answers.get(model)) is not None
+    ]
     prompt = str(sample.get("prompt", ""))[:ANSWER_CHARACTERS]
-    verdicts = _verdicts(answers)
     return {
         "set": name,
         "category": sample.get("category") or "",
         "prompt": prompt,
         "columns": columns,
-        "verdicts": verdicts,
+        "verdicts": _verdicts(answers),
         "size": sum(len(c["text"]) + len(c["thinking"]) for c in columns) + len(prompt) + 900,
     }
 

@@ -95,10 +95,7 @@ def kind_of(entry: Entry) -> str:
 
 
 def benchmarks_of(results: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry]:
-    """{benchmark: one model's entry of it}, by kind, our own prompt sets first.
-
-    `results` is {model: {benchmark: entry}}.
-    """
+    """{benchmark: one model's entry of it}, by kind, our own prompt sets first."""
     found: dict[str, Entry] = {}
     for entries in results.values():
         found = {**entries, **found}
@@ -179,8 +176,10 @@ def number(value: float | None) -> str:
     """Three significant digits, in plain notation as long as it stays short."""
     if value is None or not math.isfinite(value):
         return ""
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
     return f"{value:.1e}"
 
 

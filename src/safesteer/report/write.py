@@ -10,12 +10,9 @@ from safesteer.runs.directory import CARD, PAGE, RunDirectory
 
 
 def write_report(run: RunDirectory, note: str = "", *, missing_only: bool = False) -> None:
-    """Write the page and the model card of a run; needs neither its model nor its lock.
+    """Write the page, with `note` on top, and the model card; needs neither model nor lock.
 
-    Args:
-        run: the run.
-        note: shown at the top of the page.
-        missing_only: keep files that exist, since a person may have edited the card.
+    `missing_only` keeps files that exist, since a person may have edited the card.
     """
     wanted = [name for name in (PAGE, CARD) if not (missing_only and (run.path / name).exists())]
     if not wanted:
