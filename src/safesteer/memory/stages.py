@@ -106,8 +106,6 @@ class _Stages:
     lengths: Lengths
     place: Placement
 
-    # What the stages share -----------------------------------------------------------------------
-
     @property
     def base(self) -> Peak:
         """The weights; for a quantized base also one matrix, dequantized while it is used."""
@@ -154,8 +152,6 @@ class _Stages:
         s = self.shape
         token = token_bytes(size, s.layers, s.keys, s.width)
         return rows_on_gpu(self.place.gpu_memory, weight_bytes(s, self.place), tokens, token)
-
-    # The stages ----------------------------------------------------------------------------------
 
     def load(self) -> Peak:
         """The weights; a GGUF file is read at once, and dequantized to float32 on the CPU."""
@@ -276,8 +272,6 @@ class _Stages:
                 "logits": 5 * FLOAT32 * new * s.vocabulary,
             }
         )
-
-    # The student ---------------------------------------------------------------------------------
 
     def _trained(self) -> Peak:
         """The weights, and what training holds throughout: adapter, optimizer, frozen teacher."""

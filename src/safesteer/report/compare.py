@@ -47,15 +47,12 @@ _SHOWN = ("metric", "value", "ci95", "n", "judge", "kind", "dtype")
 
 @dataclass
 class Entrant:
-    """One side of a comparison: a run, or an evaluation file, of which less is known.
-
-    `samples` is {prompt set: rows of the aligned model}.
-    """
+    """One side of a comparison: a run, or an evaluation file, of which less is known."""
 
     name: str  # unique in the comparison
     benchmarks: dict[str, Any]  # entries of eval/aligned.json or of the file
     model: str = ""  # the base's id; empty for an evaluation file
-    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # {prompt set: rows}
     answer_tokens: int | None = None  # limit on the length of answers; None where it is unknown
     seconds: float | None = None  # of all stages
     memory: int | None = None  # peak bytes of all stages
@@ -106,11 +103,8 @@ def _read(path: Path) -> Entrant:
     )
 
 
-# Comparing ---------------------------------------------------------------------------------------
-
-
 def why_not_comparable(name: str, first: Entrant, other: Entrant) -> str:
-    """Why two figures of a benchmark are not comparable; empty where they are."""
+    """Why two figures of a benchmark are not comparable; empty if they are."""
     a, b = first.benchmarks[name], other.benchmarks[name]
     for key, what in _MUST_AGREE.items():
         if a.get(key) != b.get(key):
@@ -230,9 +224,6 @@ def front(axes: dict[str, dict[str, float]]) -> list[str]:
         return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
     return [name for name in names if not any(beats(other, name) for other in names)]
-
-
-# Showing -----------------------------------------------------------------------------------------
 
 
 def table_rows(comparison: dict[str, Any]) -> tuple[list[list[str]], list[str]]:

@@ -148,6 +148,7 @@ def rollouts(findings: Findings) -> dict[str, Any] | None:
     # Colors reach full strength at the 98th percentile, so that one outlier cannot pale the rest.
     full = max(0.05, values[int(0.98 * (len(values) - 1))]) if values else 1.0
     groups: dict[str, list[dict[str, Any]]] = {"harmful": [], "other": []}
+    kls: dict[tuple[str, str, str], list[float]] = {}
     for rollout in content:
         reference = _REFERENCES[rollout["reference"]]
         tokens = []
@@ -166,9 +167,7 @@ def rollouts(findings: Findings) -> dict[str, Any] | None:
             )
         row = {**rollout, "words": tokens, "against": reference, "mean": _mean(rollout["kl"])}
         groups["harmful" if rollout["set"] == "harmful" else "other"].append(row)
-    kls: dict[tuple[str, str, str], list[float]] = {}
-    for rollout in content:
-        kind = (rollout["set"], rollout["variant"], _REFERENCES[rollout["reference"]])
+        kind = (rollout["set"], rollout["variant"], reference)
         kls.setdefault(kind, []).extend(rollout["kl"])
     return {
         **groups,

@@ -15,6 +15,7 @@ from typing import Any
 from safesteer.evaluate.metrics import (
     ATTACK_SUCCESS_RATE,
     DRIFT,
+    KINDS,
     KL_BASE_ALIGNED,
     NEXT_TOKEN_AGREEMENT,
     REFUSAL_RATE,
@@ -99,8 +100,7 @@ def benchmarks_of(results: Mapping[str, Mapping[str, Entry]]) -> dict[str, Entry
     found: dict[str, Entry] = {}
     for entries in results.values():
         found = {**entries, **found}
-    kinds = list(KIND_TITLES)
-    order = sorted(found, key=lambda name: (kinds.index(kind_of(found[name])), *set_order(name)))
+    order = sorted(found, key=lambda name: (KINDS.index(kind_of(found[name])), *set_order(name)))
     return {name: found[name] for name in order}
 
 
@@ -140,7 +140,7 @@ def interval_text(entry: Entry) -> str:
 def figure(entry: Entry | None, *, count: bool = True) -> str:
     """A table's cell: `80.0% (58-92; 20)`, the value with its 95% interval and number of prompts.
 
-    Names answers without a verdict; empty without an entry. `count` False omits what is counted.
+    Also counts answers without a verdict; empty without an entry. `count=False` hides all counts.
     """
     if entry is None:
         return ""
