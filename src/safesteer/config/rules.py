@@ -78,7 +78,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("train.method", "model.quantization"),
         "train.method = 'full' trains every weight, and model.quantization ="
-        " '{model.quantization}' stores them in few bits. Try: train.method=lora, or"
+        " '{model.quantization}' has no gradients for them. Try: train.method=lora, or"
         " model.quantization=none",
         "Quantized weights have no gradients, so only adapters can be trained.",
         lambda s: s.train.method == "full" and s.model.quantization != "none",

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
 
 def plan_training(settings: TrainSettings, prompts: TrainingPrompts, seed: int) -> Plan:
-    """Plan the rows of all processes, in whole windows; see `plan_rows`."""
+    """Plan the rows of all processes, in complete generations; see `plan_rows`."""
     rows = plan_rows(settings, prompts.harmful, prompts.anchors, seed)
     per_step = settings.completions_per_step
     steps = len(rows) // per_step

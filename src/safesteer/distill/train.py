@@ -83,10 +83,7 @@ def train(
         applied to it, and not to metrics and checkpoints.
 
     Raises:
-        InputError: no plan can be made (`plan_rows`), vLLM cannot be used (`check_rollouts`),
-            adapters and modules do not go together (`with_lora`), a model that thinks first would
-            get prefills, K-FAC has no anchors or whole adapters, or a checkpoint has another
-            layout.
+        InputError: settings, prompts, model, processes and checkpoint do not go together.
         SafeSteerError: not even one completion at a time fits into memory, or gradients or K-FAC
             statistics are not finite. The student in memory is then spoiled.
     """
