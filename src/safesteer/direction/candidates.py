@@ -109,13 +109,9 @@ def score_candidates(
     addition the blocks from its layer on, KL all blocks; the ablation score rejects no candidate.
 
     Args:
-        model: the model.
-        candidates: to be scored, in place.
         harmful: conversations for the ablation score.
         harmless: conversations for addition and KL.
         refusal_tokens: R of the refusal score.
-        settings: the thresholds.
-        progress: called with the candidates done and all.
 
     Source: Arditi et al. 2024 (arXiv 2406.11717), direction selection.
     """
