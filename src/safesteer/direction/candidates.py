@@ -108,6 +108,11 @@ def score_candidates(
     is that of the full table. The tests run in the order of their cost: the layer costs nothing,
     addition the blocks from its layer on, KL all blocks; the ablation score rejects no candidate.
 
+    Args:
+        harmful: conversations for the ablation score.
+        harmless: conversations for addition and KL.
+        refusal_tokens: R of the refusal score.
+
     Source: Arditi et al. 2024 (arXiv 2406.11717), direction selection.
     """
     head = OutputHead.of(model.model)
@@ -122,6 +127,13 @@ def score_candidates(
         if progress is not None:
             done = sum(bool(c.rejected) or c.ablation is not None for c in candidates)
             progress(done, len(candidates))
+
+    def ablated(prompts: RepeatedPrompts) -> Iterator[tuple[Candidate, torch.Tensor]]:
+        for some in _together([c for c in remaining if not c.rejected]):
+            vectors = torch.stack([c.direction.vector for c in some])
+            hidden = prompts.last_hidden(vectors, partial(ablate, model.model))
+            yield from zip(some, hidden, strict=True)
+            report()
 
     for c in candidates:
         c.rejected = empty_contrast(c.direction.vector) or unfit_at_any_strength(
@@ -148,20 +160,11 @@ def score_candidates(
                         )
                 report()
 
-    removes = partial(ablate, model.model)
-    for some in _together([c for c in remaining if not c.rejected]):
-        vectors = torch.stack([c.direction.vector for c in some])
-        for c, hidden in zip(some, prompts.last_hidden(vectors, removes), strict=True):
-            c.kl = (base.exp() * (base - log_probs(hidden))).sum(-1).mean().item()
-            c.rejected = unfit_at_any_strength(c, model.layers, settings)
-        report()
-
-    prompts = RepeatedPrompts(model, harmful)
-    for some in _together([c for c in remaining if not c.rejected]):
-        vectors = torch.stack([c.direction.vector for c in some])
-        for c, hidden in zip(some, prompts.last_hidden(vectors, removes), strict=True):
-            c.ablation = refusal(hidden)
-        report()
+    for c, hidden in ablated(prompts):
+        c.kl = (base.exp() * (base - log_probs(hidden))).sum(-1).mean().item()
+        c.rejected = unfit_at_any_strength(c, model.layers, settings)
+    for c, hidden in ablated(RepeatedPrompts(model, harmful)):
+        c.ablation = refusal(hidden)
 
 
 def _together(candidates: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
