@@ -10,6 +10,7 @@ import torch
 from safesteer.errors import InputError
 from safesteer.export.source import Source
 from safesteer.export.verify import Candidate
+from safesteer.models.weights import load_adapter
 
 
 def write(source: Source, target: Path, dtype: torch.dtype) -> None:
@@ -27,6 +28,4 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 
 def read(source: Source, target: Path) -> Candidate:
     """Load base and adapter with transformers and peft, as a user would."""
-    from peft import PeftModel
-
-    return Candidate.of(PeftModel.from_pretrained(source.load_base(), target), target)
+    return Candidate.of(load_adapter(source.load_base(), target), target)

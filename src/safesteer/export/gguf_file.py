@@ -21,6 +21,7 @@ from safesteer.export.source import Source
 from safesteer.export.verify import Candidate
 from safesteer.models.files import short_name
 from safesteer.models.layers import text_config
+from safesteer.models.weights import load_weights
 
 # transformers' model type: llama.cpp's architecture.
 ARCHITECTURES = {
@@ -75,8 +76,8 @@ def read(source: Source, target: Path) -> Candidate:
         config.rope_parameters = own.rope_parameters
     if own.model_type == "qwen3":
         config.head_dim = own.head_dim
-    model = AutoModelForCausalLM.from_pretrained(
-        target.parent, config=config, dtype=torch.float32, **where
+    model = load_weights(
+        AutoModelForCausalLM, target.parent, config=config, dtype=torch.float32, **where
     )
     candidate = Candidate.of(model, target.parent, **where)
     return candidate._replace(llama_cpp=llama_cpp.reader(target))

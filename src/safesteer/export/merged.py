@@ -10,6 +10,7 @@ import torch
 from safesteer.export.source import Source, copy_processor
 from safesteer.export.verify import Candidate
 from safesteer.models.load import auto_class
+from safesteer.models.weights import load_weights
 
 SHARD = "5GB"
 
@@ -26,8 +27,8 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 def read(source: Source, target: Path) -> Candidate:
     """Load the folder with transformers alone."""
     trust = source.settings.trust_remote_code
-    model = auto_class(target, trust).from_pretrained(
-        target, dtype=torch.float32, trust_remote_code=trust
+    model = load_weights(
+        auto_class(target, trust), target, dtype=torch.float32, trust_remote_code=trust
     )
     return Candidate.of(model, target)
 

@@ -23,6 +23,7 @@ from safesteer.models.quantization import (
     match_training,
     quantization_of,
 )
+from safesteer.models.weights import load_weights
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory
 
@@ -72,8 +73,11 @@ class Source:
 
         trust = self.settings.trust_remote_code
         auto = AutoModelForCausalLM if self.kind == "gguf" else auto_class(self.base, trust)
-        model: Any = auto.from_pretrained(
-            **self.base_arguments,
+        arguments: dict[str, Any] = dict(self.base_arguments)
+        model = load_weights(
+            auto,
+            arguments.pop("pretrained_model_name_or_path"),
+            **arguments,
             dtype=torch.float32,
             device_map={"": "cpu"},
             trust_remote_code=trust,

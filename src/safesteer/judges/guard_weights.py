@@ -12,6 +12,8 @@ from typing import Any
 from safesteer.errors import InputError, one_line
 from safesteer.files import read_json
 from safesteer.models.files import is_local
+from safesteer.models.weights import load_adapter
+from safesteer.models.weights import load_weights as load_complete
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -83,13 +85,17 @@ def load_weights(
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = transformers.AutoConfig.from_pretrained(full, trust_remote_code=False)
         _set_chunk_size(config)
-        model = getattr(transformers, architecture).from_pretrained(
-            full, config=config, dtype=pick_dtype("auto", where), use_safetensors=True
+        model = load_complete(
+            getattr(transformers, architecture),
+            full,
+            config=config,
+            dtype=pick_dtype("auto", where),
+            use_safetensors=True,
         )
         if full is not folder:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+            model = load_adapter(model, folder).merge_and_unload()
+    except InputError as error:
+        raise InputError(f"judge {judge}: {error}") from None
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise InputError(
             f"judge {judge}: cannot load {folder}: {type(error).__name__}:"

@@ -45,6 +45,7 @@ from safesteer.models.quantization import (
     match_training,
     quantization_of,
 )
+from safesteer.models.weights import load_adapter, load_weights
 
 _PROCESSOR = (
     "processor_config.json",
@@ -224,7 +225,8 @@ def _load_folder(
         check_device(device, bits)
         place = place or {"": device}  # quantized weights cannot move
     dequantize_on_load(config)
-    model = _auto_class_of(config).from_pretrained(
+    model = load_weights(
+        _auto_class_of(config),
         path,
         config=config,
         dtype=dtype,
@@ -259,7 +261,7 @@ def _load_tokenizer(path: Path, trust: bool) -> Any:
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     where: dict[str, Any] = {"gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **where)
+    model = load_weights(AutoModelForCausalLM, path.parent, dtype=dtype, **where)
     # A model with a GGUF origin cannot be saved: put its tensors into one made from the plain
     # configuration.
     config = model.config
@@ -278,9 +280,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     Raises:
         InputError: this kind of adapter cannot be merged.
     """
-    from peft import PeftModel
-
-    loaded = PeftModel.from_pretrained(model, adapter)
+    loaded = load_adapter(model, adapter)
     if not hasattr(loaded, "merge_and_unload"):
         kind = loaded.active_peft_config.peft_type.value
         raise InputError(

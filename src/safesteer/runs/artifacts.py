@@ -18,6 +18,7 @@ from safesteer.files import load_tensors, read_json
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.lora_dtype import compute_in_model_dtype
+from safesteer.models.weights import load_adapter
 from safesteer.prompts import PromptSet, load_prompt_sets
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.target import Target
@@ -58,10 +59,7 @@ class RunArtifacts:
         self._require("train")
         adapter = self.run.path / "adapter"
         if adapter.is_dir():
-            from peft import PeftModel
-
-            loaded = PeftModel.from_pretrained(self.model.model, adapter).eval()
-            return compute_in_model_dtype(loaded)
+            return compute_in_model_dtype(load_adapter(self.model.model, adapter).eval())
         trained = {"id": str(self.run.path / "model"), "revision": None}
         return load_model(self.model_settings.model_copy(update=trained)).model
 
