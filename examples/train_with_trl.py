@@ -13,7 +13,8 @@ import safesteer
 from safesteer.teacher import make_teacher
 
 model_args, args = TrlParser((ModelConfig, safesteer.SafeSteerConfig)).parse_args_and_config()
-settings = safesteer.load_settings("smollm2-135m")
+search = {"finalists": 1, "coefficients": [1.0], "train_prompts": 32}  # fewer than by default
+settings = safesteer.load_settings("smollm2-135m", direction={"advanced": search})
 model = safesteer.load_model(model_args.model_name_or_path or "smollm2-135m")
 harmful, harmless = map(safesteer.load_prompt_set, ("harmful", "harmless"))
 prompts = [
@@ -22,7 +23,8 @@ prompts = [
 ]
 direction = safesteer.extract_direction(model, *prompts, settings.direction).direction
 teacher = make_teacher(settings.teacher, direction)
-tokens = safesteer.select_safety_tokens(model, teacher, prompts[2][:32], settings.tokens).ids
+tokens = safesteer.select_safety_tokens(model, teacher, prompts[2][:16], settings.tokens).ids
+print(f"layer {direction.layer}, {len(tokens)} safety tokens")
 before = safesteer.refusal_rate(model, harmful.validation[:20])
 rows = [{"prompt": prompt, "anchor": False} for prompt in prompts[0]]
 rows += [{"prompt": prompt, "anchor": True} for prompt in prompts[1]]
@@ -37,5 +39,4 @@ trainer = safesteer.SafeSteerTrainer(
 trainer.train()
 trainer.save_model()
 after = safesteer.refusal_rate(model, harmful.validation[:20], student=trainer.model)
-print(f"layer {direction.layer}, {len(tokens)} safety tokens")
 print(f"harmful prompts refused: {before.value:.0%} before, {after.value:.0%} after")

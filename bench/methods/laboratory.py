@@ -122,7 +122,7 @@ class Laboratory:
         """`measure_kfac`, kept: it does not depend on the values of fresh adapters."""
         factors = [name for name, _ in student.named_parameters() if ".lora_" in name]
         return self._once(
-            "whitening",
+            "kfac",
             [factors, anchors, damping, seed],
             lambda: measure_kfac(model, student, anchors, damping, seed),
         )

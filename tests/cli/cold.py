@@ -6,9 +6,9 @@ from safesteer.cli.main import program
 from safesteer.cli.silence import silence_libraries
 
 silence_libraries(debug=False)
-from safesteer.distill import train  # noqa: E402
+from safesteer.distill import config  # noqa: E402
 
-train.ROLLOUT_TEMPERATURE = 0.0001
+config.ROLLOUT_TEMPERATURE = 0.0001
 
 if __name__ == "__main__":
     program()

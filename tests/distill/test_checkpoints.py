@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_warmup")
         {"lora": {"r": 4, "alpha": 8, "extrapolation": 0.5}},
         {"lora": {"r": 4, "alpha": 8, "kfac_damping": 0.1}},
     ],
-    ids=["lora", "full", "micro-batches", "dropout", "windows", "extrapolated", "whitened"],
+    ids=["lora", "full", "micro-batches", "dropout", "windows", "extrapolated", "preconditioned"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(changes, new_chat_model, tmp_path, monkeypatch):
     """Losses, every other number and the final weights are exactly those of one go."""

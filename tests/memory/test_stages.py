@@ -67,8 +67,8 @@ def test_adapters_are_those_that_peft_makes(new_chat_model, lora):
     moments = [v for s in optimizer.state.values() for k, v in s.items() if k.startswith("exp")]
     assert parts["optimizer"] == sum(v.nbytes for v in moments)
     assert "K-FAC factors" not in parts
-    whitened = LoraSettings(**{**lora.model_dump(), "kfac_damping": 0.1})
-    parts = predict(shape, settings(lora=whitened.model_dump()), LENGTHS, CPU)["train"].parts
+    preconditioned = LoraSettings(**{**lora.model_dump(), "kfac_damping": 0.1})
+    parts = predict(shape, settings(lora=preconditioned.model_dump()), LENGTHS, CPU)["train"].parts
     factors = [(name, p.shape) for name, p in student.named_parameters() if "lora_" in name]
     sides = [shape[1] if "lora_A" in name else shape[0] for name, shape in factors]
     assert parts["K-FAC factors"] == sum(4 * side**2 for side in sides)
