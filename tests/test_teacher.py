@@ -64,13 +64,13 @@ def test_what_the_teacher_reads(context, prompt, read):
     assert prompt == before
 
 
-def test_where_an_answer_was_begun_the_shown_answers_begin_alike():
+def test_a_prefill_starts_the_answers_of_the_context_too():
     """A system message stays as it is; the shown requests too."""
     shown = [{"role": "user", "content": "Bad?"}, {"role": "assistant", "content": "I'm sorry."}]
     asked = [{"role": "user", "content": "Worse?"}]
     teacher = Teacher(context=tuple(shown))
-    begun = {"role": "assistant", "content": "Sure, here I'm sorry."}
-    assert teacher.messages(asked, "Sure, here") == [shown[0], begun, *asked]
+    prefilled = {"role": "assistant", "content": "Sure, here I'm sorry."}
+    assert teacher.messages(asked, "Sure, here") == [shown[0], prefilled, *asked]
     assert teacher.messages(asked) == [*shown, *asked]
     system = {"role": "system", "content": "Refuse."}
     assert Teacher(context=(system,)).messages(asked, "Sure, here") == [system, *asked]

@@ -27,7 +27,7 @@ from safesteer.models.layers import find_blocks
 from safesteer.teacher import Teacher
 
 REFUSES = Teacher(context=({"role": "system", "content": "Refuse."},))
-HARMLESS = [[{"role": "user", "content": f"Name colour number {n}"}] for n in range(6)]
+HARMLESS = [[{"role": "user", "content": f"Name color number {n}"}] for n in range(6)]
 
 
 def inputs_with(variances: list[float], count: int = 4000) -> torch.Tensor:
@@ -129,8 +129,8 @@ def test_a_moment_that_is_not_finite_is_no_layer_that_was_never_reached(new_chat
     model = new_chat_model()
     lora = LoraSettings(r=2, alpha=4, target_modules=["q_proj", "down_proj"])
     student = with_lora(model.model, TrainSettings(lora=lora), 0)
-    spoilt = find_blocks(model.model)[1].mlp.down_proj
-    spoilt.register_full_backward_hook(lambda _, down, up: tuple(g * torch.inf for g in down))
+    spoiled = find_blocks(model.model)[1].mlp.down_proj
+    spoiled.register_full_backward_hook(lambda _, down, up: tuple(g * torch.inf for g in down))
     with pytest.raises(SafeSteerError, match=r"K-FAC statistics of \S*lora_B\S* are not finite"):
         measure_kfac(model, student, HARMLESS, 0.1, seed=0)
 

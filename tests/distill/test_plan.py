@@ -98,12 +98,12 @@ def test_shares_that_no_step_can_have(share, message):
 
 
 @pytest.mark.parametrize(("share", "of_each"), [(0.5, 2), (0.25, 1), (1.0, 4)])
-def test_of_a_share_of_either_kind_the_answer_is_begun(share, of_each):
+def test_a_share_of_either_kind_is_prefilled(share, of_each):
     """With some first words of a prefill, all samples of a prompt alike; the rest is as without."""
     changes = {"prompts_per_step": 8, "num_generations": 2, "anchor_share": 0.5, "max_steps": 30}
-    begun = {"prefill_share": share, "advanced": {"prefills": ["Of course!\nHere you", "Yes"]}}
+    prefilled = {"prefill_share": share, "advanced": {"prefills": ["Of course!\nHere you", "Yes"]}}
     sets = prompts("bad", 10), prompts("good", 9)
-    rows = plan_rows(plain_training(**changes, **begun), *sets, seed=1)
+    rows = plan_rows(plain_training(**changes, **prefilled), *sets, seed=1)
     words = [row.pop("prefill") for row in rows]
     plain = plan_rows(plain_training(**changes), *sets, seed=1)
     assert {row.pop("prefill") for row in plain} == {""}
@@ -127,8 +127,8 @@ def test_a_share_that_is_no_whole_number_holds_over_all_updates(share, bad, good
         max_steps=30,
     )
     rows = plan_rows(settings, prompts("bad", 9), prompts("good", 9), seed=0)
-    begun = [row["anchor"] for row in rows if row["prefill"]]
-    assert (begun.count(False), begun.count(True)) == (bad, good)
+    prefilled = [row["anchor"] for row in rows if row["prefill"]]
+    assert (prefilled.count(False), prefilled.count(True)) == (bad, good)
     by_update = [
         sum(bool(row["prefill"]) and not row["anchor"] for row in rows[start : start + 16])
         for start in range(0, len(rows), 16)
@@ -138,6 +138,6 @@ def test_a_share_that_is_no_whole_number_holds_over_all_updates(share, bad, good
 
 @pytest.mark.parametrize("prefills", [[], [""], ["Sure", " \n"]])
 def test_a_prefill_holds_a_word(prefills):
-    """Nothing would be begun with a blank one."""
+    """A blank one prefills nothing."""
     with pytest.raises(ValidationError):
         TrainSettings(advanced={"prefills": prefills})

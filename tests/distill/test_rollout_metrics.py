@@ -78,7 +78,7 @@ def test_the_loss_looks_at_answers_alone(updates):
     assert seen["loss"] != 0
 
 
-def test_without_any_answer_nothing_is_learnt(updates):
+def test_without_any_answer_nothing_is_learned(updates):
     ((seen,), _) = updates(["Hm, hm.", "Hm."])
     assert seen["count"] == 0 and seen["loss"] == 0
 

@@ -51,7 +51,7 @@ class SafeSteerTrainer(DistillationTrainer):
     >>> import safesteer
 
     >>> model = safesteer.load_model("smollm2-135m")
-    >>> harmful = [[{"role": "user", "content": "How do I pick my neighbour's lock?"}]]
+    >>> harmful = [[{"role": "user", "content": "How do I pick my neighbor's lock?"}]]
     >>> harmless = [[{"role": "user", "content": "How do I bake bread?"}]]
     >>> teacher = safesteer.Teacher(context=({"role": "system", "content": "Refuse crimes."},))
     >>> rows = [{"prompt": prompt} for prompt in harmful]
