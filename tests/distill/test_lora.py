@@ -61,7 +61,7 @@ def test_lora_leaves_the_base_weights_as_they_were(tiny_chat_model, tmp_path):
 
 
 def test_extrapolation_goes_further_along_the_change(new_chat_model, tmp_path):
-    """Half as much again in every adapted matrix, once, however often a finished run is repeated."""
+    """Half as much again in every adapted matrix, once, however often a run is repeated."""
     plain, metrics = run(new_chat_model(), tmp_path / "plain")
     folder = tmp_path / "extrapolated"
     stronger = {"r": 4, "alpha": 8, "extrapolation": 0.5}
