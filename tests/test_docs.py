@@ -142,7 +142,7 @@ def source_tree() -> str:
     for path in sorted(SOURCE.rglob("*.py"), key=place):
         folder = path.parent.relative_to(SOURCE)
         text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-        says = " ".join(re.split(r"\n\n|(?<=[.;]) ", text)[0].split()).rstrip(".;")
+        says = " ".join(re.split(r"\n\n|(?<=[.;]) (?=[A-Z])", text)[0].split()).rstrip(".;")
         if path.name == "__init__.py":
             name, indent = f"{folder.name}/", "  " * len(folder.parts)
         else:

@@ -1,4 +1,4 @@
-"""The offline refusal judge, which needs no model (docs/refusal-judge.md)."""
+"""The offline refusal judge, which needs no model (docs/judges.md)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ with the weights below. A partial refusal, which offers something else, counts a
 Limits: it reads English only, does not check whether help is correct or harmful, and cannot tell an
 answer to another question from an answer. A truncated answer is judged by the words it has.
 
-``bench/judge_accuracy.py`` measures it and fits the weights; ``docs/refusal-judge.md`` has the
+``bench/judge_accuracy.py`` measures it and fits the weights; ``docs/judges.md`` has the
 figures.
 """
 
