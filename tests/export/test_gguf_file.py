@@ -5,9 +5,12 @@ from __future__ import annotations
 import gguf
 import pytest
 
+from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
 from safesteer.export import gguf_file
 from safesteer.export.formats import export
+from safesteer.files import read_json, write_json
+from safesteer.models.files import fingerprint
 
 EXACT = 1e-4
 
@@ -48,6 +51,9 @@ def test_a_run_of_a_gguf_file_gives_a_gguf_file(make_run, tmp_path):
     export(run, "gguf", file, dtype="float32")
     settings = (run / "config.yaml").read_text("utf-8")
     (run / "config.yaml").write_text(settings.replace(str(tmp_path / "base"), str(file)), "utf-8")
+    manifest = read_json(run / "manifest.json")
+    manifest["model"] |= fingerprint(ModelSettings(id=str(file)))
+    write_json(run / "manifest.json", manifest)
     for name in ("adapter", "merged", "gguf"):
         output = tmp_path / ("out.gguf" if name == "gguf" else name)
         made = export(run, name, output)

@@ -21,6 +21,7 @@ from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.models.weights import load_adapter
 from safesteer.prompts import PromptSet, load_prompt_sets
 from safesteer.runs.directory import RunDirectory
+from safesteer.runs.stage import check_outputs
 from safesteer.runs.target import Target
 from safesteer.teacher import Teacher, make_teacher
 
@@ -51,12 +52,20 @@ class RunArtifacts:
     def model(self) -> ChatModel:
         """The base model."""
         self.reporter.stage("model", f"loading {self.settings.model.id}")
-        return load_model(self.model_settings)
+        model = load_model(self.model_settings)
+        recorded = self.run.manifest["model"].get("sha256")
+        if model.sha256 and recorded and model.sha256 != recorded:
+            raise InputError(
+                f"{self.settings.model.id} is no longer the model that {self.run.path} started"
+                f" from: its hash is {model.sha256[:12]}, and the run's {recorded[:12]}. Try: bring"
+                " the old files back, or start another run"
+            )
+        return model
 
     @cached_property
     def student(self) -> Any:
         """The aligned model: a PEFT model around the base, or a model with its own weights."""
-        self._require("train")
+        self._require("train", "adapter/", "model/")
         adapter = self.run.path / "adapter"
         if adapter.is_dir():
             return compute_in_model_dtype(load_adapter(self.model.model, adapter).eval())
@@ -115,12 +124,16 @@ class RunArtifacts:
             name, self.model, runner, self.load_teacher() if name == "teacher" else Teacher()
         )
 
-    def _require(self, stage: str) -> None:
-        if not self.run.output_hashes(stage):
+    def _require(self, stage: str, *folders: str) -> None:
+        """Raise InputError unless `stage` is done and its outputs in `folders` are unchanged."""
+        outputs = self.run.output_hashes(stage)
+        if not outputs:
             raise InputError(
                 f"{self.run.path}: the stage '{stage}' is not finished. Try: `safesteer {stage}"
                 f" {self.run.path}`, or `safesteer run`"
             )
+        read = {o: hash_ for o, hash_ in outputs.items() if o.startswith(folders or f"{stage}/")}
+        check_outputs(self.run.path, read)
 
 
 def load_variants(

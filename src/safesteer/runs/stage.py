@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,11 +168,16 @@ class StageRecord:
         tops = [self._run.path / top for top in dict.fromkeys(o.split("/")[0] for o in outputs)]
         if tops and not any(top.exists() for top in tops):
             return False
-        for output, expected in outputs.items():
-            path = self._run.path / output
-            if path.is_file() and sha256_file(path) == expected:
-                continue
-            what = "was damaged or changed after it was written" if path.exists() else "is missing"
-            folders = " and ".join(map(str, tops))
-            raise InputError(f"{path} {what}. Try: delete {folders} to make it again, or --fresh")
+        check_outputs(self._run.path, outputs)
         return True
+
+
+def check_outputs(run: Path, outputs: Mapping[str, str]) -> None:
+    """Raise InputError for a file of {path: sha256} that is missing or was changed."""
+    for output, expected in outputs.items():
+        path = run / output
+        if path.is_file() and sha256_file(path) == expected:
+            continue
+        what = "was damaged or changed after it was written" if path.exists() else "is missing"
+        folders = " and ".join(dict.fromkeys(str(run / o.split("/")[0]) for o in outputs))
+        raise InputError(f"{path} {what}. Try: delete {folders} to make it again, or --fresh")

@@ -1,0 +1,78 @@
+"""Outputs of a run are used only as they were written, with the base that they were made for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import JOB_OF_SECONDS
+
+import safesteer
+from safesteer.errors import InputError
+from safesteer.runs.artifacts import RunArtifacts, load_variants
+from safesteer.runs.directory import RunDirectory
+from safesteer.runs.target import find_target
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run and its own copy of the base; tests change copies of both."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(tiny_model_folder, folder / "base")
+    safesteer.align(str(folder / "base"), folder / "run", **JOB_OF_SECONDS)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path) -> Path:
+    """The run, as the test before it found it."""
+    kept = finished / "kept"
+    if not kept.exists():
+        shutil.copytree(finished / "run", kept / "run")
+        shutil.copytree(finished / "base", kept / "base")
+    for name in ("run", "base"):
+        shutil.rmtree(finished / name)
+        shutil.copytree(kept / name, finished / name)
+    return finished / "run"
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "file, used",
+    [
+        ("direction/direction.safetensors", "load_direction"),
+        ("direction/direction.json", "load_teacher"),
+        ("tokens/safety_tokens.json", "load_tokens"),
+        ("adapter/adapter_model.safetensors", "student"),
+        ("adapter/adapter_config.json", "student"),
+    ],
+)
+def test_a_damaged_output_is_not_used(run, file, used):
+    flip_a_bit(run / file)
+    artifacts = RunArtifacts(RunDirectory.load(run))
+    with pytest.raises(InputError, match=rf"{file} was damaged or changed after it was written"):
+        getattr(artifacts, used) if used == "student" else getattr(artifacts, used)()
+
+
+@pytest.mark.parametrize("name", ["base", "teacher", "aligned"])
+def test_a_base_that_changed_is_not_used(run, name):
+    weights = run.parent / "base" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(InputError, match=r"no longer the model .* its hash is \w+, and the run's"):
+        load_variants(find_target(str(run)), [name])
+
+
+def test_what_did_not_change_is_used(run):
+    assert [v.name for v in load_variants(find_target(str(run)), ["base", "aligned"])] == [
+        "base",
+        "aligned",
+    ]
