@@ -65,7 +65,7 @@ class RunArtifacts:
     @cached_property
     def student(self) -> Any:
         """The aligned model: a PEFT model around the base, or a model with its own weights."""
-        self._require("train", "adapter/", "model/")
+        self._require("train")
         adapter = self.run.path / "adapter"
         if adapter.is_dir():
             return compute_in_model_dtype(load_adapter(self.model.model, adapter).eval())
@@ -124,16 +124,15 @@ class RunArtifacts:
             name, self.model, runner, self.load_teacher() if name == "teacher" else Teacher()
         )
 
-    def _require(self, stage: str, *folders: str) -> None:
-        """Raise InputError unless `stage` is done and its outputs in `folders` are unchanged."""
+    def _require(self, stage: str) -> None:
+        """Raise InputError unless `stage` is done and its outputs are unchanged."""
         outputs = self.run.output_hashes(stage)
         if not outputs:
             raise InputError(
                 f"{self.run.path}: the stage '{stage}' is not finished. Try: `safesteer {stage}"
                 f" {self.run.path}`, or `safesteer run`"
             )
-        read = {o: hash_ for o, hash_ in outputs.items() if o.startswith(folders or f"{stage}/")}
-        check_outputs(self.run.path, read)
+        check_outputs(self.run.path, outputs)
 
 
 def load_variants(
