@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+Progress = Callable[[int, int], None]  # (done, total)
 
 
 class Reporter:

@@ -16,9 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from safesteer.config.settings import TokenSettings
 from safesteer.errors import SafeSteerError
+from safesteer.events import Progress
 from safesteer.models.base_weights import base_weights
 from safesteer.models.chat import Message
-from safesteer.models.generate import Decoding, Progress, end_of_turn_ids, generate
+from safesteer.models.generate import Decoding, end_of_turn_ids, generate
 from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 
 import torch
 
+from safesteer.events import Progress
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.generate import Progress
 from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel

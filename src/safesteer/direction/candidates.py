@@ -16,8 +16,8 @@ import torch
 from safesteer.config.settings import DirectionSettings
 from safesteer.direction.edited_passes import RepeatedPrompts
 from safesteer.direction.vector import Direction
+from safesteer.events import Progress
 from safesteer.models.chat import Message
-from safesteer.models.generate import Progress
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.steering import ablate, steer

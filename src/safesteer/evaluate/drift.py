@@ -17,10 +17,11 @@ from accelerate.utils.memory import clear_device_cache
 
 from safesteer.evaluate.metrics import KL_BASE_ALIGNED, NEXT_TOKEN_AGREEMENT
 from safesteer.evaluate.statistics import mean_interval
+from safesteer.events import Progress
 from safesteer.models.base_weights import base_weights
 from safesteer.models.batch_size import rows_that_fit
 from safesteer.models.chat import Message
-from safesteer.models.generate import Decoding, Progress, generate
+from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import completion_states, hidden_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel

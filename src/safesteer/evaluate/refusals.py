@@ -12,13 +12,14 @@ from typing import Any
 
 from safesteer.evaluate.metrics import ATTACK_SUCCESS_RATE, REFUSAL_RATE, Kind
 from safesteer.evaluate.statistics import disagreement, wilson_interval
+from safesteer.events import Progress
 from safesteer.inference.variant import ModelVariant
 from safesteer.judges import Judge, Verdict
 from safesteer.judges.looping import is_looping
 from safesteer.judges.offline import OfflineJudge
 from safesteer.judges.refusal_patterns import judge_refusal
 from safesteer.models.chat import Response
-from safesteer.models.generate import Decoding, Progress
+from safesteer.models.generate import Decoding
 from safesteer.models.load import ChatModel
 from safesteer.prompts import Prompt
 from safesteer.teacher import Teacher

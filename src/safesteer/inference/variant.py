@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from safesteer.events import Progress
 from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import Message, Response
-from safesteer.models.generate import Decoding, Progress, end_of_turn_ids, generate
+from safesteer.models.generate import Decoding, end_of_turn_ids, generate
 from safesteer.models.load import ChatModel
 from safesteer.models.quantization import quantization_of
 from safesteer.teacher import Teacher

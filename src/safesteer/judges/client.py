@@ -28,8 +28,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from safesteer.config.settings import EndpointSettings
 from safesteer.errors import InputError, nearest
+from safesteer.events import Progress
 from safesteer.files import append_line, read_lines, write_error
-from safesteer.judges.verdict import Progress
 
 Messages = Sequence[dict[str, str]]
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safesteer.config.settings import EndpointSettings
+from safesteer.events import Progress
 from safesteer.judges.client import ChatClient, Reply
 from safesteer.judges.guard_formats import unreadable
-from safesteer.judges.verdict import Progress, Verdict
+from safesteer.judges.verdict import Verdict
 
 UNSAFE_SCORE = 0.5
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from safesteer.errors import InputError
+from safesteer.events import Progress
 from safesteer.judges.guard_formats import Guard
 from safesteer.judges.guard_weights import check_architecture, find_weights, load_weights
-from safesteer.judges.verdict import Progress, Verdict
+from safesteer.judges.verdict import Verdict
 from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.files import is_local

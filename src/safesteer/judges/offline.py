@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from safesteer.events import Progress
 from safesteer.judges.refusal_patterns import judge_refusal
-from safesteer.judges.verdict import Progress, Verdict
+from safesteer.judges.verdict import Verdict
 
 
 class OfflineJudge:

@@ -6,7 +6,7 @@ steered model answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from safesteer.events import Progress
 from safesteer.models.answer_cache import Cache
 from safesteer.models.batch_size import rows_that_fit
 from safesteer.models.chat import pad_left
@@ -31,8 +32,6 @@ _PLAIN = {
     "num_return_sequences": 1,
     "use_cache": True,
 }
-
-Progress = Callable[[int, int], None]  # (done, total) sequences
 
 
 class InverseCdfSampler(LogitsProcessor):

@@ -26,9 +26,9 @@ from safesteer.evaluate.benchmarks.sources import Loaded, evenly
 from safesteer.evaluate.benchmarks.tasks import LETTERS, LOCAL, harness_of, make_tasks
 from safesteer.evaluate.metrics import ACCURACY
 from safesteer.evaluate.scores import Score
+from safesteer.events import Progress
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.answer_cache import Cache
-from safesteer.models.generate import Progress
 from safesteer.prompts.readers import commit_of
 
 # Batch size: lm-eval keeps the logits of a whole batch twice, in float32.

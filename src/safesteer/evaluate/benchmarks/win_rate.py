@@ -13,8 +13,8 @@ from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.sources import Loaded
 from safesteer.evaluate.metrics import WIN_RATE
 from safesteer.evaluate.scores import Score
+from safesteer.events import Progress
 from safesteer.judges.endpoint import WinRateJudge
-from safesteer.models.generate import Progress
 
 
 def has_references(loaded: Loaded) -> bool:
