@@ -1,4 +1,4 @@
-"""Errors that a person can act on.
+"""Errors that a person can act on, and text that is safe to show.
 
 Every message is one line: what happened, where, and what to try. The command line prints it without
 a traceback and exits with ``exit_code``; in Python the classes are ordinary exceptions.
@@ -7,7 +7,15 @@ a traceback and exits with ``exit_code``; in Python the classes are ordinary exc
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What a terminal or browser would obey instead of show: control characters, marks that reorder
+# text, halves of surrogate pairs (which have no UTF-8). Joiners of emoji and Persian stay.
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
+    "\ud800-\udfff\ufffe\uffff]"
+)
 
 
 class SafeSteerError(Exception):
@@ -31,3 +39,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """A library's error message without line breaks; the error's class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """`text` with characters that a screen would obey spelled out: an escape becomes ``\\x1b``.
+
+    With `lines`, line breaks and tabs stay. Printable text comes back as it is.
+    """
+    text = text.replace("\r\n", "\n")
+    if not lines:
+        text = text.replace("\n", "\\n")
+    return _OBEYED.sub(_spelled, text)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

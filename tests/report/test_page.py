@@ -74,10 +74,10 @@ def test_hostile_answers_are_shown_and_not_obeyed(new_run, hostile):
     for said in (
         "</script><script>",
         "{{ 7 * 7 }}",
-        "[U+202E]",
-        "[U+2066]",
-        "[U+D800]",
-        "[U+0000]",
+        "\\u202e",
+        "\\u2066",
+        "\\ud800",
+        "\\x00",
     ):
         assert said in shown
     assert not re.search("[\u202a-\u202e\u2066-\u2069\ud800-\udfff\x00\x1b]", text)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from safesteer.cli.options import Quiet
-from safesteer.errors import InputError
+from safesteer.errors import InputError, printable
 from safesteer.export.output import DTYPES, NAMES, check_name, check_output
 
 
@@ -64,7 +64,7 @@ def export(
 
         lines = commands(found.path, found.settings, found.manifest["model"])
         if output is None:
-            print(lines, end="")
+            print(printable(lines), end="")
         elif output.exists() and not force:
             raise InputError(
                 f"--output {output} exists. Try: another path, or --force to replace it"

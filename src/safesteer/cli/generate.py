@@ -85,4 +85,4 @@ def generate(
         write_jsonl(output, lines)
         reporter.finish()
         line = f"wrote {len(rows)} answer{'s' * (len(rows) != 1)} to {output}"
-        reporter.console.print(line, markup=False, soft_wrap=True)
+        reporter.console.print(line, soft_wrap=True)

@@ -35,7 +35,7 @@ from safesteer.cli import (
 )
 from safesteer.cli.options import with_debug
 from safesteer.cli.silence import silence_libraries
-from safesteer.errors import SafeSteerError, nearest
+from safesteer.errors import SafeSteerError, nearest, printable
 
 COMPLETION = "_SAFESTEER_COMPLETE"  # set by the script of `safesteer --show-completion`
 # Commands on which several processes work together; the main one runs all others alone.
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)
         message, code = _explain(error, command)
         _end(message)
         return code
@@ -174,7 +174,7 @@ def _end(message: str) -> None:
     if distributed.world_size() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's would cut the message off
     if distributed.first_to_fail():
-        print(" ".join(message.split()), file=sys.stderr)
+        print(printable(" ".join(message.split())), file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

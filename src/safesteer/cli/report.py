@@ -45,4 +45,4 @@ def report(
         if note:
             reporter.note(note)
         for name in (PAGE, CARD):
-            reporter.console.print(str(found.path / name), soft_wrap=True, markup=False)
+            reporter.console.print(str(found.path / name), soft_wrap=True)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from safesteer.cli import tables
+from safesteer.errors import printable
 from safesteer.events import Reporter
 from safesteer.report.rows import step_words
 
@@ -23,12 +26,40 @@ PLAIN_SECONDS = 2.0  # at least, between two plain lines
 
 def make_reporter(quiet: bool) -> CommandReporter:
     """The reporter that fits the output: silent, for a terminal, or for a file or pipe."""
-    console = Console(highlight=False)
+    console = Screen()
     if quiet:
-        return CommandReporter(Console(quiet=True))
+        return CommandReporter(Screen(quiet=True))
     if console.is_terminal:
         return LiveReporter(console)
-    return LineReporter(Console(highlight=False, width=PLAIN_WIDTH, color_system=None))
+    return LineReporter(Screen(width=PLAIN_WIDTH, color_system=None))
+
+
+class Screen(Console):
+    """A console that shows every text as it is: `printable`, and no markup of rich in it.
+
+    Models, servers, files and paths bring text that a terminal must not obey.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Everything comes through here, the cells of tables and the labels of bars too."""
+        if isinstance(renderable, str):
+            renderable = printable(renderable)
+        elif isinstance(renderable, Text):
+            shown = printable(renderable.plain)
+            if shown != renderable.plain:
+                renderable = renderable.copy()
+                renderable.plain = shown
+        return super().render(renderable, options)
+
+
+def _line(*parts: tuple[str, str]) -> Text:
+    """One line of (text, style), whatever line breaks a text brings."""
+    return Text.assemble(*((printable(text, lines=False), style) for text, style in parts))
 
 
 class CommandReporter(Reporter):
@@ -69,20 +100,19 @@ class PrintingReporter(CommandReporter):
     """Headings, notes and the tables of each stage."""
 
     def start(self, what: str, where: str = "") -> None:
-        self.console.print(
-            Text(f"safesteer: {what}" + (f" -> {where}" if where else ""), style="bold")
-        )
+        where = f" -> {where}" if where else ""
+        self.console.print(_line((f"safesteer: {what}{where}", "bold")))
 
     def stage(self, name: str, detail: str = "") -> None:
         self.finish()
-        self.console.print(Text.assemble((name, "bold cyan"), f"  {detail}"))
+        self.console.print(_line((name, "bold cyan"), (f"  {detail}", "")))
 
     def skipped(self, name: str) -> None:
         self.finish()
-        self.console.print(Text.assemble((name, "bold cyan"), "  already done, skipped"))
+        self.console.print(_line((name, "bold cyan"), ("  already done, skipped", "")))
 
     def note(self, text: str) -> None:
-        self.console.print(Text.assemble(("  note: ", "yellow"), text))
+        self.console.print(_line(("  note: ", "yellow"), (text, "")))
 
     def result(self, stage: str, content: dict[str, Any]) -> None:
         self.finish()
@@ -112,7 +142,7 @@ class LineReporter(PrintingReporter):
         self._print(f"  step {metrics['step']}/{total}  {step_words(metrics)}")
 
     def _print(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(_line((text, "")), soft_wrap=True)
         self.console.file.flush()
 
 
@@ -138,17 +168,19 @@ class LiveReporter(PrintingReporter):
     def _show(self, what: str, done: int, total: int, facts: str = "") -> None:
         if self._bars is None:
             self._bars = Progress(
-                TextColumn("  {task.description:<26}"),
+                TextColumn("  {task.description:<26}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
                 _Rate(),
                 TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-                TextColumn("{task.fields[facts]}"),
+                TextColumn("{task.fields[facts]}", markup=False),
                 console=self.console,
             )
             self._bars.start()
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total, facts=facts)
+            self._tasks[what] = self._bars.add_task(
+                printable(what, lines=False), total=total, facts=facts
+            )
         task = self._tasks[what]
         if done < self._bars.tasks[self._bars.task_ids.index(task)].completed:
             self._bars.reset(task)  # the same work starts again, on another model

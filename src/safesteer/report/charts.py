@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from markupsafe import escape as _escape
 
-from safesteer.report.words import visible
+from safesteer.errors import printable
 
 
 def escape(text: object) -> Markup:
     """`text` for HTML, with invisible characters spelled out."""
-    return _escape(visible(str(text)))
+    return _escape(printable(str(text)))
 
 
 @dataclass(frozen=True)

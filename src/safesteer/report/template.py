@@ -11,9 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from safesteer.errors import printable
 from safesteer.models.files import short_name
 from safesteer.report import charts
-from safesteer.report.words import duration, number, percent, size, visible
+from safesteer.report.words import duration, number, percent, size
 
 
 def render(template: str, /, **values: Any) -> str:
@@ -45,7 +46,7 @@ def render(template: str, /, **values: Any) -> str:
 def _shown(value: Any) -> Any:
     if value is None:
         return ""
-    return value if hasattr(value, "__html__") else visible(str(value))
+    return value if hasattr(value, "__html__") else printable(str(value))
 
 
 def tight(text: str) -> str:

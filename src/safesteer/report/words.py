@@ -8,7 +8,6 @@ kind. Imports nothing heavy, because commands print before torch is loaded.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,12 +36,6 @@ _METRICS = {
     NEXT_TOKEN_AGREEMENT: "agreement",
     KL_BASE_ALIGNED: "nats",
 }
-# What a browser or terminal would obey instead of show: marks that reorder text, control
-# characters, halves of surrogate pairs (which have no UTF-8). Joiners of emoji and Persian stay.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
-    "\ud800-\udfff\ufffe\uffff]"
-)
 
 Entry = Mapping[str, Any]
 
@@ -210,12 +203,6 @@ def place_words(direction: Mapping[str, Any]) -> str:
 
 
 # Texts -------------------------------------------------------------------------------------------
-
-
-def visible(text: str) -> str:
-    """`text` with characters that would not show, or would reorder the rest, spelled out."""
-    text = text.replace("\r\n", "\n")
-    return _UNSEEN.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
 
 
 def thinking_words(record: Mapping[str, Any] | None) -> str:
