@@ -205,3 +205,40 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256_file(tmp_path / "a") == digest
+
+
+def test_an_output_that_would_cost_something_is_refused(tmp_path: Path) -> None:
+    """Before there is anything to write; nothing is left behind."""
+    mine, other, empty = tmp_path / "mine", tmp_path / "other", tmp_path / "empty"
+    mine.write_text("mine")
+    other.write_text("other")
+    empty.touch()
+    (tmp_path / "linked").symlink_to(mine)
+    before = sorted(os.listdir(tmp_path))
+    refused = [
+        (other, {}, "--html .*other exists. Try: .* or --force"),
+        (mine, {"force": True}, "a file that this command reads"),
+        (tmp_path / "linked", {"force": True}, "a file that this command reads"),
+        (tmp_path, {"force": True}, "is a folder"),
+        (mine / "below", {}, "cannot write .*below"),
+        (tmp_path / ("n" * 252), {}, "cannot write .*name too long"),
+        (Path("/proc/none/answers"), {}, "cannot write /proc"),
+    ]
+    for path, given, says in refused:
+        with pytest.raises(InputError, match=f"(?i){says}"):
+            files.check_output(path, "--html", inputs=[mine], **given)
+    for path, given in (
+        (other, {"force": True}),
+        (empty, {}),
+        (tmp_path / "new" / "deep", {}),
+        (Path("/dev/null"), {}),
+    ):
+        files.check_output(path, "--html", inputs=[mine], **given)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "open", "text")
+    files.write_jsonl(tmp_path / "closed", [1], private=True)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("open", "closed")]
+    assert modes[0] & 0o044 and modes[1] == 0o600

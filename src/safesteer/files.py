@@ -13,6 +13,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +43,9 @@ _WRONG_PATH = {
 }
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8."""
-    _write(Path(path), text.encode("utf-8"))
+def write_text(path: str | Path, text: str, *, private: bool = False) -> None:
+    """Write `text` as UTF-8; a `private` file is readable by its owner alone."""
+    _write(Path(path), text.encode("utf-8"), private)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -56,9 +57,43 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, _dumps(value, Path(path), indent=1) + "\n")
 
 
-def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+def write_jsonl(path: str | Path, rows: Iterable[Any], *, private: bool = False) -> None:
     """Write one JSON document per line. All rows are made before the file is opened."""
-    write_text(path, "".join(_dumps(row, Path(path)) + "\n" for row in rows))
+    text = "".join(_dumps(row, Path(path)) + "\n" for row in rows)
+    write_text(path, text, private=private)
+
+
+def check_output(
+    path: Path, option: str, *, force: bool = False, inputs: Iterable[str | Path] = ()
+) -> None:
+    """Raise InputError unless a file can be written to `path` and nothing is lost by it.
+
+    Args:
+        path: the file to be written later; nothing is written now.
+        option: the option that names it, for the message.
+        force: whether another file at `path` may be replaced.
+        inputs: files that the command reads, which are never replaced.
+    """
+    if any(os.path.exists(each) and path.exists() and path.samefile(each) for each in inputs):
+        raise InputError(f"{option} {path} is a file that this command reads. Try: another path")
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder. Try: a file in it")
+    if path.exists() and not path.is_file():
+        return  # a pipe or a device, such as /dev/stdout
+    if not force and path.exists() and path.stat().st_size:
+        raise InputError(f"{option} {path} exists. Try: another path, or --force to replace it")
+    place = path.resolve()
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(place.with_name(place.name + PARTIAL))  # a name may be too long
+        folder = place.parent
+        while not folder.exists():
+            folder = folder.parent
+        probe = folder / TEMPORARY_PATTERN.replace("*", uuid.uuid4().hex)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def append_line(path: str | Path, line: bytes) -> None:
@@ -164,7 +199,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, private: bool = False) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -174,15 +209,15 @@ def _write(path: Path, data: bytes) -> None:
             path.write_bytes(data)
             return
         # A symbolic link stays; the file that it points to is replaced.
-        _replace(path.resolve(), data)
+        _replace(path.resolve(), data, 0o600 if private else 0o666)
     except OSError as error:
         raise write_error(path, error) from error
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes, mode: int) -> None:
     temporary = path.parent / TEMPORARY_PATTERN.replace("*", uuid.uuid4().hex)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

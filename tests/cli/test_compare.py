@@ -23,6 +23,9 @@ def test_compare_prints_and_writes(safesteer, finished_run, run, tmp_path):
     content = json.loads(file.read_text("utf-8"))
     assert [entry["on_front"] for entry in content["runs"]] == [True, True]
     assert "<svg" in html.read_text("utf-8")
+    given = ("compare", finished_run, file, "--json", file)
+    assert "exists" in safesteer("compare", finished_run, run, "--html", html).error
+    assert "a file that this command reads" in safesteer(*given, "--force").error
 
 
 def test_compare_names_what_it_cannot_compare(safesteer, finished_run, run):

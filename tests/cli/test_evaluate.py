@@ -97,7 +97,9 @@ def test_a_run_is_compared_with_its_base(safesteer, finished_run, tmp_path):
     outcome = safesteer("eval", finished_run, "--limit=2", "--json", file)
     assert outcome.code == 0, outcome.err
     assert json.loads(file.read_text())["benchmarks"]["harmful"]["versus_base"]["n"] == 2
-    outcome = safesteer("eval", finished_run, "--max-new-tokens=5", "--limit=2", "--json", file)
+    given = ("--max-new-tokens=5", "--limit=2", "--json", file)
+    assert "few.json exists" in safesteer("eval", finished_run, *given).error
+    assert safesteer("eval", finished_run, *given, "--force").code == 0
     assert "versus_base" not in json.loads(file.read_text())["benchmarks"]["harmful"]
     assert (finished_run / "eval" / "cache").is_dir()
 

@@ -3,6 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safesteer.inference.variant import ModelVariant
+
+
+@pytest.fixture
+def ask(safesteer, tiny_model_folder, tmp_path) -> Callable[..., Any]:
+    """Answers three prompts with the tiny model, in batches of one."""
+    prompts = tmp_path / "prompts.jsonl"
+    texts = ["A rather long question?", "Hi", "Name a colour, please."]
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+
+    def ask(*more: Any, output: Any = "answers.jsonl") -> Any:
+        options = (
+            "--prompts",
+            prompts,
+            "--max-new-tokens=4",
+            "--set=evaluate.advanced.batch_size=1",
+        )
+        return safesteer(
+            "generate", tiny_model_folder, *options, "--output", tmp_path / output, *more
+        )
+
+    return ask
 
 
 def test_generate_answers_every_row_in_order(safesteer, finished_run, tmp_path):
@@ -16,3 +44,54 @@ def test_generate_answers_every_row_in_order(safesteer, finished_run, tmp_path):
     assert [row["prompt"] for row in rows] == ["A rather long question?", "Hi", "Hi"]
     assert all(set(row) == {"prompt", "completion"} for row in rows)
     assert rows[1] == rows[2]
+
+
+@pytest.mark.parametrize("temperature", [0, 5])
+def test_an_interrupted_command_resumes_to_the_same_file(ask, tmp_path, monkeypatch, temperature):
+    """Sampled answers too: the state of the generator is kept with them."""
+    given = ("--temperature", temperature)
+    assert ask(*given, output="whole.jsonl").code == 0
+    batches = ModelVariant.generate_batches
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        made = batches(*args, **kwargs)
+        yield next(made)
+        yield next(made)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelVariant, "generate_batches", interrupted)
+        outcome = ask(*given)
+    assert outcome.code == 130 and "Resume with: safesteer generate" in outcome.err
+    assert not (tmp_path / "answers.jsonl").exists()
+    refused = ask("--temperature=1")
+    assert refused.code == 2 and "with another temperature" in refused.error
+    outcome = ask(*given)
+    assert outcome.code == 0 and "2 of 3 answers are there" in outcome.out
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert (tmp_path / "answers.jsonl").read_bytes() == whole
+    assert not (tmp_path / "answers.jsonl.partial").exists()
+
+
+def test_no_file_is_lost_and_no_model_is_loaded_in_vain(ask, tmp_path, monkeypatch):
+    def no_model(*args: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("safesteer.runs.artifacts.load_model", no_model)
+    (tmp_path / "mine.txt").write_text("mine")
+    for output, says in (
+        ("prompts.jsonl", "a file that this command reads"),
+        ("mine.txt", "exists"),
+        ("", "is a folder"),
+        ("mine.txt/below", "cannot write"),
+    ):
+        outcome = ask(output=output)
+        assert outcome.code == 2 and says in outcome.error
+    assert ask("--force", output="prompts.jsonl").code == 2
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_force_replaces_a_file(ask, tmp_path):
+    (tmp_path / "answers.jsonl").write_text("old")
+    assert ask("--force").code == 0
+    assert Path(tmp_path / "answers.jsonl").read_text().count("\n") == 3

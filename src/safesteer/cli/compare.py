@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import Quiet
+from safesteer.cli.options import Force, Quiet
 
 
 def compare(
@@ -26,6 +26,7 @@ def compare(
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the comparison to this file."),
     ] = None,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare runs in one table: safety, over-refusal, capability, drift and cost.
@@ -37,9 +38,12 @@ def compare(
 
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import table
-    from safesteer.files import write_json, write_text
+    from safesteer.files import check_output, write_json, write_text
     from safesteer.report import compare as comparing
 
+    for file, option in ((html, "--html"), (json_file, "--json")):
+        if file is not None:
+            check_output(file, option, force=force, inputs=runs)
     found = comparing.compare(comparing.read_entrants(runs))
     if json_file is not None:
         write_json(json_file, found)

@@ -9,6 +9,7 @@ import typer
 
 from safesteer.cli.options import (
     Base,
+    Force,
     GivenSettings,
     Quiet,
     RunOrModel,
@@ -33,6 +34,7 @@ def evaluate(
     ] = False,
     base: Base = False,
     teacher: TeacherOfRun = False,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure how often a model refuses, and its benchmark scores.
@@ -44,15 +46,17 @@ def evaluate(
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import completions, evaluation
+    from safesteer.files import check_output, write_json
     from safesteer.runs.target import find_target
 
+    if json_file is not None:
+        check_output(json_file, "--json", force=force)
     variant = chosen_variant(base, teacher)
     found = find_target(target, **settings.arguments())
     named = settings.sections.get("evaluate", {}).get("benchmarks")
     with make_reporter(quiet) as reporter:
         if settings or not found.is_run:  # else the run itself prints its heading
             reporter.start(target)
-        from safesteer.files import write_json
         from safesteer.pipeline.evaluate import evaluate_target
 
         result = evaluate_target(

@@ -9,7 +9,7 @@ import typer
 
 from safesteer.cli.options import Quiet
 from safesteer.errors import InputError, printable
-from safesteer.export.output import DTYPES, NAMES, check_name, check_output
+from safesteer.export.output import DTYPES, NAMES, check_export, check_name
 
 
 def export(
@@ -54,7 +54,7 @@ def export(
     from rich.text import Text
 
     from safesteer.cli.reporter import make_reporter
-    from safesteer.files import write_text
+    from safesteer.files import check_output, write_text
     from safesteer.runs.directory import RunDirectory
 
     check_name(form, dtype)
@@ -65,16 +65,13 @@ def export(
         lines = commands(found.path, found.settings, found.manifest["model"])
         if output is None:
             print(printable(lines), end="")
-        elif output.exists() and not force:
-            raise InputError(
-                f"--output {output} exists. Try: another path, or --force to replace it"
-            )
         else:
+            check_output(output, "--output", force=force)
             write_text(output, lines)
         return
     if output is None:
         raise InputError(f"--output is missing for {form}. Try: --output PATH")
-    check_output(output, form, force)
+    check_export(output, form, force)
     with make_reporter(quiet) as reporter:
         reporter.start(run, str(output))
         from safesteer.export.formats import export as write

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safesteer.cli.options import (
     Base,
+    Force,
     GivenSettings,
     MaxNewTokens,
     Quiet,
@@ -18,6 +19,10 @@ from safesteer.cli.options import (
     chosen_variant,
     with_model_settings,
 )
+
+if TYPE_CHECKING:
+    from safesteer.models.chat import Response
+    from safesteer.prompts.load import Prompt
 
 
 @with_model_settings
@@ -35,7 +40,8 @@ def generate(
         typer.Option(
             "--output",
             metavar="FILE",
-            help='Write the answers to this file, as JSONL rows {"prompt", "completion"}.',
+            help='Write the answers to this file, as JSONL rows {"prompt", "completion"}. Until all'
+            " are there, they lie in FILE.partial.",
         ),
     ],
     column: Annotated[
@@ -50,39 +56,60 @@ def generate(
     temperature: Temperature = 0.0,
     base: Base = False,
     teacher: TeacherOfRun = False,
+    force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a model's answers to a file of prompts, one row per prompt in the same order.
 
-    A row also has "thinking" where the model thinks before it answers.
+    A row also has "thinking" where the model thinks before it answers. The same command resumes
+    after an interruption.
     """
     from safesteer.cli.reporter import make_reporter
-    from safesteer.files import write_jsonl
+    from safesteer.inference.answer_file import AnswerFile
     from safesteer.prompts import load_prompts
+    from safesteer.runs.manifest import canonical_hash
     from safesteer.runs.target import find_target
 
     rows = load_prompts(prompts, column=column, keep_duplicates=True)
     name = chosen_variant(base, teacher)
     found = find_target(target, **settings.arguments())
+    facts = {
+        "prompts": canonical_hash([row.messages for row in rows]),
+        "variant": name if found.is_run else "model",
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": found.settings.seed,
+        "model settings": found.settings.model.model_dump(mode="json"),
+        "teacher settings": found.settings.teacher.model_dump(mode="json") if teacher else None,
+    }
+    file = AnswerFile(output, len(rows), facts, force=force, inputs=(prompts,))
     with make_reporter(quiet) as reporter:
         reporter.start(target)
         from safesteer.models.generate import Decoding
         from safesteer.runs.artifacts import load_variants
 
         (variant,) = load_variants(found, [name], reporter)
-        answers = variant.generate(
-            [row.messages for row in rows],
+        resumed = file.start(variant.identity)
+        missing = file.missing
+        if resumed:
+            reporter.note(f"resuming: {len(rows) - len(missing)} of {len(rows)} answers are there")
+        for answers in variant.generate_batches(
+            [rows[number].messages for number in missing],
             Decoding(max_new_tokens, temperature),
             batch_size=found.settings.evaluate.advanced.batch_size,
-            seed=found.settings.seed,
-            progress=lambda done, total: reporter.progress("answers", done, total),
-        )
-        lines = [
-            {"prompt": row.text, "completion": answer.answer}
-            | ({"thinking": answer.thinking} if answer.thinking or not answer.finished else {})
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-        write_jsonl(output, lines)
+            seed=None if resumed else found.settings.seed,
+        ):
+            file.add({missing[i]: _row(rows[missing[i]], each) for i, each in answers.items()})
+            reporter.progress("answers", len(rows) - len(file.missing), len(rows))
+        file.finish()
         reporter.finish()
         line = f"wrote {len(rows)} answer{'s' * (len(rows) != 1)} to {output}"
         reporter.console.print(line, soft_wrap=True)
+
+
+def _row(prompt: Prompt, answer: Response) -> dict[str, Any]:
+    """A row of the file."""
+    row = {"prompt": prompt.text, "completion": answer.answer}
+    if answer.thinking or not answer.finished:
+        row["thinking"] = answer.thinking
+    return row

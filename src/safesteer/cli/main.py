@@ -40,7 +40,7 @@ from safesteer.errors import SafeSteerError, nearest, printable
 COMPLETION = "_SAFESTEER_COMPLETE"  # set by the script of `safesteer --show-completion`
 # Commands on which several processes work together; the main one runs all others alone.
 TOGETHER = {"run", "train"}
-RESUMABLE = {"run", "direction", "tokens", "train", "eval", "report"}
+RESUMABLE = {"run", "direction", "tokens", "train", "eval", "report", "generate"}
 
 app = typer.Typer(
     name="safesteer",

@@ -86,6 +86,7 @@ Fresh = Annotated[
 ]
 Base = Annotated[bool, typer.Option("--base", help="Take the run's base model.")]
 TeacherOfRun = Annotated[bool, typer.Option("--teacher", help="Take the run's safety teacher.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", min=1, help="Cut answers after this many tokens.")
 ]

@@ -15,8 +15,8 @@ from safesteer.export import adapter, gguf_file, merged, steered, teacher
 from safesteer.export.output import (
     RECORD,
     WITH_DTYPE,
+    check_export,
     check_name,
-    check_output,
     replacing,
     require_space,
 )
@@ -76,7 +76,7 @@ def export(
     reporter, form, output = reporter or Reporter(), FORMATS[name], Path(output)
     run = RunDirectory.load(run_path)
     check_name(name, dtype)
-    check_output(output, name, force)
+    check_export(output, name, force)
     source = load_source(run, form.variant, reporter, dequantize=form.dequantize)
     stored = torch.float32
     if name in WITH_DTYPE:

@@ -35,7 +35,7 @@ def check_name(name: str, dtype: str | None) -> None:
         )
 
 
-def check_output(output: Path, name: str, force: bool) -> None:
+def check_export(output: Path, name: str, force: bool) -> None:
     """Raise InputError unless `output` is free, or an earlier export and `force` is set."""
     if name == "gguf" and output.suffix != ".gguf":
         raise InputError(f"--output {output} does not end in .gguf. Try: a name that does")

@@ -17,7 +17,7 @@ import torch
 from safesteer.events import Progress
 from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import Message, Response
-from safesteer.models.generate import Decoding, end_of_turn_ids, generate
+from safesteer.models.generate import Decoding, end_of_turn_ids, generate_batches
 from safesteer.models.load import ChatModel
 from safesteer.models.quantization import quantization_of
 from safesteer.teacher import Teacher
@@ -62,35 +62,65 @@ class ModelVariant:
             cache: keeps greedy answers; make it with `identity`.
             progress: called with (done, total) conversations.
         """
+        responses: dict[int, Response] = {}
+        for found in self.generate_batches(
+            conversations,
+            decoding,
+            prefills=prefills,
+            batch_size=batch_size,
+            seed=seed,
+            cache=cache,
+        ):
+            responses |= found
+            if progress is not None:
+                progress(len(responses), len(conversations))
+        return [responses[row] for row in range(len(conversations))]
+
+    def generate_batches(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        decoding: Decoding,
+        *,
+        prefills: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        seed: int | None = 0,
+        cache: Cache | None = None,
+    ) -> Iterator[dict[int, Response]]:
+        """Answer conversations, and yield those of each batch by their numbers as they come.
+
+        The model stays `active` until the last batch. Arguments as for `generate`; without a seed,
+        sampling goes on from the state of torch's generator.
+        """
         chat, teacher = self.model.chat, self.teacher or Teacher()
         starts = prefills or [""] * len(conversations)
         prompts = [
             chat.ids(teacher.messages(messages, prefill), prefill)
             for messages, prefill in zip(conversations, starts, strict=True)
         ]
-        torch.manual_seed(seed)
+        ends = end_of_turn_ids(self.runner, chat.tokenizer)
+
+        def response(row: int, ids: list[int]) -> Response:
+            # Prefill and answer are decoded together: on its own, an answer may lose the space
+            # before its first word.
+            made = (
+                Response(chat.decode(chat.answer_ids(starts[row]) + ids))
+                if starts[row]
+                else chat.response(ids)
+            )
+            return replace(made, cut=ids[-1] not in ends)
+
+        if seed is not None:
+            torch.manual_seed(seed)
         with self.active():
-            answers = generate(
+            for found in generate_batches(
                 self.runner,
                 self.model.tokenizer,
                 prompts,
                 decoding,
                 batch_size=batch_size,
                 cache=cache,
-                progress=progress,
-            )
-        ends = end_of_turn_ids(self.runner, chat.tokenizer)
-        responses = []
-        for prefill, ids in zip(starts, answers, strict=True):
-            # Prefill and answer are decoded together: on its own, an answer may lose the space
-            # before its first word.
-            response = (
-                Response(chat.decode(chat.answer_ids(prefill) + ids))
-                if prefill
-                else chat.response(ids)
-            )
-            responses.append(replace(response, cut=ids[-1] not in ends))
-        return responses
+            ):
+                yield {row: response(row, ids) for row, ids in found.items()}
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -70,7 +70,6 @@ class Decoding:
     temperature: float = 0.0  # 0 is greedy decoding
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
@@ -81,53 +80,70 @@ def generate(
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt with the model's answer.
+    """Continue each prompt with the model's answer, see `generate_batches`.
+
+    Returns:
+        The new token ids of each prompt, including the token that ends the turn.
+    """
+    answers: dict[int, list[int]] = {}
+    for found in generate_batches(
+        model, tokenizer, prompts, decoding, batch_size=batch_size, cache=cache
+    ):
+        answers |= found
+        if progress is not None:
+            progress(len(answers), len(prompts))
+    return [answers[row] for row in range(len(prompts))]
+
+
+@torch.no_grad()
+def generate_batches(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    batch_size: int | BatchSize | None = None,
+    cache: Cache | None = None,
+) -> Iterator[dict[int, list[int]]]:
+    """Continue prompts with the model's answers, and yield those of each batch as they come.
 
     Sampling draws from torch's global generator, so the caller's seed decides.
 
     Args:
         model: a causal language model, or a PEFT model around one.
         tokenizer: its tokenizer, with a padding token.
-        prompts: token ids of each prompt.
+        prompts: token ids of each prompt; the longest are answered first.
         decoding: length and temperature.
         batch_size: prompts in a batch; None takes as many as memory should hold. A batch that does
             not fit is halved, except in passes that several processes make in step.
         cache: greedy answers are read from here and kept here, batch by batch.
-        progress: called with the prompts done and all prompts after each batch.
 
-    Returns:
-        The new token ids of each prompt, including the token that ends the turn.
+    Yields:
+        {number of the prompt: new token ids, including the token that ends the turn}.
 
     Raises:
         SafeSteerError: memory does not hold a single prompt.
     """
     ends = end_of_turn_ids(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    answers: list[list[int]] = [[] for _ in prompts]
     in_step = is_sharded(model)
 
     def fitting(row: int) -> int:  # of a batch whose longest prompt is the first
         return rows_that_fit(model, len(prompts[row]) + decoding.max_new_tokens)
 
-    def answer(rows: Sequence[int]) -> tuple[Sequence[int], list[list[int]]]:
+    def answer(rows: Sequence[int]) -> dict[int, list[int]]:
         batch = [list(prompts[row]) for row in rows]
         if cache is None or decoding.temperature > 0:
-            return rows, _continue_batch(model, tokenizer, batch, decoding, in_step)
+            found = _continue_batch(model, tokenizer, batch, decoding, in_step)
+            return dict(zip(rows, found, strict=True))
         key = {"prompts": batch, "max_new_tokens": decoding.max_new_tokens, "ends": ends}
         found = cache.get(key)
         if not isinstance(found, list) or len(found) != len(rows):
             found = _continue_batch(model, tokenizer, batch, decoding, in_step)
             cache.put(key, found)
-        return rows, found
+        return dict(zip(rows, found, strict=True))
 
-    done = 0
-    for rows, found in in_batches(order, batch_size or fitting, answer, halve=not in_step):
-        for row, tokens in zip(rows, found, strict=True):
-            answers[row] = tokens
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(order))
-    return answers
+    yield from in_batches(order, batch_size or fitting, answer, halve=not in_step)
 
 
 def _continue_batch(
