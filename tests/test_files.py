@@ -237,8 +237,59 @@ def test_an_output_that_would_cost_something_is_refused(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:
-    files.write_text(tmp_path / "open", "text")
-    files.write_jsonl(tmp_path / "closed", [1], private=True)
-    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("open", "closed")]
-    assert modes[0] & 0o044 and modes[1] == 0o600
+def test_a_large_file_is_hashed_again_only_when_it_changed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "_LARGE", 3)
+    read: list[object] = []
+    monkeypatch.setattr(files, "_sha256", lambda path: str(len(read)) + str(read.append(path)))
+    (tmp_path / "a").write_bytes(b"abc")
+    first = files.sha256_file(tmp_path / "a")
+    assert files.sha256_file(tmp_path / "a") == first and len(read) == 1
+    files.write_text(tmp_path / "a", "abd")  # atomic: another inode
+    assert files.sha256_file(tmp_path / "a") != first
+    os.utime(tmp_path / "a", ns=(1, 1))
+    files.sha256_file(tmp_path / "a")
+    assert len(read) == 3
+    files.sha256_file(tmp_path / "a")
+    (tmp_path / "small").write_bytes(b"ab")
+    files.sha256_file(tmp_path / "small")
+    files.sha256_file(tmp_path / "small")
+    assert len(read) == 5
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: files.write_text(path, "new", private=True),
+        lambda path: files.write_json(path, {}, private=True),
+        lambda path: files.write_jsonl(path, [], private=True),
+        lambda path: files.append_line(path, b"new"),
+    ],
+)
+def test_private_files_are_their_owners_alone(tmp_path: Path, write) -> None:
+    path = tmp_path / "a"
+    write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.unlink()
+    path.write_text("old, and open to all")
+    write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "x"), True),
+        (OSError(errno.EDQUOT, "x"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (OSError("9216 requested and 512 written"), True),  # numpy
+        # torch.save, and safetensors on a disk and over a quota
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 5"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:858] . file write failed"), True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("I/O error: Disk quota exceeded (os error 122)"), True),
+        (RuntimeError("expected all tensors to be on the same device"), False),
+    ],
+)
+def test_every_librarys_words_for_a_full_disk(error, full) -> None:
+    assert files.is_disk_full(error) is full
+    assert ("free some space" in str(files.write_error("x", error))) is full

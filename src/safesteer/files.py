@@ -1,7 +1,8 @@
 """Atomic files, hashes, and errors that name the file.
 
 Every write goes to a temporary name in the same folder, is flushed to disk and then renamed, so a
-reader never sees half a file, whatever ends the process.
+reader never sees half a file, whatever ends the process. Private files, which hold what models say,
+are readable by their owner alone.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,15 @@ if TYPE_CHECKING:
 PARTIAL = ".partial"  # suffix of a folder that is being written
 TEMPORARY_PATTERN = ".safesteer-*.tmp"
 
+_PRIVATE = 0o600
+_LARGE = 1 << 24  # bytes of a file whose hash is remembered
+
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
+# Libraries that have no error number say it so: safetensors, torch.save, numpy.
+_FULL_WORDS = re.compile(
+    r"No space left|quota exceeded|\(os error (28|122)\)|inline_container.*(unexpected pos|failed)"
+    r"| requested and .* written"
+)
 _FORBIDDEN = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
@@ -48,13 +58,13 @@ def write_text(path: str | Path, text: str, *, private: bool = False) -> None:
     _write(Path(path), text.encode("utf-8"), private)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, *, private: bool = False) -> None:
     """Write one JSON document.
 
     Raises:
         SafeSteerError: the value holds NaN or infinity, or the file cannot be written.
     """
-    write_text(path, _dumps(value, Path(path), indent=1) + "\n")
+    write_text(path, _dumps(value, Path(path), indent=1) + "\n", private=private)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any], *, private: bool = False) -> None:
@@ -97,14 +107,16 @@ def check_output(
 
 
 def append_line(path: str | Path, line: bytes) -> None:
-    """Append a line to a file, on a new line even after the half line of a killed process.
+    """Append a line to a private file, on a new line even after the half line of a killed process.
 
     Raises:
         OSError: as it comes, since some callers ignore it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
+    with open(path, "ab+", opener=partial(os.open, mode=_PRIVATE)) as file:
+        with suppress(OSError):  # a file of an earlier version, or of another owner
+            os.chmod(path, _PRIVATE)
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -170,33 +182,50 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file's content, as hexadecimal digits."""
-    digest = hashlib.sha256()
+    """The SHA-256 of a file's content, as hexadecimal digits.
+
+    A large file that did not change since is read once in a process.
+    """
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        found = os.stat(path)
+        if found.st_size < _LARGE:
+            return _sha256(path)
+        return _sha256_of_version(
+            os.path.abspath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        )
     except OSError as error:
         raise _read_error(path, error) from None
-    return digest.hexdigest()
 
 
-def write_error(path: str | Path, error: OSError) -> SafeSteerError:
+@lru_cache(maxsize=1024)
+def _sha256_of_version(path: str, *version: int) -> str:
+    return _sha256(path)
+
+
+def _sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_error(path: str | Path, error: Exception) -> SafeSteerError:
     """The error to raise when writing `path` failed."""
-    if error.errno in _FULL:
+    number: Any = getattr(error, "errno", None)
+    if is_disk_full(error):
         return SafeSteerError(
-            f"cannot write {path}: {_FULL[error.errno]}. Try: free some space and run the same"
-            " command again, which keeps finished work"
+            f"cannot write {path}: {_FULL.get(number) or _FULL[errno.ENOSPC]}. Try: free some space"
+            " and run the same command again, which keeps finished work"
         )
-    if error.errno in _FORBIDDEN:
-        return InputError(f"cannot write {path}: {_FORBIDDEN[error.errno]}. Try: another folder")
-    kind = InputError if error.errno in _WRONG_PATH else SafeSteerError
-    return kind(f"cannot write {path}: {error.strerror or error}")
+    if number in _FORBIDDEN:
+        return InputError(f"cannot write {path}: {_FORBIDDEN[number]}. Try: another folder")
+    kind = InputError if number in _WRONG_PATH else SafeSteerError
+    return kind(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error means that the disk, or the user's quota on it, is full."""
-    return isinstance(error, OSError) and error.errno in _FULL
+    """Whether an error, of any library, means that the disk or the user's quota on it is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return _FULL_WORDS.search(str(error)) is not None
 
 
 def _write(path: Path, data: bytes, private: bool = False) -> None:
@@ -209,7 +238,7 @@ def _write(path: Path, data: bytes, private: bool = False) -> None:
             path.write_bytes(data)
             return
         # A symbolic link stays; the file that it points to is replaced.
-        _replace(path.resolve(), data, 0o600 if private else 0o666)
+        _replace(path.resolve(), data, _PRIVATE if private else 0o666)
     except OSError as error:
         raise write_error(path, error) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections import namedtuple
@@ -111,8 +110,3 @@ def test_a_place_that_is_no_folder(command, make_run, tmp_path):
     target = tmp_path / "file" / "out"
     code, _, err = command(make_run(), "--format", "adapter", "--output", target)
     assert code == 2 and str(target) in err
-
-
-def test_numpys_words_for_a_full_disk():
-    assert output._is_disk_full(OSError("9216 requested and 512 written"))
-    assert not output._is_disk_full(OSError(errno.EACCES, "Permission denied"))

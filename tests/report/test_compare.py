@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safesteer.errors import InputError
-from safesteer.files import write_json
+from safesteer.files import sha256_file, write_json
 from safesteer.report.compare import (
     compare,
     front,
@@ -82,8 +82,11 @@ def test_drift_in_another_type_is_named_and_not_compared(new_run):
 
 def test_other_prompts_of_the_same_number_are_noticed(new_run):
     other = new_run("other")
-    file = other.path / "eval" / "samples" / "aligned-harmful.jsonl"
+    name = "eval/samples/aligned-harmful.jsonl"
+    file, manifest = other.path / name, other.path / "manifest.json"
+    before = sha256_file(file)
     file.write_text(file.read_text("utf-8").replace("prompt 0?", "prompt zero?"), "utf-8")
+    manifest.write_text(manifest.read_text("utf-8").replace(before, sha256_file(file)), "utf-8")
     found = compare(read_entrants([new_run("one").path, other.path]))
     assert found["benchmarks"][0]["runs"]["other"]["not_comparable"] == "different prompts"
 
@@ -92,6 +95,7 @@ def test_evaluation_files_stand_beside_runs(new_run, tmp_path):
     file = tmp_path / "plain.json"
     shared = {"metric": "refusal_rate", "n": 20, "judge": "offline-refusal"}
     benchmarks = {
+        "asked": {**shared, "value": 0.1, "harness": {"chat": True}},
         "harmful": {**shared, "value": 0.1, "ci95": [0.03, 0.3], "kind": "safety"},
         "harmless": {**shared, "value": 0.0, "ci95": [0.0, 0.16], "kind": "over_refusal"},
     }
@@ -102,6 +106,7 @@ def test_evaluation_files_stand_beside_runs(new_run, tmp_path):
     assert found["benchmarks"][0]["runs"]["plain"]["not_comparable"] == ""
     assert [run["on_front"] for run in found["runs"]] == [True, True]
     json.dumps(found, allow_nan=False)
+    assert read_entrants([file])[0].benchmarks == benchmarks  # whatever else they hold
 
 
 def test_the_page_shows_planes_and_tests(new_run):
@@ -119,14 +124,45 @@ def test_runs_of_the_same_name_get_different_names(new_run, tmp_path):
         read_entrants([one, one])
 
 
+GOOD = {"metric": "accuracy", "value": 0.5, "n": 4, "kind": "capability"}
+
+
 @pytest.mark.parametrize(
-    ("content", "said"), [("[1]", "no evaluation"), ('{"benchmarks": {"a": {}}}', "no evaluation")]
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ('{"benchmarks": {"a": {"metric"', "is not valid JSON"),
+        ("[1]", "no evaluation"),
+        ('"text"', "no evaluation"),
+        ("{}", r"no evaluation \(at 'benchmarks'\)"),
+        ({}, r"no evaluation \(at 'benchmarks'\)"),
+        ({"a": {}}, r"no evaluation \(at 'benchmarks.a.metric'\)"),
+        ({"a": [GOOD]}, "at 'benchmarks.a'"),
+        ({"a": {**GOOD, "value": "high"}}, "at 'benchmarks.a.value'"),
+        ({"a": {**GOOD, "value": float("nan")}}, "at 'benchmarks.a.value"),
+        ({"a": {**GOOD, "value": 57}}, "a is 57"),
+        ({"a": {**GOOD, "n": -1}}, "at 'benchmarks.a.n'"),
+        ({"a": {**GOOD, "kind": "speed"}}, "at 'benchmarks.a.kind'"),
+        ({"a": {**GOOD, "ci95": 3}}, "at 'benchmarks.a.ci95'"),
+        ({"a": {**GOOD, "judge": "x", "judges": {"x": 1}}}, "at 'benchmarks.a.judges"),
+    ],
 )
 def test_other_files_are_refused(tmp_path, content, said):
     file = tmp_path / "x.json"
-    file.write_text(content, "utf-8")
-    with pytest.raises(InputError, match=said):
+    text = content if isinstance(content, str) else json.dumps({"benchmarks": content})
+    file.write_text(text, "utf-8")
+    with pytest.raises(InputError, match=f"x.json.*{said}.*Try: the folder of a run, or what"):
         read_entrants([file])
+
+
+@pytest.mark.parametrize("name", ["aligned.json", "samples/aligned-harmful.jsonl"])
+@pytest.mark.parametrize("content", ['{"benchmarks": []}', '{"prompt": "cut', None])
+def test_a_run_whose_evaluation_changed_is_refused(new_run, name, content):
+    run = new_run().path
+    file = run / "eval" / name
+    file.write_text(content, "utf-8") if content is not None else file.unlink()
+    with pytest.raises(InputError, match=rf"{name} (was damaged|is missing).*safesteer run {run}"):
+        read_entrants([run])
 
 
 def test_missing_and_unfinished_runs_are_refused(new_run, tmp_path):

@@ -58,7 +58,7 @@ def test_a_damaged_output_is_not_used(run, file, used):
     flip_a_bit(run / file)
     artifacts = RunArtifacts(RunDirectory.load(run))
     folders = r"adapter and .*train" if used == "student" else file.partition("/")[0]
-    with pytest.raises(InputError, match=rf"{file} was damaged .* delete .*{folders} to make"):
+    with pytest.raises(InputError, match=rf"{file} was damaged .* delete .*{folders} and run"):
         getattr(artifacts, used) if used == "student" else getattr(artifacts, used)()
 
 
@@ -77,3 +77,17 @@ def test_what_did_not_change_is_used(run):
         "base",
         "aligned",
     ]
+
+
+def test_what_models_say_is_private(run):
+    private = {"report.html", "report/measurements.json"}
+    private |= {str(f.relative_to(run)) for f in (run / "eval").rglob("*.jsonl")}
+    found = {
+        str(file.relative_to(run))
+        for file in run.rglob("*")
+        if file.is_file()
+        and file.suffix != ".safetensors"  # the library's own choice
+        and file.stat().st_mode & 0o077 == 0
+    }
+    assert any("samples" in name for name in private)
+    assert found == private

@@ -76,7 +76,8 @@ def test_a_damaged_or_missing_output_is_named(open_run, what):
         _ = run.stage("direction", INPUTS).finished
     problem = "is missing" if what == "missing" else "was damaged or changed after it was written"
     assert str(caught.value) == (
-        f"{path} {problem}. Try: delete {run.path / 'direction'} to make it again, or --fresh"
+        f"{path} {problem}. Try: delete {run.path / 'direction'} and run `safesteer run {run.path}`"
+        " to make it again"
     )
     # The advice works, and other inputs would have overwritten the file anyway.
     assert not run.stage("direction", {}).finished
@@ -93,7 +94,8 @@ def test_every_folder_of_a_stage_has_to_go(open_run):
             (run.path / name / "file").touch()
             stage.add_output(name)
     shutil.rmtree(run.path / "adapter")
-    with pytest.raises(InputError, match=r"adapter/file is missing\. Try: delete .*train and .*ad"):
+    advice = r"delete .*train and .*adapter and run"
+    with pytest.raises(InputError, match=rf"adapter/file is missing\. Try: {advice}"):
         _ = run.stage("train", {}).finished
     shutil.rmtree(run.path / "train")
     assert not run.stage("train", {}).finished
@@ -215,6 +217,16 @@ def test_a_full_disk_in_a_stage_is_one_line(open_run, monkeypatch):
     # The record could not be written either: the last whole manifest is still there.
     assert recorded(run, "train")["status"] == "running"
     assert not open_run().stage("train", {}).finished
+
+
+def test_torchs_words_for_a_full_disk_are_one_line_too(open_run):
+    run = open_run()
+    words = "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+    with (
+        pytest.raises(SafeSteerError, match=rf"cannot write {run.path}: the disk is full\. Try"),
+        run.stage("train", {}),
+    ):
+        raise RuntimeError(words)
 
 
 def full(*_: object) -> None:

@@ -142,8 +142,8 @@ def _explain(error: Exception, command: object) -> tuple[str, int]:
     """A message of one line, and the exit code."""
     from safesteer.files import is_disk_full, write_error
 
-    if isinstance(error, OSError) and is_disk_full(error):
-        error = write_error(error.filename or "a file", error)
+    if not isinstance(error, SafeSteerError) and is_disk_full(error):
+        error = write_error(getattr(error, "filename", None) or "a file", error)
     if isinstance(error, SafeSteerError):
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # typer's own: unknown command or option, wrong value

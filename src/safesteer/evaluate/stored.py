@@ -18,7 +18,10 @@ Rows = dict[str, list[dict[str, Any]]]  # {benchmark: rows of eval/samples}
 def write_results(
     run: Path, results: Mapping[str, Entries], samples: Mapping[str, Rows]
 ) -> list[Path]:
-    """Write each variant's results and samples, replacing earlier ones; returns the files."""
+    """Write each variant's results and samples, replacing earlier ones; returns the files.
+
+    Samples are private: they hold answers.
+    """
     shutil.rmtree(run / "eval" / "samples", ignore_errors=True)
     files = []
     for name, entries in results.items():
@@ -26,7 +29,7 @@ def write_results(
         write_json(files[-1], {"model": name, "benchmarks": entries})
         for benchmark, rows in samples[name].items():
             files.append(run / "eval" / "samples" / f"{name}-{benchmark}.jsonl")
-            write_jsonl(files[-1], rows)
+            write_jsonl(files[-1], rows, private=True)
     return files
 
 

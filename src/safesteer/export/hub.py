@@ -168,6 +168,8 @@ def _run_files(run: RunDirectory, target: HubTarget) -> dict[str, Path]:
     if not (run.path / CARD).is_file():
         raise InputError(f"{run.path} has no {CARD}. Try: `safesteer report {run.path}`")
     names = ["eval/base.json", "eval/teacher.json", "eval/aligned.json"]
+    run.check_outputs("direction", "tokens", "train")
+    run.check_outputs("evaluate", only=("",) if target.transcripts else tuple(names))
     names += [name for stage in ("direction", "tokens") for name in run.output_hashes(stage)]
     if target.transcripts:
         names += [name for name in run.output_hashes("evaluate") if name not in names]

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safesteer.errors import InputError, SafeSteerError, nearest
-from safesteer.files import PARTIAL, write_error
+from safesteer.files import PARTIAL, is_disk_full, write_error
 
 NAMES = ("adapter", "merged", "gguf", "teacher", "steered", "commands")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -55,7 +55,7 @@ def require_space(output: Path, size: int) -> None:
     while not folder.exists():
         folder = folder.parent
     if shutil.disk_usage(folder).free < size:
-        raise write_error(output, _full(output))
+        raise write_error(output, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 @contextmanager
@@ -77,25 +77,13 @@ def replacing(output: Path) -> Iterator[Path]:
     except SafeSteerError:
         raise
     except Exception as error:
-        if _is_disk_full(error):
-            raise write_error(output, _full(output)) from error
-        if isinstance(error, OSError) and error.errno is not None:
+        if is_disk_full(error) or (isinstance(error, OSError) and error.errno is not None):
             raise write_error(output, error) from error
         raise
     finally:
         for leftover in (partial, earlier):
             with suppress(OSError):
                 _delete(leftover)
-
-
-def _full(output: Path) -> OSError:
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output))
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Whether an error means a full disk; safetensors and numpy have their own messages."""
-    text = str(error)
-    return "No space left" in text or (" requested and " in text and " written" in text)
 
 
 def _is_gguf(path: Path) -> bool:

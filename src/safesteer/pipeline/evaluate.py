@@ -64,12 +64,15 @@ def evaluate_target(
             run_stages(target, stages=stages_to("evaluate"), reporter=reporter)
         run = RunDirectory.load(target.path)
         if run.output_hashes("evaluate"):
+            run.check_outputs("evaluate")
             return Evaluation(
                 name,
                 read_results(run.path),
                 read_samples(run.path).get(name, {}),
                 run.settings.evaluate.max_new_tokens,
             )
+    elif target.is_run:
+        RunDirectory.load(target.path).check_outputs("evaluate")  # to compare with the base
     settings = target.settings
     sets = load_prompt_sets(settings.prompts, settings.seed)
     asked = [*sets, *settings.evaluate.benchmarks] if benchmarks is None else list(benchmarks)
@@ -99,6 +102,8 @@ def _compare_with_stored(
 ) -> None:
     """Add ``versus_base`` to entries whose prompts the run's base has answered alike."""
     run = RunDirectory.load(target.path)
+    if not run.output_hashes("evaluate"):
+        return
     stored = read_results(run.path).get("base", {})
     samples = read_samples(run.path).get("base", {})
     mine, theirs = target.settings, run.settings

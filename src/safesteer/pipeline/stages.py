@@ -314,7 +314,7 @@ class Pipeline(RunArtifacts):
         measurements.unlink(missing_ok=True)
         write_report(self.run)
         with stage:
-            write_json(measurements, measure(self))
+            write_json(measurements, measure(self), private=True)  # it quotes rollouts
             stage.add_output(MEASUREMENTS)
         write_report(self.run)
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from safesteer.errors import InputError
 from safesteer.evaluate.metrics import DRIFT, KINDS
-from safesteer.evaluate.stored import read_samples
+from safesteer.evaluate.stored import read_results, read_samples
 from safesteer.files import read_json
 from safesteer.models.files import short_name
 from safesteer.report import plots
@@ -43,6 +46,28 @@ _MUST_AGREE = {
     "dtype": "dtype",  # of drift, which rounding alone raises
 }
 _SHOWN = ("metric", "value", "ci95", "n", "judge", "kind", "dtype")
+
+
+class Entry(TypedDict):
+    """One benchmark of an evaluation file: the keys that a comparison reads."""
+
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)  # type: ignore[misc]
+    metric: str
+    value: float | None
+    n: Annotated[int, Field(ge=0)]
+    kind: NotRequired[Literal["safety", "over_refusal", "capability"] | None]
+    ci95: NotRequired[tuple[float | None, float | None] | None]
+    judge: NotRequired[str | None]
+    judges: NotRequired[dict[str, dict[str, Any]] | None]
+    no_verdict: NotRequired[int | None]
+    dtype: NotRequired[str | None]
+
+
+class Evaluation(TypedDict):
+    """An evaluation file."""
+
+    benchmarks: Annotated[dict[str, Entry], Field(min_length=1)]
+    max_new_tokens: NotRequired[int | None]
 
 
 @dataclass
@@ -78,29 +103,38 @@ def read_entrants(paths: Sequence[str | Path]) -> list[Entrant]:
 
 def _read(path: Path) -> Entrant:
     if path.is_file():
-        content = read_json(path)
-        benchmarks = content.get("benchmarks") if isinstance(content, dict) else None
-        if not isinstance(benchmarks, dict) or not all(
-            isinstance(entry, dict) and {"metric", "value", "n"} <= entry.keys()
-            for entry in benchmarks.values()
-        ):
-            raise InputError(
-                f"{path} is no evaluation. Try: make one with `safesteer eval MODEL --json FILE`"
-            )
-        return Entrant(path.name, benchmarks, answer_tokens=content.get("max_new_tokens"))
+        return _read_file(path)
     run = RunDirectory.load(path)
     if not run.output_hashes("evaluate"):
         raise InputError(f"{path} has not been evaluated. Try: `safesteer eval {path}`")
+    run.check_outputs("evaluate")
     costs = run.summary()
     return Entrant(
         path.name,
-        read_json(run.path / "eval" / "aligned.json")["benchmarks"],
+        read_results(run.path)["aligned"],
         model=run.settings.model.id,
         samples=read_samples(run.path).get("aligned", {}),
         answer_tokens=run.settings.evaluate.max_new_tokens,
         seconds=sum(cost.seconds for cost in costs),
         memory=max(cost.peak_memory_bytes for cost in costs),
     )
+
+
+def _read_file(path: Path) -> Entrant:
+    remedy = "Try: the folder of a run, or what `safesteer eval MODEL --json FILE` wrote"
+    try:
+        content = read_json(path)
+        TypeAdapter(Evaluation).validate_python(content)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        problem = f" (at '{where}')" if where else ""
+        raise InputError(f"{path} is no evaluation{problem}. {remedy}") from None
+    except InputError as error:
+        raise InputError(f"{error}. {remedy}") from None
+    for name, entry in content["benchmarks"].items():
+        if is_rate(entry) and not 0 <= (entry["value"] or 0) <= 1:
+            raise InputError(f"{path}: {name} is {entry['value']}, and a share of 1. {remedy}")
+    return Entrant(path.name, content["benchmarks"], answer_tokens=content.get("max_new_tokens"))
 
 
 def why_not_comparable(name: str, first: Entrant, other: Entrant) -> str:

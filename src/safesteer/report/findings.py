@@ -1,4 +1,4 @@
-"""The findings of a run: its result files, read once; missing ones stay empty.
+"""The findings of a run: the result files of its finished stages, read once, as they were written.
 
 Only reads files: no model is loaded, no lock is taken, nothing is changed.
 """
@@ -6,7 +6,6 @@ Only reads files: no model is loaded, no lock is taken, nothing is changed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from safesteer.evaluate.stored import read_results, read_rows, read_samples, set_order
@@ -40,26 +39,31 @@ class Findings:
 
 
 def read_findings(run: RunDirectory) -> Findings:
-    """Read what `run` holds so far; InputError names a damaged file."""
-    folder = run.path
+    """Read what the finished stages of `run` wrote, and the steps of an unfinished training.
+
+    Raises:
+        InputError: a file is missing, or was changed since it was written.
+    """
+    folder, done = run.path, run.output_hashes
+    run.check_outputs("direction", "tokens", "evaluate")
+    run.check_outputs("train", only=("train/",))  # and not the weights, which nobody reads here
     samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for model, by_set in read_samples(folder).items():
+    for model, by_set in read_samples(folder).items() if done("evaluate") else ():
         for name, rows in by_set.items():
             samples.setdefault(name, {})[model] = rows
+    measured = folder / MEASUREMENTS
+    if measured.is_file():  # not while they are made anew
+        run.check_outputs("report")
     return Findings(
         run,
-        direction=_json(folder / "direction" / "direction.json"),
-        tokens=_json(folder / "tokens" / "safety_tokens.json"),
+        direction=read_json(folder / "direction/direction.json") if done("direction") else None,
+        tokens=read_json(folder / "tokens/safety_tokens.json") if done("tokens") else None,
         steps=read_rows(folder / "train" / "metrics.jsonl"),
-        results=read_results(folder),
+        results=read_results(folder) if done("evaluate") else {},
         samples={name: samples[name] for name in sorted(samples, key=set_order)},
-        measurements=_json(folder / MEASUREMENTS),
+        measurements=read_json(measured) if done("report") and measured.is_file() else None,
         stale=_stale(run),
     )
-
-
-def _json(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
 
 
 def _stale(run: RunDirectory) -> list[str]:

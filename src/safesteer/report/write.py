@@ -19,6 +19,6 @@ def write_report(run: RunDirectory, note: str = "", *, missing_only: bool = Fals
         return
     findings = read_findings(run)
     if PAGE in wanted:
-        write_text(run.path / PAGE, render_page(findings, note))
+        write_text(run.path / PAGE, render_page(findings, note), private=True)
     if CARD in wanted:
         write_text(run.path / CARD, render_card(findings))

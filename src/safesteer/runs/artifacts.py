@@ -21,7 +21,6 @@ from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.models.weights import load_adapter
 from safesteer.prompts import PromptSet, load_prompt_sets
 from safesteer.runs.directory import RunDirectory
-from safesteer.runs.stage import check_outputs
 from safesteer.runs.target import Target
 from safesteer.teacher import Teacher, make_teacher
 
@@ -126,13 +125,12 @@ class RunArtifacts:
 
     def _require(self, stage: str) -> None:
         """Raise InputError unless `stage` is done and its outputs are unchanged."""
-        outputs = self.run.output_hashes(stage)
-        if not outputs:
+        if not self.run.output_hashes(stage):
             raise InputError(
                 f"{self.run.path}: the stage '{stage}' is not finished. Try: `safesteer {stage}"
                 f" {self.run.path}`, or `safesteer run`"
             )
-        check_outputs(self.run.path, outputs)
+        self.run.check_outputs(stage)
 
 
 def load_variants(

@@ -32,7 +32,7 @@ from safesteer.runs.manifest import (
     looks_like_manifest,
     read_manifest,
 )
-from safesteer.runs.stage import StageRecord
+from safesteer.runs.stage import StageRecord, check_outputs
 from safesteer.runs.system import hardware, versions
 
 CONFIG_NAME = "config.yaml"
@@ -130,6 +130,18 @@ class RunDirectory:
         """{path: sha256} of a finished stage, an input of later ones; {} if it is not finished."""
         entry = self.manifest["stages"].get(name)
         return dict(entry["outputs"]) if entry and entry["status"] == "done" else {}
+
+    def check_outputs(self, *stages: str, only: tuple[str, ...] = ("",)) -> None:
+        """Raise InputError unless the outputs of the finished ones of `stages` are unchanged.
+
+        Whoever reads an output calls this first.
+
+        Args:
+            stages: their names.
+            only: the first letters of the paths that are read.
+        """
+        for name in stages:
+            check_outputs(self.path, self.output_hashes(name), only)
 
     def summary(self) -> list[StageCost]:
         """The cost of every stage that was started, in the order of their starts."""

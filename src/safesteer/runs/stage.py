@@ -120,9 +120,11 @@ class StageRecord:
                 raise
             return
         self._record_failure(error)
-        if isinstance(error, OSError) and is_disk_full(error):
-            # Libraries that write checkpoints raise the bare error.
-            raise write_error(error.filename or self._run.path, error) from error
+        explained = isinstance(error, SafeSteerError)
+        if isinstance(error, Exception) and not explained and is_disk_full(error):
+            # Libraries that write checkpoints raise errors of their own.
+            where = getattr(error, "filename", None) or self._run.path
+            raise write_error(where, error) from error
 
     def _record_failure(self, error: BaseException) -> None:
         # On a full disk the record cannot be written either; the first error is the one to show.
@@ -172,12 +174,17 @@ class StageRecord:
         return True
 
 
-def check_outputs(run: Path, outputs: Mapping[str, str]) -> None:
-    """Raise InputError for a file of {path: sha256} that is missing or was changed."""
+def check_outputs(run: Path, outputs: Mapping[str, str], prefix: tuple[str, ...] = ("",)) -> None:
+    """Raise InputError for a file of {path: sha256} that is missing or was changed.
+
+    Only those are read whose path starts with one of `prefix`.
+    """
     for output, expected in outputs.items():
         path = run / output
-        if path.is_file() and sha256_file(path) == expected:
+        if not output.startswith(prefix) or (path.is_file() and sha256_file(path) == expected):
             continue
         what = "was damaged or changed after it was written" if path.exists() else "is missing"
         folders = " and ".join(dict.fromkeys(str(run / o.split("/")[0]) for o in outputs))
-        raise InputError(f"{path} {what}. Try: delete {folders} to make it again, or --fresh")
+        raise InputError(
+            f"{path} {what}. Try: delete {folders} and run `safesteer run {run}` to make it again"
+        )
