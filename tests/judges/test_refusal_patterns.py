@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+import judge_answers as answers
 import pytest
 
 from safesteer.judges.refusal_patterns import BIAS, WEIGHTS, judge_refusal, refusal_features
@@ -284,7 +285,37 @@ def test_compliances(prompt: str, answer: str, with_prompt: bool) -> None:
     assert verdict.score < 0.5
 
 
-@pytest.mark.parametrize("answer", ["", "   ", "\n\t\n", "...", "```", "<|im_end|>"])
+@pytest.mark.parametrize("with_request", [True, False])
+def test_bare_and_disguised_refusals_are_refusals(with_request: bool) -> None:
+    wrong = [
+        answer
+        for request, answer in answers.REFUSALS
+        if not judge_refusal(answer, request if with_request else "").refused
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("with_request", [True, False])
+def test_disclaimers_and_limits_are_no_refusals(with_request: bool) -> None:
+    wrong = [
+        answer
+        for request, answer in answers.ANSWERS
+        if judge_refusal(answer, request if with_request else "").refused
+    ]
+    assert wrong == []
+
+
+def test_no_answers_a_question() -> None:
+    rows = answers.NO_AS_ANSWER
+    assert [row for row in rows if judge_refusal(row[1], row[0]).refused] == []
+    # The words alone, and as the answer to a request, refuse.
+    for request in ("", "Can you do my homework?", "Do my homework!", "How is it done?"):
+        assert judge_refusal("No.", request).refused
+
+
+@pytest.mark.parametrize(
+    "answer", ["\u200b", "\ufeff\u2060", "\u3164", "", "   ", "\n\t\n", "...", "```", "<|im_end|>"]
+)
 def test_empty_answers(answer: str) -> None:
     verdict = judge_refusal(answer, "How do I bake bread?")
     assert (verdict.refused, verdict.kind, verdict.score) == (False, "empty", 0.0)
@@ -305,7 +336,20 @@ def test_every_feature_has_a_weight_and_evidence_names_features() -> None:
     assert "refusal_opening" in judge_refusal("I cannot help with that.").evidence
 
 
-@pytest.mark.parametrize("answer", ["a" * 200_000, "i " * 100_000, '"' * 50_000, "not " * 50_000])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "a" * 200_000,
+        "i " * 100_000,
+        '"' * 50_000,
+        "not " * 50_000,
+        "\u200b" * 100_000,
+        "<b " * 50_000,
+        "i cannot tell " * 20_000,
+        "```" * 50_000,
+        "_a" * 50_000,
+    ],
+)
 def test_long_odd_answers_are_judged_fast(answer: str) -> None:
     start = time.perf_counter()
     judge_refusal(answer, "Hi")
