@@ -150,7 +150,8 @@ def test_each_answer_is_judged_with_its_own_prompt(tiny_chat_model, monkeypatch)
     texts = ["I'm sorry, but I can't assist with that.", "The moon is far.", "no " * 20]
     answers = [tiny_chat_model.chat.answer_ids(text) for text in texts]
     answers[1].append(tiny_chat_model.tokenizer.eos_token_id)
-    monkeypatch.setattr(variant, "generate", lambda *args, **kwargs: answers)
+    batches = [dict(enumerate(answers))]
+    monkeypatch.setattr(variant, "generate_batches", lambda *args, **kwargs: batches)
     rate = refusal_rate(tiny_chat_model, [prompt(i) for i in range(3)])
     assert [s.completion for s in rate.samples] == texts
     assert [s.id for s in rate.samples] == ["id-0", "id-1", "id-2"]
