@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from safesteer.errors import InputError
 from safesteer.prompts import Prompt, load_prompts
+from safesteer.prompts.messages import is_missing
 
 TEXTS = ["How do bees fly?", 'Say "hi", twice.', "Zwei Zeilen,\nund ein Umlaut: ü"]
 
@@ -114,7 +115,9 @@ def test_builtin_sets_ignore_the_column() -> None:
     assert all(prompt.category and prompt.split == "train" for prompt in prompts)
 
 
-PROMPT_TEXTS = st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip)
+PROMPT_TEXTS = st.text(st.characters(exclude_categories=["Cs"])).filter(
+    lambda text: not is_missing(text)
+)
 
 
 @settings(deadline=None)  # a shared machine stalls now and then
@@ -145,13 +148,16 @@ FAULTS: dict[str, tuple[str, str | bytes, str]] = {
         "has no column 'prompt' (did you mean 'promt'?); it has 'promt', 'b'",
     ),
     "no columns at all": ("a.json", "[{}]", "it has no columns"),
-    "number as row": ("a.jsonl", '{"prompt": "a"}\n5\n', "line 2: must be an object, not a number"),
-    "string as line": ("a.jsonl", '"a"\n', "line 1: must be an object, not a string"),
-    "list as row": ("a.json", '["a", []]', "row 2: must be an object, not a list"),
+    "number as row": ("a.jsonl", "5\n", "line 1: must be an object, not a number"),
+    "list as row": ("a.json", "[[]]", "row 1: must be an object, not a list"),
     "null as row": ("a.json", "[null]", "row 1: must be an object, not null"),
     "object as file": ("a.json", '{"prompt": "a"}', "must hold a list of prompts or objects"),
     "truncated json": ("a.json", '["a",\n"b', "line 2: invalid JSON (Unterminated string"),
-    "truncated line": ("a.jsonl", '{"prompt": "a"}\n\n{"pro', "line 3: invalid JSON"),
+    "truncated lines": (
+        "a.jsonl",
+        '{"prompt": "a"}\n\n{"pro\n{"pro\n',
+        "2 of 3 rows are empty or damaged, more than the 5% that are skipped: lines 3, 4: invalid",
+    ),
     "nested too deeply": ("a.json", "[" * 200_000, "this JSON cannot be parsed"),
     "open quote in csv": ("a.csv", 'prompt\n"a\n', "line 2: invalid CSV"),
     "comma without quotes": (
@@ -159,14 +165,16 @@ FAULTS: dict[str, tuple[str, str | bytes, str]] = {
         "prompt\nHi, you\n",
         "line 2: 2 fields, but the header has 1",
     ),
-    "empty prompt": ("a.csv", "prompt,id\nx,1\n ,2\n", "line 3: the prompt in 'prompt' is empty"),
-    "missing prompt": ("a.json", '["a", {"id": 1}]', "row 2: the prompt in 'prompt' is missing"),
+    "empty prompt": ("a.csv", "prompt,id\n ,2\n", "line 2: the prompt in 'prompt' is empty"),
+    "missing prompt": (
+        "a.json",
+        '["a", {"id": 1}, {"id": 2}]',
+        "2 of 3 rows are empty or damaged, more than the 5% that are skipped: rows 2, 3: the"
+        " prompt in 'prompt' is missing. Try: fill it in, or delete the row",
+    ),
     "number as prompt": ("a.jsonl", '{"prompt": 3}', "line 1: the prompt in 'prompt' is not a str"),
     "half a character": ("a.json", '["a\\ud83d"]', "row 1: the prompt in 'prompt' contains half"),
-    "latin-1": ("a.csv", "prompt\nGrüße\n".encode("latin-1"), "is not UTF-8 (byte 10)"),
-    "utf-16": ("a.json", '["a"]'.encode("utf-16"), "is not UTF-8 (byte 1)"),
-    "unknown suffix": ("a.parquet", "x", "has the extension '.parquet', and its format is not"),
-    "no suffix": ("prompts", "x", "has no extension, and its format is not supported"),
+    "unknown suffix": ("a.xlsx", "x", "has the extension '.xlsx', and its format is not"),
     "string as conversation": ("a.csv", "messages\nHi\n", "must be a list of {role, content}"),
     "answer only": (
         "a.json",
@@ -206,7 +214,7 @@ def test_missing_file_names_its_neighbor(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a folder\. Try: a \.json"):
+    with pytest.raises(InputError, match=r"is a folder with no data file\. Try: a \.json"):
         load_prompts(str(tmp_path))
 
 
@@ -273,8 +281,7 @@ def test_hub_faults() -> None:
         InputError, match=r"no split 'train'\. Try: a/b::SPLIT, where SPLIT is one of test, val"
     ):
         load_prompts("a/b")
-    with pytest.raises(InputError, match="a/b::val, row 2: the prompt in 'Goal' is empty"):
-        load_prompts("a/b::val")
+    assert texts(load_prompts("a/b::val")) == ["valued"]
 
 
 def test_hub_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safesteer.config.settings import PromptSettings
 from safesteer.errors import InputError
-from safesteer.prompts import Prompt, PromptSet, load_prompt_set
+from safesteer.prompts import Prompt, PromptSet, load_prompt_set, load_prompt_sets
 from safesteer.prompts.splits import (
     MAXIMUM_COMPARED_PROMPTS,
     _candidate_pairs,
@@ -164,3 +165,21 @@ def test_hash_is_of_the_content(tmp_path: Path) -> None:
     shorter = PromptSet("harmful", "x", loaded.train[1:], loaded.validation, loaded.test)
     assert shorter.sha256 != loaded.sha256
     assert load_prompt_set("harmful").sha256 != load_prompt_set("harmless").sha256
+
+
+def test_one_column_per_set(tmp_path: Path) -> None:
+    paths = {}
+    for name, column in {"harmful": "ask", "harmless": "task"}.items():
+        paths[name] = tmp_path / f"{name}.csv"
+        paths[name].write_text(f"{column}\n" + "".join(f"{name} {n}\n" for n in range(5)))
+    chosen = PromptSettings(
+        harmful=str(paths["harmful"]),
+        harmless=str(paths["harmless"]),
+        column="harmful=ask, harmless=task",
+    )
+    sets = load_prompt_sets(chosen)
+    assert [len(sets[name].train + sets[name].test) for name in paths] == [4, 4]
+    with pytest.raises(InputError, match="no prompt set named 'harmles'"):
+        load_prompt_sets(chosen.model_copy(update={"column": "harmful=ask,harmles=task"}))
+    with pytest.raises(InputError, match="has no column 'ask'"):
+        load_prompt_sets(chosen.model_copy(update={"column": "ask"}))

@@ -22,6 +22,7 @@ from safesteer.report.rows import step_words
 
 PLAIN_WIDTH = 110  # columns, where the output has no width of its own
 PLAIN_SECONDS = 2.0  # at least, between two plain lines
+_PROMPTS = "safesteer.prompts"  # the logger of prompt files
 
 
 def make_reporter(quiet: bool) -> CommandReporter:
@@ -75,10 +76,12 @@ class CommandReporter(Reporter):
 
     def __enter__(self) -> CommandReporter:
         logging.getLogger("safesteer").addHandler(self._notes)
+        logging.getLogger(_PROMPTS).setLevel(logging.INFO)
         return self
 
     def __exit__(self, *error: object) -> None:
         logging.getLogger("safesteer").removeHandler(self._notes)
+        logging.getLogger(_PROMPTS).setLevel(logging.NOTSET)
         self.finish()
 
     def finish(self) -> None:
@@ -86,14 +89,20 @@ class CommandReporter(Reporter):
 
 
 class _NoteHandler(logging.Handler):
-    """Turns warnings of this package's modules into notes."""
+    """Turns warnings of this package's modules, and the line of each prompt file, into notes."""
 
     def __init__(self, reporter: Reporter) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._reporter = reporter
+        self._loaded: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._reporter.note(record.getMessage())
+        text = record.getMessage()
+        if record.name.startswith(_PROMPTS):  # several stages load the same prompts
+            if text in self._loaded:
+                return
+            self._loaded.add(text)
+        self._reporter.note(text)
 
 
 class PrintingReporter(CommandReporter):

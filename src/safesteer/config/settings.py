@@ -82,7 +82,8 @@ class PromptSettings(Section):
     builtin."""
 
     column: str | None = None
-    """Read prompts from the column of this name; null finds it."""
+    """Read prompts from the column of this name, or one per set:
+    harmful=COLUMN,harmless=COLUMN; null finds it."""
 
 
 class DirectionSettings(Section):

@@ -5,7 +5,7 @@ length by the key ``pair``.
 """
 
 from safesteer.prompts.load import Prompt, load_prompts
-from safesteer.prompts.readers import PROMPT_SETS
+from safesteer.prompts.rows import PROMPT_SETS
 from safesteer.prompts.splits import PromptSet, load_prompt_set, load_prompt_sets
 
 __all__ = [

@@ -1,63 +1,63 @@
-"""Rows of JSON, JSON Lines and CSV files, hub data sets and our own data, each with its place."""
+"""Sources of prompts: files, folders, hub data sets and our own sets, each as a table of rows."""
 
 from __future__ import annotations
 
-import csv
+import gzip
 import importlib
-import io
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from safesteer.errors import InputError, nearest
-
-# The prompt sets of a run, in the order in which results show them.
-PROMPT_SETS = ("harmful", "harmless", "borderline")
-BUILTIN_PREFIX = "builtin:"
-READABLE_SUFFIXES = (".json", ".jsonl", ".csv")
-# Such a source is taken for a file, although "data/prompts.txt" could be a hub id.
-OTHER_FILE = re.compile(
-    r"\.(txt|md|tsv|parquet|arrow|ya?ml|toml|xml|html?|xlsx?|ods|ndjson|pkl|pt|gz|zip)",
-    re.IGNORECASE,
+from safesteer.errors import InputError, nearest, one_line
+from safesteer.prompts.encodings import decode
+from safesteer.prompts.formats import (
+    BINARY_FORMATS,
+    TEXT_FORMATS,
+    numbered,
+    parse_text,
+    read_binary,
 )
+from safesteer.prompts.rows import PROMPT_SETS, Row, Table
+
+BUILTIN_PREFIX = "builtin:"
+FORMATS = (*TEXT_FORMATS, *BINARY_FORMATS)
+_SHOWN_FORMATS = ".jsonl, .json, .csv, .tsv, .txt or .parquet"
+# Such a source is taken for a file, although "data/prompts.md" could be a hub id.
+OTHER_FILE = re.compile(r"\.(md|toml|xml|html?|xlsx?|ods|pkl|pt|gz|zip)", re.IGNORECASE)
 HUB_ID = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[^:@]*))?(:(?P<split>[^:@]*))?"
     r"(@(?P<revision>[^@]+))?"
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a source."""
+def read_table(source: str | Path, column: str | None = None) -> Table:
+    """Read all rows of a file, a folder, a hub data set or "builtin:NAME".
 
-    place: str  # "line 3" or "row 3", counted from 1, for messages
-    values: dict[str, object]  # {column: value}
-
-
-def read_rows(source: str | Path, column: str | None = None) -> list[Row]:
-    """Read all rows of a file, a hub data set or "builtin:NAME".
-
-    `column` names the only column of a JSON list of strings; "prompt" by default.
+    `column` names the only column of a list of strings; "prompt" by default.
     """
     text = str(source)
     if text == "builtin" or text.startswith(BUILTIN_PREFIX):
-        rows = _read_builtin(text)
+        table = _read_builtin(text)
     elif isinstance(source, Path) or is_file_source(text):
-        rows = _read_file(Path(source), column or "prompt")
+        table = _read_path(Path(source), column)
     else:
-        rows, _ = read_hub(text)
-    if not rows:
+        table, _ = read_hub(text)
+    if not table.rows:
         raise InputError(f"{text} holds no prompts. Try: a source with at least one row")
-    return rows
+    return table
+
+
+def read_rows(source: str | Path) -> list[Row]:
+    """Read all rows of a source; a row that cannot be read is an error."""
+    return read_table(source).complete()
 
 
 def is_file_source(text: str) -> bool:
     """Whether a source is a file rather than a hub id, by its form or because it exists."""
     path = Path(text)
-    if text.startswith((".", "/", "~")) or path.suffix.lower() in READABLE_SUFFIXES:
+    if text.startswith((".", "/", "~")) or path.suffix.lower() in FORMATS:
         return True
     try:
         return OTHER_FILE.fullmatch(path.suffix) is not None or (text != "" and path.exists())
@@ -65,7 +65,7 @@ def is_file_source(text: str) -> bool:
         return False
 
 
-def _read_builtin(source: str) -> list[Row]:
+def _read_builtin(source: str) -> Table:
     name = source.removeprefix(BUILTIN_PREFIX)
     if name not in PROMPT_SETS:
         choices = ", ".join(BUILTIN_PREFIX + known for known in PROMPT_SETS)
@@ -73,120 +73,85 @@ def _read_builtin(source: str) -> list[Row]:
             f"no prompt set named {source!r}{nearest(source, choices.split(', '))}. Try: {choices}"
         )
     file = resources.files("safesteer.prompts") / "data" / f"{name}.jsonl"
-    return list(_parse_json_lines(file.read_text(encoding="utf-8"), source))
+    return parse_text(file.read_text(encoding="utf-8"), ".jsonl", source, None)
 
 
-def _read_file(path: Path, column: str) -> list[Row]:
+def _read_path(path: Path, column: str | None) -> Table:
     source = str(path)
-    suffix = path.suffix.lower()
     try:
         path = path.expanduser()
         if path.is_dir():
-            raise InputError(f"{source} is a folder. Try: a .json, .jsonl or .csv file in it")
-        if not path.exists():
-            siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise InputError(
-                f"{source} does not exist{nearest(path.name, siblings)}. Try: check the path"
-            )
-        if suffix not in READABLE_SUFFIXES:
-            raise InputError(
-                f"{source} has {f'the extension {suffix!r}' if suffix else 'no extension'}, and"
-                " its format is not supported. Try: save the prompts as .json, .jsonl or .csv"
-            )
-        # utf-8-sig: spreadsheets write a byte-order mark.
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+            if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+                return _read_saved(path, source)
+            path = _only_file(path, source)
+            source = f"{source}/{path.name}"
+        return _read_file(path, source, column)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
-            f"{source} is not UTF-8 (byte {error.start + 1}). Try: save it as UTF-8"
+            f"{source} is not a complete .gz file ({error}). Try: download or write it again"
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"{source} cannot be read ({error}). Try: check the path and its permissions"
+            f"{source} cannot be read ({one_line(error)}). Try: check the path and its permissions"
         ) from error
-    if suffix == ".json":
-        return list(_parse_json(text, source, column))
-    if suffix == ".jsonl":
-        return list(_parse_json_lines(text, source))
-    return list(_parse_csv(text, source))
 
 
-def _parse_json(text: str, source: str, column: str) -> Iterator[Row]:
-    if not text.strip():
-        return
-    values = _decode_json(text, source, first_line=1)
-    if not isinstance(values, list):
+def _read_file(path: Path, source: str, column: str | None) -> Table:
+    if not path.exists():
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(
-            f"{source} must hold a list of prompts or objects, not {_kind(values)}."
-            " Try: put the rows between [ and ]"
+            f"{source} does not exist{nearest(path.name, siblings)}. Try: check the path"
         )
-    for number, value in enumerate(values, start=1):
-        if isinstance(value, str):
-            value = {column: value}
-        yield _object_row(value, source, f"row {number}")
-
-
-def _parse_json_lines(text: str, source: str) -> Iterator[Row]:
-    # Not splitlines(): a JSON string may hold U+2028, which does not end a row.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            value = _decode_json(line, source, first_line=number)
-            yield _object_row(value, source, f"line {number}")
-
-
-def _parse_csv(text: str, source: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for fields in reader:
-            if not fields:  # an empty line
-                continue
-            place = f"line {reader.line_num}"
-            if len(fields) > len(header):
-                raise InputError(
-                    f"{source}, {place}: {len(fields)} fields, but the header has {len(header)}."
-                    " Try: put quotes around fields with commas"
-                )
-            yield Row(place, dict(zip(header, fields, strict=False)))
-    except csv.Error as error:
+    packed = path.suffix.lower() == ".gz"
+    suffix = (path.with_suffix("") if packed else path).suffix.lower()
+    if suffix and suffix not in FORMATS:
         raise InputError(
-            f"{source}, line {reader.line_num}: invalid CSV ({error})."
-            " Try: check the quotes, or save the prompts as .jsonl"
-        ) from error
-
-
-def _decode_json(text: str, source: str, first_line: int) -> object:
-    try:
-        value: object = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(
-            f"{source}, line {line}: invalid JSON ({error.msg} at column {error.colno})."
-            " Try: correct the line, or write the file again if it was truncated"
-        ) from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, a number of 5,000 digits
-        raise InputError(
-            f"{source}, line {first_line}: this JSON cannot be parsed ({error}). Try: simplify it"
-        ) from error
-    return value
-
-
-def _object_row(value: object, source: str, place: str) -> Row:
-    if not isinstance(value, dict):
-        raise InputError(
-            f'{source}, {place}: must be an object, not {_kind(value)}. Try: {{"prompt": "..."}}'
+            f"{source} has the extension {suffix!r}, and its format is not supported."
+            f" Try: save the prompts as {_SHOWN_FORMATS}"
         )
-    return Row(place, value)
+    if suffix in BINARY_FORMATS:
+        return read_binary(path, suffix, source)
+    data = path.read_bytes()
+    text, note = decode(gzip.decompress(data) if packed else data, source)
+    table = parse_text(text, suffix, source, column)
+    return Table(source, table.rows, (*table.notes, note) if note else table.notes)
 
 
-def _kind(value: object) -> str:
-    """The JSON name of the type of `value`, with its article."""
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", dict: "an object", list: "a list", str: "a string"}
-    return names.get(type(value), "a number")
+def _only_file(folder: Path, source: str) -> Path:
+    """The only data file of a folder."""
+    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+    data = [f for f in files if f.with_suffix(f.suffix.lower()).name.endswith(_DATA_FILES)]
+    if len(data) == 1:
+        return data[0]
+    names = ", ".join(file.name for file in data[:6]) + ", ..." * (len(data) > 6)
+    found = f"{len(data)} data files ({names})" if data else "no data file"
+    raise InputError(f"{source} is a folder with {found}. Try: a {_SHOWN_FORMATS} file in it")
 
 
-def read_hub(source: str) -> tuple[list[Row], str | None]:
+_DATA_FILES = tuple(
+    form + packed
+    for form in (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+    for packed in ("", ".gz")
+)
+
+
+def _read_saved(path: Path, source: str) -> Table:
+    """A folder that `save_to_disk` of the package datasets has written."""
+    datasets = _datasets(source)
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # any of the library's or of Arrow's
+        raise InputError(
+            f"{source} cannot be loaded as a saved data set ({one_line(error):.160})."
+            " Try: save it again"
+        ) from error
+    if isinstance(saved, datasets.Dataset):
+        return Table(source, numbered(list(map(dict, saved))))
+    part, notes = _part(saved, None, source, f"{source}/SPLIT")
+    return Table(source, numbered(list(map(dict, part))), notes)
+
+
+def read_hub(source: str) -> tuple[Table, str | None]:
     """Read the rows of a hub data set, and their commit where the library reveals it.
 
     `source` is owner/name or owner/name:config:split, either with @revision (branch, tag, commit).
@@ -194,18 +159,12 @@ def read_hub(source: str) -> tuple[list[Row], str | None]:
     hub_id = HUB_ID.fullmatch(source)
     if hub_id is None:
         raise InputError(
-            f"{source!r} is not a prompt source. Try: a .json, .jsonl or .csv file, a hub data set"
-            " (owner/name or owner/name:config:split), or builtin:NAME"
+            f"{source!r} is not a prompt source. Try: a {_SHOWN_FORMATS} file, a hub data"
+            " set (owner/name or owner/name:config:split), or builtin:NAME"
         )
     name, config, split = hub_id["name"], hub_id["config"], hub_id["split"]
     revision = {"revision": hub_id["revision"]} if hub_id["revision"] else {}
-    try:
-        # Slow to import, and needed here only.
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise InputError(
-            f"{source}: hub data sets need the package datasets. Try: pip install datasets"
-        ) from error
+    datasets = _datasets(source)
     try:
         parts = datasets.load_dataset(name, config or None, **revision)
     # The library raises a dozen unrelated types for an unknown id, a gated set or no network.
@@ -215,15 +174,33 @@ def read_hub(source: str) -> tuple[list[Row], str | None]:
             f"{source} is not a file, and cannot be loaded as a hub data set ({reason})."
             " Try: check the name and the network"
         ) from error
+    part, notes = _part(parts, split, source, f"{name}:{config or ''}:SPLIT")
+    return Table(source, numbered(list(map(dict, part))), notes), commit_of(part)
+
+
+def _part(
+    parts: Any, split: str | None, source: str, form: str
+) -> tuple[Any, tuple[str, ...]]:  # the split, notes
+    """The split that is named, or the only one, or train."""
     known = [str(part) for part in parts]
-    split = split or (known[0] if len(known) == 1 else "train")
-    if split not in known:
+    chosen = split or (known[0] if len(known) == 1 else "train")
+    if chosen not in known:
         raise InputError(
-            f"{source} has no split {split!r}{nearest(split, known)}."
-            f" Try: {name}:{config or ''}:SPLIT, where SPLIT is one of {', '.join(known)}"
+            f"{source} has no split {chosen!r}{nearest(chosen, known)}."
+            f" Try: {form}, where SPLIT is one of {', '.join(known)}"
         )
-    rows = [Row(f"row {number}", dict(row)) for number, row in enumerate(parts[split], start=1)]
-    return rows, commit_of(parts[split])
+    others = ", ".join(name for name in known if name != chosen)
+    unread = not split and others
+    return parts[chosen], (f"split {chosen} is read, not {others}",) if unread else ()
+
+
+def _datasets(source: str) -> Any:
+    try:
+        return importlib.import_module("datasets")  # slow to import
+    except ImportError as error:
+        raise InputError(
+            f"{source}: hub data sets need the package datasets. Try: pip install datasets"
+        ) from error
 
 
 def commit_of(part: object) -> str | None:

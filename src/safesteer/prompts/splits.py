@@ -17,7 +17,8 @@ from pathlib import Path
 from safesteer.config.settings import PromptSettings
 from safesteer.errors import InputError, nearest
 from safesteer.prompts.load import Prompt, load_prompts
-from safesteer.prompts.readers import BUILTIN_PREFIX, PROMPT_SETS
+from safesteer.prompts.readers import BUILTIN_PREFIX
+from safesteer.prompts.rows import PROMPT_SETS
 
 SHARES = {"train": 0.60, "validation": 0.15, "test": 0.25}
 SPLIT_NAMES = {name: name for name in SHARES} | {"val": "validation", "dev": "validation"}
@@ -81,7 +82,7 @@ def load_prompt_set(
             f" Try: {', '.join(PROMPT_SETS)}"
         )
     place = BUILTIN_PREFIX + name if str(source) == "builtin" else source
-    prompts = load_prompts(place, column=column)
+    prompts = load_prompts(place, column=column, name=name)
     if len(prompts) < MINIMUM_PROMPTS:
         raise InputError(
             f"{place} holds {len(prompts)} different prompts; train, validation and test need at"
@@ -96,10 +97,25 @@ def load_prompt_set(
 
 def load_prompt_sets(settings: PromptSettings, seed: int = 0) -> dict[str, PromptSet]:
     """Load the three sets that the settings name: {name: set}."""
+    columns = _columns(settings.column)
     return {
-        name: load_prompt_set(name, getattr(settings, name), column=settings.column, seed=seed)
+        name: load_prompt_set(name, getattr(settings, name), column=columns.get(name), seed=seed)
         for name in PROMPT_SETS
     }
+
+
+def _columns(setting: str | None) -> dict[str, str]:
+    """{set: column} of `prompts.column`: one for all sets, or SET=COLUMN,SET=COLUMN."""
+    pairs = [part.partition("=") for part in (setting or "").split(",")]
+    sets = [name.strip() for name, _, _ in pairs]
+    if setting is None or not any(name in PROMPT_SETS and column for name, _, column in pairs):
+        return dict.fromkeys(PROMPT_SETS, setting) if setting is not None else {}
+    if unknown := [name for name in sets if name not in PROMPT_SETS]:
+        raise InputError(
+            f"prompts.column = {setting!r}: no prompt set named {unknown[0]!r}"
+            f"{nearest(unknown[0], PROMPT_SETS)}. Try: harmful=COLUMN,harmless=COLUMN"
+        )
+    return {name: column.strip() for name, (_, _, column) in zip(sets, pairs, strict=True)}
 
 
 def _named_splits(prompts: Sequence[Prompt], source: str | Path) -> dict[str, list[Prompt]]:

@@ -20,8 +20,9 @@ from safesteer.evaluate.benchmarks.table import find_benchmark
 from safesteer.evaluate.metrics import WIN_RATE
 from safesteer.files import read_json, sha256_file
 from safesteer.prompts import PROMPT_SETS, Prompt, PromptSet
-from safesteer.prompts.load import prompts_of_rows
-from safesteer.prompts.readers import Row, is_file_source, read_hub, read_rows
+from safesteer.prompts.load import prompts_of_table
+from safesteer.prompts.readers import is_file_source, read_hub, read_rows, read_table
+from safesteer.prompts.rows import Table
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def _load(benchmark: Benchmark, settings: EvaluateSettings, own: Mapping[str, Pr
         return _load_harness(benchmark, settings, given)
     if plain == "jailbreaks":
         return _load_jailbreaks(benchmark, settings, given)
-    rows, where, source = _rows(benchmark, settings, given)
-    prompts, references = _prompts(benchmark, rows, where, source["from"])
+    table, where, source = _table(benchmark, settings, given)
+    prompts, references = _prompts(benchmark, table, where, source["from"])
     kept = [prompts[index] for index in evenly(len(prompts), settings.limit)]
     items = [_item(benchmark, prompt, references.get(prompt.text, "")) for prompt in kept]
     return Loaded(benchmark, items, source)
@@ -129,23 +130,23 @@ def _item(benchmark: Benchmark, prompt: Prompt, reference: str = "") -> Item:
     return Item(reworded, prompt.text, form.prefill, reference)
 
 
-def _rows(
+def _table(
     benchmark: Benchmark, settings: EvaluateSettings, given: str | None
-) -> tuple[list[Row], Hub | File | None, dict[str, Any]]:
+) -> tuple[Table, Hub | File | None, dict[str, Any]]:
     """The rows, the entry's source whose column and filter apply to them, and their record."""
     name = benchmark.name
     if given is not None and is_file_source(given):
         path = Path(given).expanduser()
-        rows = read_rows(path)
-        return rows, _matching_source(benchmark, rows), _file_record(path, path.name)
+        table = read_table(path)
+        return table, _matching_source(benchmark, table), _file_record(path, path.name)
     if given is not None:
-        rows, revision = _read_hub(benchmark, given)
-        return rows, _matching_source(benchmark, rows), {"from": given, "revision": revision}
+        table, revision = _read_hub(benchmark, given)
+        return table, _matching_source(benchmark, table), {"from": given, "revision": revision}
     if settings.data_dir is not None:
         paths = [Path(settings.data_dir).expanduser() / file.path for file in benchmark.files]
         for file, path in zip(benchmark.files, paths, strict=True):
             if path.is_file():
-                return read_rows(path), file, _file_record(path, file.path)
+                return read_table(path), file, _file_record(path, file.path)
         expected = " or ".join(map(str, paths))
         raise InputError(
             f"benchmark {name}: there is no file {expected}. Try: put it there, or set"
@@ -160,16 +161,16 @@ def _rows(
     if hub.file is not None:
         path = _download(benchmark, hub)
         # The hub's cache keeps a file in a folder named after its commit.
-        return read_rows(path), hub, {"from": str(hub), "revision": path.parent.name}
-    rows, revision = _read_hub(benchmark, str(hub))
-    return rows, hub, {"from": str(hub), "revision": revision or hub.revision}
+        return read_table(path), hub, {"from": str(hub), "revision": path.parent.name}
+    table, revision = _read_hub(benchmark, str(hub))
+    return table, hub, {"from": str(hub), "revision": revision or hub.revision}
 
 
 def _file_record(path: Path, shown: str) -> dict[str, Any]:
     return {"from": shown, "sha256": sha256_file(path)}
 
 
-def _read_hub(benchmark: Benchmark, source: str) -> tuple[list[Row], str | None]:
+def _read_hub(benchmark: Benchmark, source: str) -> tuple[Table, str | None]:
     try:
         return read_hub(source)
     except InputError as error:
@@ -199,35 +200,40 @@ def _unreachable(benchmark: Benchmark, source: str, reason: str, hint: str = "")
     return InputError(f"benchmark {benchmark.name}: {reason}. Try: {', or '.join(hints)}")
 
 
-def _matching_source(benchmark: Benchmark, rows: list[Row]) -> Hub | File | None:
+def _matching_source(benchmark: Benchmark, table: Table) -> Hub | File | None:
     """The entry's source whose columns a user's file has; None takes the file as it is."""
-    columns = {name for row in rows for name in row.values}
+    columns = set(table.columns)
     sources = [source for source in (benchmark.hub, *benchmark.files) if source is not None]
     return next((s for s in sources if s.column in columns and set(s.where) <= columns), None)
 
 
 def _prompts(
-    benchmark: Benchmark, rows: list[Row], where: Hub | File | None, source: str
+    benchmark: Benchmark, table: Table, where: Hub | File | None, source: str
 ) -> tuple[list[Prompt], dict[str, str]]:  # prompts, {prompt: reference answer}
     column = where.column if where else None
     wanted = dict(where.where) if where else {}
-    columns = {name for row in rows for name in row.values}
     for name in wanted:
-        if name not in columns:
+        if name not in table.columns:
             raise InputError(
                 f"benchmark {benchmark.name}: {source} has no column '{name}', which selects its"
                 " rows. Try: the file as its authors publish it"
             )
-    kept = [row for row in rows if all(row.values.get(k) == v for k, v in wanted.items())]
-    if not kept:
+    kept = [
+        row
+        for row in table.rows
+        if row.fault or all(row.values.get(k) == v for k, v in wanted.items())
+    ]
+    if wanted and all(row.fault for row in kept):
         chosen = " and ".join(f"{name} = {value}" for name, value in wanted.items())
         raise InputError(
             f"benchmark {benchmark.name}: {source} has no row with {chosen}."
             " Try: the file as its authors publish it"
         )
-    kept = [_first_turn(row, column) for row in kept]
+    # Of a user's own file with labels, those rows are taken that the benchmark is about.
+    kind = "harmful" if benchmark.kind == "safety" else "harmless"
+    of_source = Table(source, kept, table.notes)
     try:
-        prompts = prompts_of_rows(kept, source, column=column)
+        prompts = prompts_of_table(of_source, column=column, name=None if where else kind)
     except InputError as error:
         raise InputError(f"benchmark {benchmark.name}: {error}") from None
     references = {}
@@ -236,14 +242,6 @@ def _prompts(
             answer = row.values.get("output")
             references[str(row.values.get(column or ""))] = str(answer) if answer else ""
     return prompts, references
-
-
-def _first_turn(row: Row, column: str | None) -> Row:
-    """The row with its prompt as a string: SORRY-Bench stores a list of one string."""
-    value = row.values.get(column or "")
-    if isinstance(value, list) and value and isinstance(value[0], str):
-        return replace(row, values={**row.values, column or "": value[0]})
-    return row
 
 
 def _load_jailbreaks(benchmark: Benchmark, settings: EvaluateSettings, given: str | None) -> Loaded:

@@ -1,0 +1,162 @@
+"""Columns that a prompt needs beside it: joined to it, or the row is skipped."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+
+from safesteer.prompts.messages import (
+    Messages,
+    find_request,
+    is_missing,
+    parse_prompt,
+    request_of,
+)
+from safesteer.prompts.rows import CONVERSATION_COLUMNS, Skipped
+
+# {column: text between it and the prompt}; HarmBench's as in its own code
+_BEFORE = {
+    "contextstring": "\n\n---\n\n",
+    "context": "\n\n",
+    "passage": "\n\n",
+    "paragraph": "\n\n",
+    "article": "\n\n",
+    "document": "\n\n",
+    "story": "\n\n",
+}
+_INPUT = "input"  # Alpaca's
+_CHOICES = ("choices", "options")
+_LETTERS = ("a", "b", "c", "d")  # columns of MMLU's own files
+_SYSTEM = ("system", "system_prompt", "system_message")
+_HISTORY = ("history", "chat_history", "conversation_history")
+_TOOLS = ("tools", "functions")
+_PICTURES = ("image", "images")
+
+
+def read_prompt(
+    values: Mapping[str, object], column: str, *, named: bool
+) -> tuple[Messages, list[str], str]:
+    """The messages of a row, the columns joined to its prompt, and a note on what was left out.
+
+    Args:
+        values: {column: cell}.
+        column: of the prompt.
+        named: whether the user named the column; a conversation beside it is not looked at then.
+
+    Raises:
+        Skipped: the row holds no prompt, or one that text cannot render.
+    """
+    cells = {name.lower().strip(): value for name, value in values.items()}
+    own = column.lower().strip()
+    value = values.get(column)
+    if own == "adversarial" and not named and is_missing(value):  # WildJailbreak's plain requests
+        value = cells.get("vanilla", value)
+    messages, note = parse_prompt(value, column)
+    others = {n: c for n, c in cells.items() if n != own and not is_missing(c)}
+    for name in _PICTURES:
+        if name in others:
+            raise Skipped("with a picture", hint="rows of text alone")
+    for name in _TOOLS:
+        if name in others and str(others[name]).strip() not in ("[]", "{}"):
+            raise Skipped("that ask with tools", hint="rows without tools")
+    joined: list[str] = []
+    if not isinstance(value, list) or len(messages) == 1:
+        messages = [*messages[:-1], _with_fields(messages[-1], others, joined)]
+        if not joined and not named and own not in CONVERSATION_COLUMNS:
+            messages = _conversation_beside(messages, others, column, joined)
+    messages = _with_history(messages, others, joined)
+    system = next((name for name in _SYSTEM if name in others), None)
+    if system is not None and messages[0]["role"] != "system":
+        content = others[system]
+        if not isinstance(content, str):
+            raise Skipped(f"whose {system!r} is no text", hint=f"a text in {system!r}")
+        messages = [{"role": "system", "content": content}, *messages]
+        joined.append(system)
+    return messages, joined, note
+
+
+def _with_fields(
+    message: dict[str, str], others: Mapping[str, object], joined: list[str]
+) -> dict[str, str]:
+    text = message["content"]
+    for name, between in _BEFORE.items():
+        if name in others and (before := _text(others[name], name)) not in text:
+            text = before + between + text
+            joined.append(name)
+    if _INPUT in others and (after := _text(others[_INPUT], _INPUT)) not in text:
+        if message["content"] in after:  # the prompt once more, as a model was asked it
+            after = ""
+        else:
+            text += "\n\n" + after
+            joined.append(_INPUT)
+    for name in _CHOICES:
+        if name in others:
+            text += "\n\n" + _choices(others[name], name)
+            joined.append(name)
+    if all(isinstance(others.get(letter), str) for letter in _LETTERS):
+        text += "\n\n" + _choices([others[letter] for letter in _LETTERS], "A")
+        joined.append("A, B, C, D")
+    return {**message, "content": text}
+
+
+def _text(value: object, name: str) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise Skipped(f"whose {name!r} is no text", hint=f"a text in {name!r}")
+
+
+def _choices(value: object, name: str) -> str:
+    """Choices as lines "A. ...", from the forms of MMLU, ARC and others."""
+    if isinstance(value, str):
+        return value
+    labels: list[object] = list(string.ascii_uppercase)
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
+        labels, value = value.get("label") or labels, value["text"]
+    elif isinstance(value, Mapping):
+        labels, value = list(value), list(value.values())
+    elif isinstance(value, list) and all(isinstance(v, Mapping) and "text" in v for v in value):
+        labels = [v.get("label", letter) for v, letter in zip(value, labels, strict=False)]
+        value = [v["text"] for v in value]
+    if not isinstance(value, list) or any(not isinstance(v, str | int | float) for v in value):
+        raise Skipped(f"whose {name!r} are no texts", hint=f"a list of texts in {name!r}")
+    return "\n".join(f"{label}. {text}" for label, text in zip(labels, value, strict=False))
+
+
+def _conversation_beside(
+    messages: Messages, others: Mapping[str, object], column: str, joined: list[str]
+) -> Messages:
+    """The conversation that leads to the prompt, where the row also has one."""
+    name = next((name for name in CONVERSATION_COLUMNS if name in others), None)
+    if name is None or not isinstance(others[name], list):
+        return messages
+    found = find_request(others[name], messages[-1]["content"], name)  # type: ignore[arg-type]
+    if found is None:
+        raise Skipped(
+            f"whose {name!r} do not contain their {column!r}",
+            hint=f"--column {column} or --column {name}, which says what to read",
+        )
+    if len(found) > 1:
+        joined.append(name)
+    return found
+
+
+def _with_history(messages: Messages, others: Mapping[str, object], joined: list[str]) -> Messages:
+    """The messages after the earlier turns: pairs of request and answer, or messages."""
+    name = next((name for name in _HISTORY if name in others), None)
+    if name is None:
+        return messages
+    turns = others[name]
+    if isinstance(turns, list) and all(isinstance(t, list) and len(t) == 2 for t in turns):
+        turns = [
+            {"role": role, "content": text}
+            for pair in turns
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+    if not isinstance(turns, list):
+        raise Skipped(f"whose {name!r} is no conversation", hint=f"rows without {name!r}")
+    leading = 1 if messages[0]["role"] == "system" else 0
+    earlier = request_of([*turns, {"role": "user", "content": messages[-1]["content"]}], name)
+    joined.append(name)
+    return [*messages[:leading], *earlier[:-1], *messages[leading:]]
