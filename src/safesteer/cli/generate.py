@@ -32,7 +32,7 @@ def generate(
     prompts: Annotated[
         Path,
         typer.Option(
-            "--prompts", metavar="FILE", help="Answer the prompts of this JSONL, JSON or CSV file."
+            "--prompts", metavar="FILE", help="Answer the prompts of this file: JSONL, CSV, text..."
         ),
     ],
     output: Annotated[
@@ -49,7 +49,7 @@ def generate(
         typer.Option(
             "--column",
             help="Read prompts from the column of this name.",
-            show_default="prompt or instruction",
+            show_default="prompt, instruction, messages or another known name",
         ),
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
@@ -70,20 +70,20 @@ def generate(
     from safesteer.runs.manifest import canonical_hash
     from safesteer.runs.target import find_target
 
-    rows = load_prompts(prompts, column=column, keep_duplicates=True)
     name = chosen_variant(base, teacher)
     found = find_target(target, **settings.arguments())
-    facts = {
-        "prompts": canonical_hash([row.messages for row in rows]),
-        "variant": name if found.is_run else "model",
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "seed": found.settings.seed,
-        "model settings": found.settings.model.model_dump(mode="json"),
-        "teacher settings": found.settings.teacher.model_dump(mode="json") if teacher else None,
-    }
-    file = AnswerFile(output, len(rows), facts, force=force, inputs=(prompts,))
     with make_reporter(quiet) as reporter:
+        rows = load_prompts(prompts, column=column, keep_duplicates=True)
+        facts = {
+            "prompts": canonical_hash([row.messages for row in rows]),
+            "variant": name if found.is_run else "model",
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "seed": found.settings.seed,
+            "model settings": found.settings.model.model_dump(mode="json"),
+            "teacher settings": found.settings.teacher.model_dump(mode="json") if teacher else None,
+        }
+        file = AnswerFile(output, len(rows), facts, force=force, inputs=(prompts,))
         reporter.start(target)
         from safesteer.models.generate import Decoding
         from safesteer.runs.artifacts import load_variants
