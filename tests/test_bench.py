@@ -25,7 +25,7 @@ PACKAGES = {
     "bench.memory": ["prediction", "gpus"],
     "bench.evidence": ["benchmarks", "unseen", "solutions", "probe", "gate"],
 }
-SINGLE = ["bench.judge_accuracy", "bench.methods"]
+SINGLE = ["bench.hostile", "bench.judge_accuracy", "bench.methods"]
 STUDIES = [f"research.{path.stem}" for path in (ROOT / "research").glob("[a-z]*.py")]
 COMMANDS = [
     *([package, script] for package, scripts in PACKAGES.items() for script in scripts),

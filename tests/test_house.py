@@ -52,6 +52,7 @@ TESTS_THAT_SPAN = {
     "test_house.py": "the whole source",
     "test_docs.py": "the documentation",
     "test_bench.py": "the scripts of bench and research",
+    "test_hostile.py": "the hostile cases of bench",
     "examples/test_examples.py": "the examples folder",
     "cli/test_devices.py": "the command in several processes",
     "cli/test_push.py": "the command, the push and a stand-in of the hub",

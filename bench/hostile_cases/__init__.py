@@ -1,0 +1,1 @@
+"""The cases of `bench.hostile`, one module per kind."""

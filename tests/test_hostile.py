@@ -1,0 +1,26 @@
+"""The hostile cases of bench: their number, and a tenth of them run. (pytest this file)"""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def hostile(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return import_module("bench.hostile")
+
+
+def test_there_are_enough_cases_and_a_tenth_of_each_kind(hostile):
+    every, tenth = hostile.all_cases(), hostile.all_cases(share=10)
+    assert len(every) == len({case.id for case in every}) >= 500
+    assert sum(case.kills for case in every) >= 100
+    assert len(every) / 10 <= len(tenth) <= len(every) / 10 + len(hostile.KINDS)
+    assert {case.kind for case in tenth} == {case.kind for case in every}
+    assert max(Counter(case.kind for case in every).values()) < len(every) / 2
