@@ -12,3 +12,13 @@ def test_chat_shows_both_sides(safesteer, finished_run, monkeypatch):
     assert outcome.code == 0
     for name in ("base", "aligned"):
         assert outcome.out.count(f"{name}>") == 2
+
+
+def test_a_byte_that_is_no_text_is_said_and_survived(safesteer, finished_run, monkeypatch):
+    for encoding, errors in (("utf-8", "strict"), ("ascii", "surrogateescape")):
+        typed = io.BytesIO(b"Hel\xfflo\nAnd now?\n")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed, encoding, errors))
+        outcome = safesteer("chat", finished_run, "--max-new-tokens=2")
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("base>") == 2
+        assert outcome.out.count("note: bytes that are not text were read as \ufffd") == 1

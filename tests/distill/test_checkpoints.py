@@ -12,7 +12,8 @@ from tiny_training import (
     without_timing,
 )
 
-from safesteer.distill.checkpoints import last_checkpoint
+from safesteer.distill.checkpoints import last_checkpoint, mark_complete, prepare_resume
+from safesteer.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("no_warmup")
 
@@ -77,3 +78,50 @@ def test_a_checkpoint_without_its_mark_is_deleted(tmp_path):
     assert last_checkpoint(tmp_path, 4) is None
     assert not (tmp_path / "checkpoint-12").exists()
     assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def checkpoint(folder, step):
+    """A checkpoint of two files, marked as complete."""
+    made = folder / f"checkpoint-{step}"
+    (made / "states").mkdir(parents=True)
+    (made / "adapter_model.safetensors").write_bytes(b"weights")
+    (made / "states" / "rng_state.pth").write_bytes(b"random")
+    mark_complete(folder, step)
+    return made
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "states/rng_state.pth"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_checkpoint_is_named(tmp_path, name, damage):
+    checkpoint(tmp_path, 2)
+    last = checkpoint(tmp_path, 4)
+    assert prepare_resume(tmp_path, "replicated", 1) == str(last)
+    file = last / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(content[:-1] + (b"?" if damage == "flipped" else b""))
+    problem = "is missing" if damage == "missing" else "was damaged or changed"
+    said = f"{file} {problem}.*Try: delete {last} and .* resumes from checkpoint-2"
+    with pytest.raises(InputError, match=said):
+        prepare_resume(tmp_path, "replicated", 1)
+    with pytest.raises(InputError, match="starts from the beginning"):
+        prepare_resume(tmp_path, "replicated", 4)  # windows of four steps
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": 3}', '{"step": 4, "la'])
+def test_a_damaged_mark_is_named(tmp_path, content):
+    marker = checkpoint(tmp_path, 4) / "complete.json"
+    marker.write_text(content)
+    with pytest.raises(InputError, match=f"{marker} .*Try: delete {marker.parent} and run"):
+        prepare_resume(tmp_path, "replicated", 1)
+
+
+def test_large_files_are_told_by_their_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("safesteer.distill.checkpoints._HASHED", 6)
+    last = checkpoint(tmp_path, 2)
+    (last / "adapter_model.safetensors").write_bytes(b"heights")
+    assert prepare_resume(tmp_path, "replicated", 1) == str(last)
+    (last / "adapter_model.safetensors").write_bytes(b"weight")
+    with pytest.raises(InputError, match="was damaged"):
+        prepare_resume(tmp_path, "replicated", 1)

@@ -68,26 +68,61 @@ def test_the_same_weights_under_another_name_are_the_same_model(open_run):
     assert open_run(id="./tiny").manifest["model"]["id"] == "./tiny"
 
 
-def test_fresh_deletes_what_a_run_writes_and_nothing_else(tmp_path, open_run):
+WRITTEN = (
+    "direction/direction.json", "tokens/safety_tokens.json", "train/metrics.jsonl",
+    "train/checkpoint-1/any/file", "train/runs/today/events", "adapter/adapter_model.safetensors",
+    "adapter/tokenizer.json", "model/model-00001-of-00002.safetensors", "model.partial/README.md",
+    "eval/base.json", "eval/samples/base-harmful.jsonl", "eval/cache/1.jsonl",
+    "report/measurements.json", "report.html", "README.md", "eval/.safesteer-1.tmp",
+)  # fmt: skip
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_fresh_deletes_what_a_run_writes_and_nothing_else(open_run):
     run = open_run()
-    with run.stage("direction", {}):
-        pass
-    foreign = tmp_path / "elsewhere"
-    foreign.mkdir()
-    (foreign / "keep").touch()
-    path = run.path
-    for name in ("direction", "tokens", "train/checkpoint-1", "adapter", "eval/samples", "mine"):
-        (path / name).mkdir(parents=True)
-        (path / name / "file").touch()
-    (path / "model").symlink_to(foreign)
-    for name in ("report.html", "README.md", "notes.txt"):
-        (path / name).touch()
+    with run.stage("train", {}) as stage:
+        stage.add_output(touch(run.path / "model" / "modeling_own.py"))
+    for name in (*WRITTEN, "mine/file", "notes.txt"):
+        touch(run.path / name)
     run = open_run(fresh=True)
-    left = {entry.name for entry in path.iterdir()}
+    left = {entry.name for entry in run.path.iterdir()}
     assert left == {".lock", "manifest.json", "config.yaml", "mine", "notes.txt"}
-    assert (path / "mine" / "file").exists()
-    assert (foreign / "keep").exists()
+    assert (run.path / "mine" / "file").exists()
     assert run.manifest["stages"] == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train/data.csv", "train/checkpoint-mine", "model/train.py", "adapter/notes.md",
+        "eval/samples/mine.csv", "eval/deep/mine.txt", "report/summary.docx", "tokens/other.json",
+        "direction/direction.json.bak",
+    ],
+)  # fmt: skip
+def test_fresh_stops_at_what_no_run_has_written(open_run, name):
+    run = open_run()
+    for other in (*WRITTEN, name):
+        touch(run.path / other)
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(InputError, match=f"no run has written.*: {name}. Try: move them away"):
+        open_run(fresh=True)
+    assert sorted(run.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["model", "train/checkpoint-1", "report.html", "eval/base.json"])
+def test_fresh_follows_no_symbolic_link(tmp_path, open_run, name):
+    run = open_run()
+    kept = touch(tmp_path / "elsewhere" / "keep")
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).symlink_to(kept.parent if "." not in name else kept)
+    with pytest.raises(InputError, match=f"no run has written.*: {name}"):
+        open_run(fresh=True)
+    assert kept.exists() and (run.path / name).is_symlink()
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -155,10 +190,22 @@ def test_a_damaged_stage_in_the_manifest_is_named(tmp_path, open_run):
         open_run()
 
 
-def test_fresh_replaces_a_damaged_manifest_of_ours(tmp_path, open_run):
-    open_run().close()
-    (tmp_path / "run" / "manifest.json").write_text('{"schema": 1, "st')
-    assert open_run(fresh=True).manifest["stages"] == {}
+@pytest.mark.parametrize("content", ['{"schema": 1, "st', "", '{"schema": 1, "stages": {}}', "[]"])
+def test_fresh_deletes_nothing_without_a_readable_manifest(open_run, content):
+    run = open_run()
+    touch(run.path / "train" / "metrics.jsonl")
+    (run.path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match="Try: another --output-dir"):
+        open_run(fresh=True)
+    assert (run.path / "train" / "metrics.jsonl").exists()
+
+
+def test_fresh_replaces_a_run_of_another_version(open_run):
+    run = open_run()
+    touch(run.path / "train" / "metrics.jsonl")
+    (run.path / "manifest.json").write_text('{"schema": 0, "stages": {}}')
+    assert open_run(fresh=True).manifest["schema"] == 1
+    assert not (run.path / "train").exists()
 
 
 def test_load_refuses_what_is_no_run(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from safesteer.cli.options import (
@@ -40,6 +41,8 @@ def chat(
         reporter.finish()
         decoding = Decoding(max_new_tokens, temperature)
         conversation = Conversation(variants, decoding, found.settings.seed)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
         while True:
             if sys.stdin.isatty():
                 reporter.console.print("you> ", end="", style="bold")
@@ -50,6 +53,8 @@ def chat(
             if text == "/reset":
                 conversation.reset()
             elif text:
+                if "\N{REPLACEMENT CHARACTER}" in text:
+                    reporter.note("bytes that are not text were read as \N{REPLACEMENT CHARACTER}")
                 for part in side_by_side(conversation.generate(text), reporter.console.is_terminal):
                     reporter.console.print(part, soft_wrap=not reporter.console.is_terminal)
                 reporter.console.file.flush()

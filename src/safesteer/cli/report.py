@@ -38,7 +38,7 @@ def report(
         return
     with make_reporter(quiet) as reporter:
         from safesteer.pipeline.report import report_run
-        from safesteer.runs.directory import CARD, PAGE
+        from safesteer.runs.own_files import CARD, PAGE
 
         note = report_run(found, reporter)
         reporter.finish()

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from safesteer.report.rows import change_rows, result_lines, result_rows
 from safesteer.report.words import duration, percent, place_words, size
-from safesteer.runs.directory import CARD, PAGE, RunDirectory
+from safesteer.runs.directory import RunDirectory
+from safesteer.runs.own_files import CARD, PAGE
 
 TOP_TOKENS = 20
 TOP_CANDIDATES = 8

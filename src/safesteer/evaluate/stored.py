@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ def write_results(
 
     Samples are private: they hold answers.
     """
-    shutil.rmtree(run / "eval" / "samples", ignore_errors=True)
+    for earlier in (run / "eval" / "samples").glob("*.jsonl"):
+        earlier.unlink()
     files = []
     for name, entries in results.items():
         files.append(run / "eval" / f"{name}.json")

@@ -19,7 +19,8 @@ from safesteer.errors import InputError
 from safesteer.export.hub_account import OPTION, check_account, explained, owner_of
 from safesteer.export.local_paths import local_paths, shorten
 from safesteer.models.files import MERGED
-from safesteer.runs.directory import CARD, CONFIG_NAME, PAGE, RunDirectory
+from safesteer.runs.directory import RunDirectory
+from safesteer.runs.own_files import CARD, CONFIG_NAME, PAGE
 
 _TEXTS = (".json", ".jsonl", ".yaml", ".md", ".html")  # files that may name paths
 _WITH_PATHS = ("model", "prompts", "evaluate")  # sections of the settings that may name paths

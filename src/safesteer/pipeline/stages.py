@@ -32,6 +32,8 @@ from safesteer.prompts import Prompt, PromptSet
 from safesteer.report.findings import MEASUREMENTS
 from safesteer.report.write import write_report
 from safesteer.runs.artifacts import RunArtifacts
+from safesteer.runs.manifest import recorded_outputs
+from safesteer.runs.own_files import check_own_files
 from safesteer.runs.stage import STAGES, StageRecord, stages_to
 from safesteer.safety_tokens import select_safety_tokens
 from safesteer.teacher import Teacher, check_teacher
@@ -217,6 +219,9 @@ class Pipeline(RunArtifacts):
     def _pending_training(self) -> StageRecord | None:
         with distributed.single_process():
             stage = self._pending("train")
+            if stage is not None:
+                replaced = ("train", "adapter", "model")
+                check_own_files(self.run.path, recorded_outputs(self.run.path), replaced)
             if stage is not None and not stage.resumes:
                 shutil.rmtree(self.run.path / "train", ignore_errors=True)
             return stage

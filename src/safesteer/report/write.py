@@ -6,7 +6,8 @@ from safesteer.files import write_text
 from safesteer.report.card import render_card
 from safesteer.report.findings import read_findings
 from safesteer.report.page import render_page
-from safesteer.runs.directory import CARD, PAGE, RunDirectory
+from safesteer.runs.directory import RunDirectory
+from safesteer.runs.own_files import CARD, PAGE
 
 
 def write_report(run: RunDirectory, note: str = "", *, missing_only: bool = False) -> None:

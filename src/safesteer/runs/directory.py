@@ -6,7 +6,6 @@ themselves in it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,10 +15,8 @@ from safesteer.config.load import dump_settings, load_settings
 from safesteer.config.settings import Settings
 from safesteer.errors import InputError
 from safesteer.files import (
-    PARTIAL,
     TEMPORARY_PATTERN,
     is_disk_full,
-    read_json,
     write_error,
     write_json,
     write_text,
@@ -29,16 +26,12 @@ from safesteer.runs.manifest import (
     MANIFEST_NAME,
     SCHEMA,
     Manifest,
-    looks_like_manifest,
     read_manifest,
+    recorded_outputs,
 )
+from safesteer.runs.own_files import CONFIG_NAME, FOLDERS, delete_own_files
 from safesteer.runs.stage import StageRecord, check_outputs
 from safesteer.runs.system import hardware, versions
-
-CONFIG_NAME = "config.yaml"
-PAGE, CARD = "report.html", "README.md"
-FOLDERS = ("direction", "tokens", "train", "adapter", "model", "eval", "report")
-FILES = (CONFIG_NAME, PAGE, CARD)
 
 
 class StageCost(NamedTuple):
@@ -69,7 +62,8 @@ class RunDirectory:
         Args:
             settings: written to config.yaml.
             model: {"id", "revision", "sha256"} of the base.
-            fresh: first delete what a run writes, and nothing else.
+            fresh: first delete what a run writes, and nothing else. The folder must have a
+                manifest that can be read, and nothing foreign among what is deleted.
         """
         path = Path(path)
         _make_folder(path, fresh)
@@ -77,7 +71,8 @@ class RunDirectory:
         try:
             stages = {}
             if fresh:
-                _delete_run_files(path)
+                if (path / MANIFEST_NAME).exists():
+                    delete_own_files(path, recorded_outputs(path))
             elif (path / MANIFEST_NAME).exists():
                 earlier = read_manifest(path)
                 if earlier["model"].get("sha256") != model["sha256"]:
@@ -190,35 +185,13 @@ def _make_folder(path: Path, fresh: bool) -> None:
         if is_disk_full(error):
             raise write_error(path, error) from error
         raise InputError(f"cannot use {path} as --output-dir: {error.strerror or error}") from None
-    if MANIFEST_NAME in names and not fresh:
-        read_manifest(path)
-    elif names and not _is_ours(path):
+    if MANIFEST_NAME in names:
+        check = recorded_outputs if fresh else read_manifest
+        check(path)
+    elif names:
         raise InputError(
             f"{path} is not empty and holds no run of safesteer. Try: another --output-dir"
         )
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether the manifest in a folder is ours; a damaged one counts if our lock lies beside it."""
-    if not (path / MANIFEST_NAME).is_file():
-        return False
-    try:
-        return looks_like_manifest(read_json(path / MANIFEST_NAME))
-    except InputError:
-        return (path / LOCK_NAME).exists()
-
-
-def _delete_run_files(path: Path) -> None:
-    # The manifest stays until it is overwritten: without it the rest would be a foreign folder.
-    for name in (*FOLDERS, *(f"{name}{PARTIAL}" for name in FOLDERS), *FILES):
-        target = path / name
-        try:
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot delete {target}: {error.strerror or error}") from None
 
 
 def _delete_temporary_files(path: Path) -> None:

@@ -15,6 +15,8 @@ from safesteer.files import read_json
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
+# Without its manifest, nothing tells that a folder is a run's: --fresh deletes nothing there.
+_DAMAGED = "another --output-dir, or delete the folder yourself"
 
 Status = Literal["running", "done", "failed", "interrupted"]
 
@@ -42,13 +44,7 @@ class Manifest(TypedDict):
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a run."""
-    path = folder / MANIFEST_NAME
-    try:
-        content = read_json(path)
-    except InputError as error:
-        raise InputError(f"{error}. Try: --fresh, or another --output-dir") from None
-    if not looks_like_manifest(content):
-        raise InputError(f"{path} is not a manifest of safesteer. Try: another --output-dir")
+    path, content = folder / MANIFEST_NAME, _read(folder)
     if content["schema"] != SCHEMA:
         raise InputError(
             f"{path} has schema {content['schema']}, and this version of safesteer reads schema"
@@ -58,16 +54,33 @@ def read_manifest(folder: Path) -> Manifest:
         TypeAdapter(Manifest).validate_python(content, strict=True)
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise InputError(
-            f"{path} was damaged or changed (at '{key}'). Try: --fresh, or another --output-dir"
-        ) from None
+        raise InputError(f"{path} was damaged or changed (at '{key}'). Try: {_DAMAGED}") from None
     manifest: Manifest = content
     return manifest
 
 
-def looks_like_manifest(content: Any) -> bool:
-    """Whether a JSON document is a manifest of any schema, and not a foreign file of that name."""
-    return isinstance(content, dict) and {"schema", "stages"} <= content.keys()
+def recorded_outputs(folder: Path) -> set[str]:
+    """The paths of all outputs in a run's manifest, which may be of another version.
+
+    Raises:
+        InputError: it is missing, damaged, or the manifest of something else.
+    """
+    content = _read(folder)
+    if content["schema"] != SCHEMA:
+        return set()
+    stages = read_manifest(folder)["stages"]
+    return {output for entry in stages.values() for output in entry["outputs"]}
+
+
+def _read(folder: Path) -> Any:
+    path = folder / MANIFEST_NAME
+    try:
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}. Try: {_DAMAGED}") from None
+    if not (isinstance(content, dict) and {"schema", "stages"} <= content.keys()):
+        raise InputError(f"{path} is not a manifest of safesteer. Try: another --output-dir")
+    return content
 
 
 def as_json(inputs: dict[str, Any]) -> dict[str, Any]:
