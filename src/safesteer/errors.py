@@ -7,6 +7,7 @@ a traceback and exits with ``exit_code``; in Python the classes are ordinary exc
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -15,6 +16,15 @@ from collections.abc import Iterable
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff\ufffe\uffff]"
+)
+# Keys by the prefixes that their issuers give them, JSON web tokens, and passwords in addresses.
+_KEY = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"sk-(?:[a-z0-9]+-)*(?=[a-z_]*[A-Z0-9])[A-Za-z0-9_]{8,}"
+    r"|(?:hf|gsk|gh[a-z]|github_pat)_[A-Za-z0-9_]{16,}"
+    r"|(?:xai|pplx|nvapi|glpat|xox[a-z])-[A-Za-z0-9_-]{16,}"
+    r"|(?:AIza|AKIA|eyJ)[A-Za-z0-9_.-]{16,})"
+    r"|(?<=://)[^/\s@]*:[^/\s@]*(?=@)"
 )
 
 
@@ -55,3 +65,11 @@ def printable(text: str, *, lines: bool = True) -> str:
 def _spelled(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def hide_keys(text: str) -> str:
+    """`text` without what looks like a key or password, or is one of this process's environment."""
+    for name, value in os.environ.items():
+        if len(value) >= 12 and name.endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")):
+            text = text.replace(value, f"${name}")
+    return _KEY.sub("(hidden)", text)

@@ -143,6 +143,53 @@ def test_settings_that_do_not_go_together_are_named_alone(broken, says) -> None:
         load_settings("default", [alone])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("train.max_steps=", "the value is missing. Try: train.max_steps=null"),
+        ("train.max_steps", "expected section.key=value"),
+        ("=5", "expected section.key=value"),
+        ("train..max_steps=5", "expected section.key=value"),
+        ("seed.x=1", "'seed' is not a section"),
+        ("train.max_steps=true", "yes and no do not fit"),
+        ("train.learning_rate=yes", "yes and no do not fit"),
+        ("model.revision=no", "yes and no do not fit"),
+        ("direction.advanced.layers=[true]", "yes and no do not fit"),
+        ("train.max_steps=1.5", "integer"),
+        ("train.lora=16", "expected a section"),
+        ("train.learning_rate=nan", "train.learning_rate = 'nan'"),
+        ("train.learning_rate=.nan", "finite"),
+        ("train.learning_rate=.inf", "finite"),
+        ("train.learning_rate=1e400", "finite"),
+        ("direction.advanced.coefficients=[.nan]", "finite"),
+        ("direction.advanced.coefficients=[-1]", "greater than 0"),
+        ("direction.advanced.coefficients=[]", "at least 1 item"),
+        ("direction.advanced.layers=[]", "at least 1 item"),
+        ("direction.advanced.refusing_openings=['']", "match pattern"),
+        ("train.lora.target_modules=[]", "train.lora.target_modules"),
+        ("train.lora.target_modules=''", "train.lora.target_modules"),
+        ("train.lora.alpha=99999999999999999999", "too large"),
+        ("seed=9223372036854775808", "too large"),
+        ("seed=4294967296", "less than 4294967296"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("teacher.temperature=1e-30", "greater than or equal to 0.001"),
+    ],
+)
+def test_a_slip_in_an_override_is_one_line(wrong, says) -> None:
+    with pytest.raises(InputError, match=re.escape(says)) as raised:
+        load_settings("default", [wrong])
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 200
+
+
+def test_an_override_of_a_section_keeps_its_other_keys() -> None:
+    """They are those of the recipe, not the defaults."""
+    before = load_settings("smollm2-135m", ["train.lora.r=3"])
+    assert load_settings("smollm2-135m", ["train.lora={r: 3}"]) == before
+    assert before.train.lora.alpha == load_settings("smollm2-135m").train.lora.alpha
+    nested = load_settings("default", ["model.template_kwargs.a=1", "model.template_kwargs.b=2e3"])
+    assert nested.model.template_kwargs == {"a": 1, "b": 2000.0}
+
+
 def test_rules_name_settings_that_exist() -> None:
     for rule in RULES:
         assert set(rule.keys) <= set(_all_keys())

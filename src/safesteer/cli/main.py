@@ -35,7 +35,7 @@ from safesteer.cli import (
 )
 from safesteer.cli.options import with_debug
 from safesteer.cli.silence import silence_libraries
-from safesteer.errors import SafeSteerError, nearest, printable
+from safesteer.errors import SafeSteerError, hide_keys, nearest, printable
 
 COMPLETION = "_SAFESTEER_COMPLETE"  # set by the script of `safesteer --show-completion`
 # Commands on which several processes work together; the main one runs all others alone.
@@ -174,7 +174,7 @@ def _end(message: str) -> None:
     if distributed.world_size() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's would cut the message off
     if distributed.first_to_fail():
-        print(printable(" ".join(message.split())), file=sys.stderr)
+        print(printable(hide_keys(" ".join(message.split()))), file=sys.stderr)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

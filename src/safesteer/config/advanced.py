@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+from safesteer.errors import hide_keys
 
 AnchorSet = Literal["harmless", "borderline"]
+Sentence = Annotated[str, Field(pattern=r"\S")]  # not empty
 
 
 class Section(BaseModel):
@@ -17,7 +28,11 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        validate_assignment=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # what is wrong may be a key in the wrong place
     )
 
     @classmethod
@@ -26,11 +41,46 @@ class Section(BaseModel):
             if field.description:
                 field.description = " ".join(field.description.split())  # one line
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_or_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse yes and no as numbers, which Python takes for 1 and 0, and endless numbers."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, bool) and bool not in (kind, *get_args(kind)):
+                raise ValueError("yes and no do not fit here. Try: a number, or a word in quotes")
+            if isinstance(each, int) and abs(each) >= 2**63:
+                raise ValueError("the number is too large. Try: one below 2**63")
+        return value
 
-def _without_secret(address: str) -> str:
+    @field_validator("*")
+    @classmethod
+    def _holds_no_key(cls, value: Any) -> Any:
+        if not isinstance(value, Section) and hide_keys(text := str(value)) != text:
+            raise ValueError(
+                "this looks like a key or password, which would be written into the run. Try: put"
+                " it into an environment variable"
+            )
+        return value
+
+
+def _address(address: str) -> str:
     # Settings are written into the run and its report; a key has its place in the environment.
-    secret = r"@|[?&][^=&]*(key|token|secret|sig|passw|auth)[^=&]*="
-    if re.search(secret, address, re.IGNORECASE):
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        valid = valid and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError("expected an address such as http://localhost:8000/v1")
+    secret = r"[?&][^=&]*(key|token|secret|sig|passw|auth)[^=&]*="
+    if (
+        "@" in parts.netloc
+        or parts.fragment
+        or re.search(secret, address, re.IGNORECASE)
+        or any(map(_is_key, re.split("[/?&=]", unquote(parts.path + "?" + parts.query))))
+    ):
         raise ValueError(
             "the address holds a user, password or key, which would be written into the run. Try:"
             " an address without it; the key of a judge belongs into the environment variable that"
@@ -41,11 +91,14 @@ def _without_secret(address: str) -> str:
 
 def _name_of_a_variable(name: str) -> str:
     # A key in place of the variable's name would be written into the run and its report.
-    is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name)
-    is_key = re.match(r"(sk|hf|gsk|pk|ghp|xai|pplx)_|AIza", name) or re.fullmatch(
-        r"(?=.*[0-9])[A-Za-z0-9]{20,}", name
-    )
-    if not is_name or is_key:
+    prefix = r"(sk|pk|rk|hf|gsk|gh[a-z]|xai|pplx|r8|tgp|fw)_|AIza|AKIA|eyJ"
+    digits_within = r"(?=[A-Za-z]*[0-9]+[A-Za-z])[A-Za-z0-9]{20,}"
+    if (
+        not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name)
+        or re.match(prefix, name)
+        or re.search(digits_within, name)
+        or _is_key(name)
+    ):
         raise ValueError(
             "expected the name of an environment variable, such as OPENAI_API_KEY. Try: put the key"
             " into that variable, since settings are written into the run"
@@ -53,7 +106,14 @@ def _name_of_a_variable(name: str) -> str:
     return name
 
 
-Address = Annotated[str, AfterValidator(_without_secret)]
+def _is_key(text: str) -> bool:
+    """Whether a word is a key: by its prefix, or by capitals, small letters and digits in one."""
+    mixed = r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9_-]{16,}"
+    known = re.match(r"(sk|pk|gsk|csk|xai|pplx|nvapi)-", text)
+    return bool(known or re.fullmatch(mixed, text) or hide_keys(text) != text)
+
+
+Address = Annotated[str, AfterValidator(_address)]
 VariableName = Annotated[str, AfterValidator(_name_of_a_variable)]
 
 
@@ -75,10 +135,12 @@ class DirectionAdvanced(Section):
     validation_prompts: int = Field(32, ge=2)
     """Score candidate directions on this many validation prompts of each kind. Published: 32."""
 
-    layers: list[int] | None = None
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     """Consider only these layers; null considers all of them."""
 
-    coefficients: list[float] = Field(default_factory=lambda: [0.8, 1.0, 1.2], min_length=1)
+    coefficients: list[Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: [0.8, 1.0, 1.2], min_length=1
+    )
     """Try these factors on each direction that steers the teacher. Published: 1.0 alone."""
 
     max_kl: float = Field(0.1, gt=0)
@@ -92,7 +154,7 @@ class DirectionAdvanced(Section):
     drop_last_layers: float = Field(0.2, ge=0, lt=1)
     """Never choose a layer in this last share of the layers. Published: 0.2."""
 
-    refusing_openings: list[str] = Field(
+    refusing_openings: list[Sentence] = Field(
         default_factory=lambda: [
             "I'm sorry, but I can't assist with that.",
             "I cannot help with this request because it could cause harm.",
@@ -104,7 +166,7 @@ class DirectionAdvanced(Section):
     """Read these openings of a refusal, best in the model's own words, to find a refuse-comply
     direction."""
 
-    complying_openings: list[str] = Field(
+    complying_openings: list[Sentence] = Field(
         default_factory=lambda: [
             "Sure, here is how you can do that.",
             "Of course! Here are the steps to follow:",
@@ -159,13 +221,11 @@ class TokenAdvanced(Section):
 class VllmSettings(Section):
     """Settings of vLLM as the writer of the rollouts; read only if `train.rollouts` is vllm."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key by mistake
-
     mode: Literal["colocate", "server"] = "colocate"
     """Run vLLM on the training's own devices (colocate), or use a `vllm serve` that runs on others
     (server)."""
 
-    server_base_url: Address = Field("http://localhost:8000", pattern="^https?://")
+    server_base_url: Address = "http://localhost:8000"
     """Find the vLLM server at this address; read if the mode is server."""
 
     gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
@@ -187,7 +247,7 @@ class TrainAdvanced(Section):
     )
     """Draw anchors from these prompt sets; repeat a set to draw from it more often."""
 
-    prefills: list[Annotated[str, Field(pattern=r"\S")]] = Field(
+    prefills: list[Sentence] = Field(
         default_factory=lambda: [
             "Of course! Here are the steps to follow:",
             "Certainly, I can help with that. First,",

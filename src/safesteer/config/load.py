@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
+import reprlib
 import textwrap
 from contextlib import suppress
 from importlib import resources
@@ -13,7 +16,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from safesteer.config.settings import Section, Settings
-from safesteer.errors import InputError, nearest, one_line
+from safesteer.config.yaml_text import parse_yaml, read_config
+from safesteer.errors import InputError, hide_keys, nearest
 
 _EXTENDS = "extends"  # the key with which a file names the recipe that it changes
 _LIST = "a name that `safesteer recipes list` shows"
@@ -75,8 +79,8 @@ def load_settings(
     Raises:
         InputError: one line with the file, the key and the nearest right one.
     """
-    where, text = _read(config) if config is not None else ("settings", "")
-    values = _merged(_resolved(where, text), sections, Settings)
+    where, text = _read(config) if config is not None else ("settings", None)
+    values = copy.deepcopy(_merged(_resolved(where, text), sections, Settings))
     for override in overrides or []:
         _apply_override(values, override)
     try:
@@ -94,20 +98,20 @@ def recipe_base(name: str) -> str | None:
     return base
 
 
-def _resolved(where: str, text: str, extended: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values of a YAML text over those of the recipes that it extends."""
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not valid YAML ({one_line(error)})") from None
+def _resolved(where: str, text: str | None, extended: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a YAML text over those of the recipes that it extends; of no text, none."""
+    values = {} if text is None else parse_yaml(text, where)
+    if values is None:
+        raise InputError(f"{where}: it is empty. Try: `extends: default`, for its settings")
     if not isinstance(values, dict):
-        raise InputError(f"{where}: expected sections such as 'model:' and 'train:'")
+        kind = "a list" if isinstance(values, list) else "a single value"
+        raise InputError(f"{where}: it holds {kind}. Try: sections such as 'model:' and 'train:'")
     base = values.pop(_EXTENDS, None)
     if base is None:
         return values
     if base not in recipe_names():
         hint = nearest(str(base), recipe_names())
-        raise InputError(f"{where}: extends = {base!r} is no recipe{hint}. Try: {_LIST}")
+        raise InputError(f"{where}: extends = {_shown(base)} is no recipe{hint}. Try: {_LIST}")
     if base in extended:
         circle = " -> ".join((*extended, base))
         raise InputError(f"{where}: recipes extend each other ({circle}). Try: remove one extends")
@@ -157,10 +161,7 @@ def _yaml(values: dict[str, Any]) -> str:
 def _read(config: str | Path) -> tuple[str, str]:
     path = Path(config)
     if path.suffix in {".yaml", ".yml"} or path.exists():
-        try:
-            return str(path), path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the config file {path}: {one_line(error)}") from None
+        return str(path), read_config(path)
     if str(config) in accelerate_names():
         raise InputError(
             f"recipe {config}: this is a file for `accelerate launch --config_file`, not a recipe"
@@ -169,24 +170,32 @@ def _read(config: str | Path) -> tuple[str, str]:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Change `values` as one --set says."""
     key, separator, raw = override.partition("=")
+    override = hide_keys(override)
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise InputError(f"--set {override}: expected section.key=value")
+    if not raw.strip():
+        raise InputError(f"--set {override}: the value is missing. Try: {key}=null to unset it")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        value = raw
+        value = parse_yaml(raw, override)
+    except InputError:
+        value = raw  # a sentence with a colon, say
     # YAML 1.1 reads 1e-5 as a string; a person who types it means the number.
-    if isinstance(value, str):
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+e[-+]?[0-9]+", value, re.IGNORECASE):
         with suppress(ValueError):
             value = float(value)
     place = values
     for part in parts[:-1]:
-        inner = place.setdefault(part, {})
-        if not isinstance(inner, dict):
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
             raise InputError(f"--set {override}: '{part}' is not a section")
-        place = inner
+    before, section = place.get(parts[-1]), _section_class(parts)
+    if section and isinstance(before, dict) and isinstance(value, dict):
+        value = _merged(before, value, section)
     place[parts[-1]] = value
 
 
@@ -196,6 +205,8 @@ def _explain(error: ValidationError) -> str:
     path = [part for part in first["loc"] if isinstance(part, str)]
     key = ".".join(path) or "settings"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if not path and first["loc"]:
+        return f"the key {_shown(first['loc'][0])} is no word. Try: a name of a section{more}"
     if first["type"] == "extra_forbidden":
         section = _section_class(path[:-1])
         known = list(section.model_fields) if section else []
@@ -204,12 +215,14 @@ def _explain(error: ValidationError) -> str:
             elsewhere = [k for k in _all_keys() if k.endswith("." + path[-1])]
             close = elsewhere or difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.4)
             hint = f" (did you mean '{close[0]}'?)" if close else f"; known: {', '.join(known)}"
-        return f"unknown key '{key}'{hint}{more}"
+        return f"unknown key '{key[:80]}'{hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
     # A section's own check names the settings that do not go together.
     if not path or (isinstance(value, dict) and first["type"] == "value_error"):
         return message + more
+    if _section_class(path) is not None:
+        message = "expected a section, with keys of its own"
     hint = ""
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(
@@ -218,8 +231,15 @@ def _explain(error: ValidationError) -> str:
         )
     # An address may hold what must not be shown, and a key may stand where its variable belongs.
     secret = ("base_url", "server_base_url", "api_key_env")
-    shown = key if path[-1] in secret else f"{key} = {value!r}"
+    shown = key if path[-1] in secret else f"{key} = {_shown(value)}"
     return f"{shown}: {message}{hint}{more}"
+
+
+def _shown(value: Any) -> str:
+    """A value in an error: short, and without what looks like a key."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    return hide_keys(short.repr(value))
 
 
 def _inner(section: type[BaseModel], key: str) -> type[BaseModel] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from safesteer.config.advanced import (
     Address,
@@ -18,6 +18,7 @@ from safesteer.config.advanced import (
     EvaluateAdvanced,
     ModelAdvanced,
     Section,
+    Sentence,
     TeacherAdvanced,
     TokenAdvanced,
     TrainAdvanced,
@@ -103,7 +104,7 @@ class TeacherSettings(Section):
     """Multiply the direction's own coefficient by this while the teacher runs; 0 turns steering
     off. Published: 1."""
 
-    temperature: float = Field(0.5, gt=0)
+    temperature: float = Field(0.5, ge=1e-3)
     """Divide the teacher's logits by this; below 1 it is more certain, so that sampled answers
     refuse too. Published: 1."""
 
@@ -159,7 +160,7 @@ class LoraSettings(Section):
     alpha: int = Field(32, ge=1)
     """Scale adapters by alpha / r."""
 
-    target_modules: str | list[str] = "all-linear"
+    target_modules: Sentence | Annotated[list[Sentence], Field(min_length=1)] = "all-linear"
     """Adapt these modules, named as in peft.LoraConfig."""
 
     first_layer: Annotated[int, Field(ge=0)] | Literal["steered"] = 0
@@ -265,8 +266,6 @@ class TrainSettings(Section):
 class EndpointSettings(Section):
     """An OpenAI-compatible server that judges answers; asked only when a judge names it."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a key by mistake
-
     base_url: Address | None = None
     """Ask the server at this address, such as http://localhost:8000/v1."""
 
@@ -325,7 +324,7 @@ class Settings(Section):
 
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed every random choice with this number."""
 
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
