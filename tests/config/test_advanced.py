@@ -64,7 +64,7 @@ def test_an_address_with_a_key_is_refused_and_not_shown(address):
 
 @pytest.mark.parametrize(
     "address",
-    ["localhost:8000", "host/v1", "ftp://host", "http://", "http://[::1", "http://h:99999"],
+    ["localhost:8000", "host/v1", "ftp://host", "http://", "http://[::1", "http://host:port/v1"],
 )
 def test_an_address_needs_scheme_and_host(address):
     with pytest.raises(InputError, match="expected an address such as http://localhost:8000/v1"):

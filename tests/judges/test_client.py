@@ -214,22 +214,6 @@ def test_a_server_that_goes_down_gives_no_verdict(serve, tmp_path):
     assert verdicts[1].note.startswith("no verdict: cannot connect (")
 
 
-@pytest.mark.parametrize(
-    ("url", "part"),
-    [
-        ("localhost:8000/v1", "is not an http"),
-        ("ftp://localhost/v1", "is not an http"),
-        ("http://", "is not an http"),
-        ("http://host:port/v1", "is not an http"),
-    ],
-)
-def test_an_address_that_is_none_is_said_when_the_judge_is_made(url, part):
-    """Without quoting what may hold a password."""
-    with pytest.raises(InputError, match=part) as error:
-        make_judge("endpoint", settings_for(url))
-    assert KEY not in str(error.value)
-
-
 @pytest.mark.parametrize("url", [f"http://user:{KEY}@host/v1", f"http://host/v1?api-key={KEY}"])
 def test_an_address_that_holds_a_key_is_no_setting(url):
     """It would be written into the run; the error does not quote it."""

@@ -66,6 +66,7 @@ class Section(BaseModel):
 
 def _address(address: str) -> str:
     # Settings are written into the run and its report; a key has its place in the environment.
+    address = address.strip()
     try:
         parts = urlsplit(address)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname)

@@ -286,17 +286,7 @@ def _completions_url(base_url: str | None) -> tuple[str, str]:
         raise InputError(
             "judge endpoint has no server. Try: evaluate.endpoint.base_url=http://localhost:8000/v1"
         )
-    try:
-        parts = urlsplit(base_url.strip())
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
-        parts.port  # noqa: B018 (reading it is the check)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise InputError(
-            "evaluate.endpoint.base_url is not an http:// or https:// address. Try:"
-            " http://localhost:8000/v1"
-        )
+    parts = urlsplit(base_url)  # the settings have checked it
     path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
     shown = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")), shown
