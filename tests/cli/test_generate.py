@@ -95,3 +95,20 @@ def test_force_replaces_a_file(ask, tmp_path):
     (tmp_path / "answers.jsonl").write_text("old")
     assert ask("--force").code == 0
     assert Path(tmp_path / "answers.jsonl").read_text().count("\n") == 3
+
+
+def test_generate_says_which_rows_gave_no_prompt(safesteer, tiny_model_folder, tmp_path):
+    prompts, output = tmp_path / "prompts.csv", tmp_path / "answers.jsonl"
+    prompts.write_text("prompt,x\nName a color.,1\n,2\nHi,3\n", "utf-8")
+    outcome = safesteer(
+        "generate",
+        tiny_model_folder,
+        "--prompts",
+        prompts,
+        "--output",
+        output,
+        "--max-new-tokens=2",
+    )
+    said = " ".join(outcome.out.split())
+    assert said.count("3 rows, 2 prompts; skipped 1 empty (line 3)") == 1
+    assert len(output.read_text("utf-8").splitlines()) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 
 import pytest
@@ -46,3 +47,15 @@ def test_an_error_with_control_characters_is_spelled_out(safesteer):
     outcome = safesteer("run", "--config", "\x1b[2J.yaml")
     assert outcome.code == 2
     assert r"\x1b[2J.yaml" in outcome.error and "\x1b" not in outcome.err
+
+
+def test_the_line_of_a_prompt_file_is_shown_once():
+    screen = Screen(file=io.StringIO(), width=200, color_system=None)
+    with LineReporter(screen):
+        for _ in range(2):  # as several stages load the same prompts
+            logging.getLogger("safesteer.prompts.load").info("a.csv: 8 rows, 8 prompts")
+            logging.getLogger("safesteer.models.oom").warning("smaller batches")
+    logging.getLogger("safesteer.prompts.load").info("not seen")
+    written = screen.file.getvalue()
+    assert written.count("a.csv: 8 rows") == 1 and written.count("smaller batches") == 2
+    assert "not seen" not in written

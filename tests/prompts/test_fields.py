@@ -97,11 +97,11 @@ def test_a_conversation_beside_the_prompt_leads_to_it() -> None:
     [
         ({"images": ["a.png"]}, "with a picture"),
         ({"image": {"bytes": b"x"}}, "with a picture"),
-        ({"tools": [{"name": "f"}]}, "that ask with tools"),
-        ({"context": {"title": ["a"]}}, "whose 'context' is no text"),
-        ({"choices": [{"a": 1}]}, "whose 'choices' are no texts"),
-        ({"system": ["x"]}, "whose 'system' is no text"),
-        ({"history": "Hi"}, "whose 'history' is no conversation"),
+        ({"tools": [{"name": "f"}]}, "asking with tools"),
+        ({"context": {"title": ["a"]}}, "whose 'context' is not a text"),
+        ({"choices": [{"a": 1}]}, "whose 'choices' are not texts"),
+        ({"system": ["x"]}, "whose 'system' is not a text"),
+        ({"history": "Hi"}, "whose 'history' is not a conversation"),
     ],
 )
 def test_rows_that_text_cannot_render(beside: dict[str, Any], reason: str) -> None:

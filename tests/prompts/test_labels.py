@@ -62,5 +62,5 @@ def test_zero_and_one_are_unclear(tmp_path: Path) -> None:
 
 def test_a_file_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "label", "safe", "safe")
-    with pytest.raises(InputError, match="none of its 4 rows can be used: 4 labeled label = safe"):
+    with pytest.raises(InputError, match="none of its 4 rows can be used: 4 with label = safe"):
         load_prompts(path, name="harmful")

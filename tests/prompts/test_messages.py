@@ -57,9 +57,9 @@ def test_conversations(case: str) -> None:
         ([HISTORY[0], {"from": "observation", "value": "x"}, SING], "with tool calls", False),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "with a picture", False),
         ([{"role": "user", "content": [{"type": "input_audio"}]}], "'input_audio'", False),
-        ([{"role": "user", "content": None}], "that are no conversation", True),
+        ([{"role": "user", "content": None}], "not a conversation", True),
         ([SING, {"role": "system", "content": "x"}], "without a request", True),
-        (["Hi", "Hello"], "that are no conversation", True),
+        (["Hi", "Hello"], "not a conversation", True),
         ([{"role": "user", "content": " \u200b"}], "empty", True),
     ],
 )

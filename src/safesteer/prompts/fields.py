@@ -30,7 +30,7 @@ _LETTERS = ("a", "b", "c", "d")  # columns of MMLU's own files
 _SYSTEM = ("system", "system_prompt", "system_message")
 _HISTORY = ("history", "chat_history", "conversation_history")
 _TOOLS = ("tools", "functions")
-_PICTURES = ("image", "images")
+_MEDIA = {"image": "a picture", "video": "a video", "audio": "sound"}  # {start of a column: what}
 
 
 def read_prompt(
@@ -53,12 +53,12 @@ def read_prompt(
         value = cells.get("vanilla", value)
     messages, note = parse_prompt(value, column)
     others = {n: c for n, c in cells.items() if n != own and not is_missing(c)}
-    for name in _PICTURES:
-        if name in others:
-            raise Skipped("with a picture", hint="rows of text alone")
+    for start, what in _MEDIA.items():
+        if any(name.startswith(start) for name in others):
+            raise Skipped(f"with {what}", hint="rows of text alone")
     for name in _TOOLS:
         if name in others and str(others[name]).strip() not in ("[]", "{}"):
-            raise Skipped("that ask with tools", hint="rows without tools")
+            raise Skipped("asking with tools", hint="rows without tools")
     joined: list[str] = []
     if not isinstance(value, list) or len(messages) == 1:
         messages = [*messages[:-1], _with_fields(messages[-1], others, joined)]
@@ -69,7 +69,7 @@ def read_prompt(
     if system is not None and messages[0]["role"] != "system":
         content = others[system]
         if not isinstance(content, str):
-            raise Skipped(f"whose {system!r} is no text", hint=f"a text in {system!r}")
+            raise Skipped(f"whose {system!r} is not a text", hint=f"a text in {system!r}")
         messages = [{"role": "system", "content": content}, *messages]
         joined.append(system)
     return messages, joined, note
@@ -104,7 +104,7 @@ def _text(value: object, name: str) -> str:
         return "\n".join(value)
     if isinstance(value, str | int | float):
         return str(value)
-    raise Skipped(f"whose {name!r} is no text", hint=f"a text in {name!r}")
+    raise Skipped(f"whose {name!r} is not a text", hint=f"a text in {name!r}")
 
 
 def _choices(value: object, name: str) -> str:
@@ -120,7 +120,7 @@ def _choices(value: object, name: str) -> str:
         labels = [v.get("label", letter) for v, letter in zip(value, labels, strict=False)]
         value = [v["text"] for v in value]
     if not isinstance(value, list) or any(not isinstance(v, str | int | float) for v in value):
-        raise Skipped(f"whose {name!r} are no texts", hint=f"a list of texts in {name!r}")
+        raise Skipped(f"whose {name!r} are not texts", hint=f"a list of texts in {name!r}")
     return "\n".join(f"{label}. {text}" for label, text in zip(labels, value, strict=False))
 
 
@@ -155,7 +155,7 @@ def _with_history(messages: Messages, others: Mapping[str, object], joined: list
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
     if not isinstance(turns, list):
-        raise Skipped(f"whose {name!r} is no conversation", hint=f"rows without {name!r}")
+        raise Skipped(f"whose {name!r} is not a conversation", hint=f"rows without {name!r}")
     leading = 1 if messages[0]["role"] == "system" else 0
     earlier = request_of([*turns, {"role": "user", "content": messages[-1]["content"]}], name)
     joined.append(name)

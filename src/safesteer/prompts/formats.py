@@ -169,8 +169,8 @@ def _row(value: object, place: str, column: str) -> Row:
         return Row(place, {column: value})
     if not isinstance(value, dict):
         detail = f"must be an object, not {_kind(value)}"
-        return Row(place, {}, Skipped("that are no object", detail, '{"prompt": "..."}'))
-    for name in ("body", "row"):  # a request of OpenAI's batches; a row of the hub's viewer
+        return Row(place, {}, Skipped("not an object", detail, '{"prompt": "..."}'))
+    for name in ("body", "params", "row"):  # requests of batches; a row of the hub's viewer
         inner = value.get(name)
         if isinstance(inner, Mapping) and known_column(inner) and not known_column(value):
             identifier = value.get("custom_id")
@@ -227,7 +227,7 @@ def _read_csv(
     rows: list[Row] = []
     notes: tuple[str, ...] = ()
     try:
-        header = [name.strip() for name in next(filter(None, reader), [])]
+        header = _unique([name.strip() for name in next(filter(None, reader), [])])
         if column is None and len(header) == 1 and _is_prose(header[0]):
             notes = ("its first line is a prompt, since it names no column",)
             rows.append(Row(f"line {reader.line_num}", {"prompt": header[0]}))
@@ -250,6 +250,14 @@ def _read_csv(
             " Try: check the quotes, or save the prompts as .jsonl"
         ) from error
     return Table(source, rows, notes)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, with a number behind those that repeat an earlier one, as in pandas."""
+    return [
+        f"{name}.{names[:position].count(name)}" if name in names[:position] else name
+        for position, name in enumerate(names)
+    ]
 
 
 def _is_prose(name: str) -> bool:

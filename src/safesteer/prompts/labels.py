@@ -37,6 +37,7 @@ _FLAGS = {  # {column of yes and no: whether yes means harmful}
     "toxicity": True,
 }
 _UNCLEAR = ("label", "labels", "class")
+_LONGEST = 40  # characters of a label
 _YES, _NO = frozenset(("1", "1.0", "true", "yes")), frozenset(("0", "0.0", "false", "no"))
 _ANSWERS = ("response", "answer", "completion", "output", "chosen", "rejected")
 
@@ -63,12 +64,13 @@ class Labels:
                 continue
             values = {_value(row, column) for row in table.rows} - {""}
             kinds = _kinds(column, values)
-            if kinds and answered and _varies(table, column, prompts):
+            zero_or_one = column.lower() in _UNCLEAR and len(values) == 2 and values <= _YES | _NO
+            if answered and (zero_or_one or (kinds and _varies(table, column, prompts))):
                 self.note = f"{column!r} is taken for a label of the answers"
             elif kinds:
                 self.column, self._kinds = column, kinds
-            elif column.lower() in _UNCLEAR and len(values) == 2 and values <= _YES | _NO:
-                unclear = "" if answered else column
+            elif zero_or_one:
+                unclear = column
         if unclear and not self.column:
             raise InputError(
                 f"{table.source}: {unclear!r} is 0 or 1, and nothing says which of them is harmful."
@@ -83,13 +85,13 @@ class Labels:
         value = _value(row, self.column)
         harmful = self._kinds.get(value)
         if harmful is None or harmful != (self.name == "harmful"):
-            shown = f"labeled {self.column} = {value}" if value else f"without {self.column!r}"
+            shown = f"with {self.column} = {value}" if value else f"without {self.column!r}"
             raise Skipped(shown, hint=f"another file for --{self.name}")
 
 
 def _kinds(column: str, values: set[str]) -> dict[str, bool]:
-    if values and values <= _HARMFUL | _HARMLESS:
-        return {value: value in _HARMFUL for value in values}
+    if (values & _HARMFUL and values & _HARMLESS) or (values and values <= _HARMFUL | _HARMLESS):
+        return {value: value in _HARMFUL for value in values & (_HARMFUL | _HARMLESS)}
     yes_is_harmful = _FLAGS.get(column.lower())
     if values and yes_is_harmful is not None and values <= _YES | _NO:
         return {value: (value in _YES) == yes_is_harmful for value in values}
@@ -100,13 +102,15 @@ def _varies(table: Table, column: str, prompts: str) -> bool:
     """Whether one prompt has several labels, so that they are labels of its answers."""
     labels: dict[str, set[str]] = defaultdict(set)
     for row in table.rows:
-        labels[repr(row.values.get(prompts))].add(_value(row, column))
+        if not is_missing(row.values.get(prompts)):
+            labels[repr(row.values[prompts])].add(_value(row, column))
     return any(len(found) > 1 for found in labels.values())
 
 
 def _value(row: Row, column: str) -> str:
+    """A cell as a label, in lower case; "" without one. Long texts are cut: they are none."""
     value = row.values.get(column)
-    return "" if is_missing(value) else str(value).strip().lower()
+    return "" if is_missing(value) else str(value)[:_LONGEST].strip().lower()
 
 
 def _is_of_answer(column: str) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from safesteer.errors import InputError, nearest
@@ -42,7 +45,7 @@ def load_prompts(
     """Load the prompts of `source`, in its order.
 
     One line is logged: rows read, prompts kept, and why each other row was not. It is a warning
-    where a row was skipped.
+    where a row was skipped or something was guessed.
 
     Args:
         source: a file (docs/prompts.md lists the formats), a folder with one, a folder that
@@ -112,9 +115,20 @@ def prompts_of_table(
         prompts.append(Prompt(identifier, tuple(messages), category, split))
     tally.check()
     if not table.source.startswith(BUILTIN_PREFIX):
-        level = logging.WARNING if tally.skipped else logging.INFO
-        _log.log(level, "%s", tally.line(labels.note if labels else ""))
+        note = labels.note if labels else ""
+        level = logging.INFO if tally.is_plain and not note else logging.WARNING
+        _log.log(level, "%s", tally.line(note))
     return prompts
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Load prompts again without the line that the first load has logged."""
+    before, _log.disabled = _log.disabled, True
+    try:
+        yield
+    finally:
+        _log.disabled = before
 
 
 def _find_prompt_column(table: Table, named: str | None) -> str:
@@ -133,7 +147,8 @@ def _find_prompt_column(table: Table, named: str | None) -> str:
     if (found := known_column(columns)) is not None:
         return found
     names = [name for name in columns if re.fullmatch(r"[\w.-]{1,40}", name)]
-    close = next(filter(None, (nearest(known, names) for known in TEXT_COLUMNS)), "")
+    similar = [name for name in names if get_close_matches(name.lower(), TEXT_COLUMNS, 1, 0.75)]
+    close = next(filter(None, (nearest(known, similar) for known in TEXT_COLUMNS)), "")
     hint = "--column NAME, with the name of the prompts' column"
     if len(names) < len([name for name in columns if name]):
         hint = "a first line with the names of the columns, or a .txt file with a prompt per line"

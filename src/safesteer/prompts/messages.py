@@ -28,6 +28,7 @@ _ROLE_NAMES = {name: name for name in ROLES} | {
 # How data frames and spreadsheets write a missing text.
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "<na>", "#n/a"))
 _INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories: control, format (zero width), separators
+_PICTURE = "<image>"  # where a picture belongs, in the text of a request about it
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # the format of Anthropic's data
 
 
@@ -68,13 +69,14 @@ def parse_prompt(value: object, column: str) -> tuple[Messages, str]:
         messages = _transcript(value) or [{"role": "user", "content": value}]
     else:
         detail = f"the prompt in {column!r} is not a string ({value!r:.40})"
-        raise _bad("that are no text", detail, "a text")
+        raise _bad("not a text", detail, "a text")
     if is_missing(messages[-1]["content"]):
         raise _bad("empty", f"the prompt in {column!r} is empty", "fill it in, or delete the row")
-    # Half a surrogate pair ("\\ud83d" in JSON) is a str that no tokenizer can encode.
-    if any("\ud800" <= c <= "\udfff" for message in messages for c in message["content"]):
+    try:
+        "".join(message["content"] for message in messages).encode()
+    except UnicodeEncodeError:  # half a surrogate pair ("\\ud83d" in JSON), for no tokenizer
         detail = f"the prompt in {column!r} contains half a character (a lone surrogate)"
-        raise _bad("with half a character", detail, "write the file again as UTF-8")
+        raise _bad("with half a character", detail, "write the file again as UTF-8") from None
     return messages, note
 
 
@@ -123,8 +125,12 @@ def _role(turn: object, column: str) -> str:
 
 def _content(turn: object, column: str) -> str:
     assert isinstance(turn, Mapping)
-    content = next((turn[key] for key in ("content", "value", "text") if key in turn), None)
+    content = next(
+        (turn[key] for key in ("content", "value", "text", "parts") if key in turn), None
+    )
     if isinstance(content, str):
+        if content.strip().startswith(_PICTURE) or content.strip().endswith(_PICTURE):
+            raise Skipped("with a picture", hint="rows of text alone")
         return content
     if not isinstance(content, list):
         raise _not_a_message(column)
@@ -162,13 +168,13 @@ def _decoded(value: str, column: str) -> object:
         turns = value
     if isinstance(turns, str | int | float):
         detail = f"{column!r} must be a list of {{role, content}}"
-        raise _bad("that are no conversation", detail, "a .json or .jsonl file for conversations")
+        raise _bad("not a conversation", detail, "a .json or .jsonl file for conversations")
     return turns
 
 
 def _not_a_message(column: str) -> Skipped:
     detail = f"a message in {column!r} is not an object with the strings role and content"
-    return _bad("that are no conversation", detail, '{"role": "user", "content": "..."}')
+    return _bad("not a conversation", detail, '{"role": "user", "content": "..."}')
 
 
 def _bad(reason: str, detail: str, hint: str) -> Skipped:

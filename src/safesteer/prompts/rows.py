@@ -12,7 +12,7 @@ from safesteer.errors import InputError
 PROMPT_SETS = ("harmful", "harmless", "borderline")
 # Names of the column with the prompts, in any case, searched in this order.
 TEXT_COLUMNS = ("prompt", "instruction", "question", "goal", "behavior")
-CONVERSATION_COLUMNS = ("messages", "conversation", "conversations")
+CONVERSATION_COLUMNS = ("messages", "conversation", "conversations", "contents")
 OTHER_COLUMNS = (
     "forbidden_prompt",  # StrongREJECT
     "user_input",  # ToxicChat
@@ -127,6 +127,11 @@ class Tally:
                 f"{self.table.source}: none of its {_count(rows, 'row')} can be used:"
                 f" {self._reasons()}. Try: {next(iter(hints), 'another file')}"
             )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every row was read in full, without a guess."""
+        return not (self.skipped or self.noted or self.table.notes)
 
     def line(self, note: str = "") -> str:
         """One line: rows read, prompts kept, why each other row was not, and a last `note`."""

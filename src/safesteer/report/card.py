@@ -17,6 +17,7 @@ from safesteer.inference import VARIANTS
 from safesteer.models.files import BUILTIN, builtin_path, locate, short_name
 from safesteer.models.loading_code import adapter_code, loading_code
 from safesteer.prompts import PROMPT_SETS, load_prompt_sets
+from safesteer.prompts.load import unlogged
 from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
 from safesteer.report.template import render
@@ -150,7 +151,8 @@ def _prompts(findings: Findings) -> list[list[Any]]:
     """Name, source and split sizes of each prompt set, and how many prompts were evaluated."""
     settings = findings.run.settings
     try:
-        sets = load_prompt_sets(settings.prompts, settings.seed)
+        with unlogged():
+            sets = load_prompt_sets(settings.prompts, settings.seed)
     except InputError:  # the prompt files have moved
         sets = {}
     rows: list[list[Any]] = []

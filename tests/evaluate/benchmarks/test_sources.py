@@ -113,6 +113,13 @@ def test_a_source_of_the_user_wins(tmp_path):
     assert texts(load("advbench+prefill", sources=sources)) == ["B?", "C?"]
 
 
+def test_of_a_file_with_labels_a_benchmark_takes_its_own_rows(tmp_path):
+    rows = [{"question": f"{n}?", "label": "safe" if n % 2 else "unsafe"} for n in range(4)]
+    mine = str(write(tmp_path / "mine.jsonl", rows))
+    assert texts(load("advbench", sources={"advbench": mine})) == ["0?", "2?"]
+    assert texts(load("or-bench-hard", sources={"or-bench-hard": mine})) == ["1?", "3?"]
+
+
 def test_our_own_sets_are_their_test_parts():
     prompts = [Prompt(f"{n}", ({"role": "user", "content": f"Q{n}"},)) for n in range(3)]
     own = {"harmful": PromptSet("harmful", "mine.csv", [], [], prompts)}
