@@ -31,7 +31,7 @@ from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
 from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
-from safesteer.models.oom import in_batches
+from safesteer.models.oom import row_by_row
 from safesteer.prompts import PromptSet
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory
@@ -50,8 +50,10 @@ def likelihoods(
     words = chat.answer_ids(opening)
     target = torch.tensor(words)
 
-    def read(part: Sequence[int]) -> list[float]:
-        asked = [chat.ids(prompts[row]) for row in part]
+    rendered = [chat.ids(messages) for messages in prompts]
+
+    def read(part: list[int]) -> list[float]:
+        asked = [rendered[row] for row in part]
         states = completion_states(
             variant.runner, asked, [words] * len(part), chat.tokenizer.pad_token_id
         )
@@ -59,7 +61,7 @@ def likelihoods(
         asked_for = target.to(each.device).expand(len(part), -1)[..., None]
         return each.gather(-1, asked_for).sum((1, 2)).tolist()
 
-    return [one for part in in_batches(range(len(prompts)), 16, read) for one in part]
+    return row_by_row(rendered, 16, read, variant.model.model.device)
 
 
 def separation(harmful: Sequence[float], others: Sequence[float]) -> tuple[float, float]:

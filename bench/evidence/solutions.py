@@ -26,7 +26,7 @@ from safesteer.evaluate.statistics import mean_interval, paired_difference
 from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
-from safesteer.models.oom import in_batches
+from safesteer.models.oom import row_by_row
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory
 
@@ -70,7 +70,7 @@ def solution_probabilities(
     asked = [chat.ids([{"role": "user", "content": question}]) for question, _ in problems]
     answers = [chat.answer_ids(answer) for _, answer in problems]
 
-    def read(part: Sequence[int]) -> list[float]:
+    def read(part: list[int]) -> list[float]:
         given = [answers[row] for row in part]
         states = completion_states(
             runner, [asked[row] for row in part], given, chat.tokenizer.pad_token_id, run_last=True
@@ -82,10 +82,8 @@ def solution_probabilities(
             found.append(known.mean().exp().item())
         return found
 
-    order = sorted(range(len(problems)), key=lambda row: len(asked[row]) + len(answers[row]))
-    found = [value for part in in_batches(order, batch_size, read) for value in part]
-    likely = dict(zip(order, found, strict=True))
-    return [likely[index] for index in range(len(problems))]
+    sequences = [a + b for a, b in zip(asked, answers, strict=True)]
+    return row_by_row(sequences, batch_size, read, model.model.device)
 
 
 def measure_solutions(model: ChatModel, runner: Any, problems: Sequence[Problem]) -> dict[str, Any]:

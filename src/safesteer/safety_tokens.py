@@ -125,9 +125,8 @@ def select_safety_tokens(
         device,
     )
     ends = torch.tensor(end_of_turn_ids(model.model, chat.tokenizer), device=device)
-    order = sorted(range(len(samples)), key=lambda row: len(taught[row]))
 
-    def read(rows: Sequence[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def read(rows: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         tails = [continuations[row] for row in rows]
         pad_id = chat.tokenizer.pad_token_id
         with teacher.active(model.model):
@@ -136,7 +135,7 @@ def select_safety_tokens(
             states_0 = completion_states(model.model, [plain[row] for row in rows], tails, pad_id)
         return states_t, states_0
 
-    for states_t, states_0 in in_batches(order, batch_size, read):
+    for _, (states_t, states_0) in in_batches(taught, batch_size, read, device):
         sums.add(states_t, states_0, ends)
     return _choose(sums, model, settings)
 

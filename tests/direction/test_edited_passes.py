@@ -102,10 +102,29 @@ def test_blocks_below_a_kept_layer_are_run_once(tiny_chat_model, monkeypatch):
 
 
 def test_layers_are_kept_in_groups_that_fit(tiny_chat_model, monkeypatch):
-    """Five prompts of at most 9 tokens, 32 numbers of 4 bytes: 5,760 bytes a layer."""
+    """Five prompts of 38 tokens in all, 32 numbers of 4 bytes: 4,864 bytes a layer."""
     prompts = RepeatedPrompts(chat_model(tiny_chat_model.model), PROMPTS)
     assert prompts.groups([3, 1, 2, 2, 1]) == [[1, 2, 3]]
-    monkeypatch.setattr(repeated, "_KEPT_BYTES", 2 * 5760)
+    monkeypatch.setattr(repeated, "_KEPT_BYTES", 2 * 4864)
     assert prompts.groups([3, 1, 2, 2, 1]) == [[1, 2], [3]]
     monkeypatch.setattr(repeated, "_KEPT_BYTES", 1)
     assert prompts.groups([3, 1, 2]) == [[1], [2], [3]]
+
+
+def test_a_long_prompt_among_short_ones_is_read_alone(tiny_chat_model, monkeypatch):
+    """And what is kept of the others holds none of its padding."""
+    model = tiny_chat_model.model
+    short = [[row, 7, 9] for row in range(1, 12)]
+    prompts = RepeatedPrompts(chat_model(model), [*short, [5] * 400])
+    shapes: list[tuple[int, int]] = []
+    original = backbone(model).forward
+
+    def forward(input_ids=None, **named):  # type: ignore[no-untyped-def]
+        shapes.append(tuple(input_ids.shape))
+        return original(input_ids=input_ids, **named)
+
+    monkeypatch.setattr(backbone(model), "forward", forward)
+    prompts.keep([2])
+    prompts.last_hidden(torch.ones(3, 32), partial(steer, model, 2), 2)
+    assert shapes[-4:] == [(11, 3), (1, 400), (33, 3), (3, 400)]
+    assert sum(len(row) for row in prompts._kept[2][1]) == 433

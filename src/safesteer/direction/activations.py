@@ -84,7 +84,8 @@ def _sums(
     """Sums [tail, L, D] at the last `tail` tokens of the kept sequences, and their number."""
     blocks = find_blocks(model.model)
     width = model.model.get_output_embeddings().weight.shape[1]
-    sums = torch.zeros(tail, len(blocks), width, dtype=torch.float64, device=model.model.device)
+    device = model.model.device
+    sums = torch.zeros(tail, len(blocks), width, dtype=torch.float64, device=device)
 
     last: dict[int, torch.Tensor] = {}
     kept = 0
@@ -96,23 +97,23 @@ def _sums(
 
         return look
 
-    order = sorted(sequences, key=len)
     with ExitStack() as hooks:
         for layer, block in enumerate(blocks):
             hooks.enter_context(edit_block_input(block, collect(layer)))
 
-        def read(batch: Sequence[list[int]]) -> torch.Tensor:
-            ids, mask = pad_left(batch, model.tokenizer.pad_token_id, model.model.device)
+        def read(rows: list[int]) -> torch.Tensor:
+            batch = [sequences[row] for row in rows]
+            ids, mask = pad_left(batch, model.tokenizer.pad_token_id, device)
             return hidden_states(model.model, ids, mask, tail=tail)[:, -1]
 
         done = 0
-        for final in in_batches(order, batch_size, read):
+        for rows, final in in_batches(sequences, batch_size, read, device):
             # On the CPU, because a model may lie on several devices.
             which = torch.ones(len(final), dtype=torch.bool) if keep is None else keep(final).cpu()
             kept += int(which.sum())
             for layer, hidden in last.items():
                 sums[:, layer] += hidden[which].double().sum(0).to(sums.device)
-            done += len(final)
+            done += len(rows)
             if progress is not None:
-                progress(done, len(order))
+                progress(done, len(sequences))
     return sums, kept

@@ -21,7 +21,7 @@ from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
-from safesteer.models.oom import in_batches
+from safesteer.models.oom import row_by_row
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def answer_nll(
     """
     head = OutputHead.of(model.model)
     pad_id = model.tokenizer.pad_token_id
+    sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
 
-    def score(rows: Sequence[int]) -> list[torch.Tensor]:
+    def score(rows: list[int]) -> list[torch.Tensor]:
         given = [answers[row] for row in rows]
         states = completion_states(
             model.model, [prompts[row] for row in rows], given, pad_id, run_last=True
@@ -89,5 +90,4 @@ def answer_nll(
         return found
 
     with base_weights(model.model):
-        parts = in_batches(range(len(prompts)), batch_size, score)
-        return torch.stack([nll for part in parts for nll in part])
+        return torch.stack(row_by_row(sequences, batch_size, score, model.model.device))

@@ -8,18 +8,19 @@ with hardly any padding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import takewhile
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.hidden_states import empty_cache, is_worthwhile, positions
+from safesteer.models.hidden_states import common_prefix, empty_cache, is_worthwhile, positions
 from safesteer.models.layer_cache import record_inputs, start_at_layer, startable_layers
 from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
+from safesteer.models.oom import ROW_TOKENS, rows_together
 
 # Rows of a batch, prompts times copies. More rows read the weights less often, but padding grows
 # with the prompts in a batch. Both numbers are estimates.
@@ -44,21 +45,20 @@ class RepeatedPrompts:
         self._lengths = [len(ids) for ids in ends]
         self._begin = torch.tensor([rendered[0][:shared]], device=self.model.device)  # [1, P]
         self._ids, self._mask = pad_left(ends, model.tokenizer.pad_token_id, self.model.device)
-        # {layer: what entered it, [1, P, D] and [N, T, D]}
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # {layer: what entered it, [1, P, D] and [T, D] of each prompt}
+        self._kept: dict[int, tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
     def _shared(self, rendered: list[list[int]]) -> int:
         """Length of the prompts' common prefix; 0 if it cannot be run once for all."""
         longest, shortest = max(map(len, rendered)), min(map(len, rendered))
-        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rendered, strict=False))
-        shared = min(sum(1 for _ in alike), shortest - 1)
+        shared = min(common_prefix(rendered), shortest - 1)
         worthwhile = is_worthwhile(shared * (len(rendered) - 1), self.model.device)
         return shared if worthwhile and empty_cache(self.model, longest) is not None else 0
 
     def groups(self, layers: Collection[int]) -> list[list[int]]:
         """The layers in order, in groups that `keep` may hold at once."""
         width = self.model.get_output_embeddings().weight.shape[1]
-        tokens = self._begin.numel() + self._ids.numel()
+        tokens = self._begin.numel() + sum(self._lengths)
         count = max(1, _KEPT_BYTES // (tokens * width * self.model.dtype.itemsize))
         ordered = sorted(set(layers))
         return [ordered[start : start + count] for start in range(0, len(ordered), count)]
@@ -79,11 +79,12 @@ class RepeatedPrompts:
         )
         with record_inputs(self.model, begins - {0}) as entered:
             hidden = self.last_hidden(nothing, no_edit)[0]
-        width = self._ids.shape[1]
         for layer, passes in entered.items():
             begin = passes.pop(0) if self._begin.numel() else passes[0][:1, :0]
-            ends = [torch.nn.functional.pad(h, (0, 0, width - h.shape[1], 0)) for h in passes]
-            self._kept[layer] = (begin, torch.cat(ends))
+            rows = [row for batch in passes for row in batch]
+            # Copies: a view would hold the padding too.
+            ends = [row[-n:].clone() for row, n in zip(rows, self._lengths, strict=True)]
+            self._kept[layer] = (begin, ends)
         return hidden
 
     @torch.no_grad()
@@ -109,13 +110,13 @@ class RepeatedPrompts:
             ids = self._begin.repeat(copies, 1)
             with self._from(layer, begin, copies), edit(vectors):
                 self._pass(ids, torch.ones_like(ids), cache)
-        count = max(1, _ROWS.get(self._ids.device.type, _ROWS_ELSEWHERE) // copies)
         parts = []
-        for start in range(prompts.start, prompts.stop, count):
-            rows = slice(start, min(start + count, prompts.stop))
+        for rows in self._batches(prompts, copies):
             width = self._lengths[rows][-1]  # the longest: they are sorted
             ids, mask = self._ids[rows, -width:], self._mask[rows, -width:]
-            entered = None if ends is None else ends[rows, -width:]
+            entered = None
+            if ends is not None:
+                entered = pad_sequence(ends[rows], batch_first=True, padding_side="left")
             with self._from(layer, entered, copies), edit(vectors.repeat_interleave(len(ids), 0)):
                 hidden = self._pass(
                     ids.repeat(copies, 1),
@@ -126,6 +127,17 @@ class RepeatedPrompts:
                 )
             parts.append(hidden[:, -1].reshape(copies, len(ids), -1))
         return torch.cat(parts, dim=1)
+
+    def _batches(self, prompts: slice, copies: int) -> Iterator[slice]:
+        """The prompts of each batch, every one of them `copies` times."""
+        device = self._ids.device
+        rows = _ROWS.get(device.type, _ROWS_ELSEWHERE)
+        start, count = prompts.start, max(1, rows // copies)
+        while start < prompts.stop:
+            lengths = [copies * n for n in self._lengths[start : min(start + count, prompts.stop)]]
+            stop = start + rows_together(lengths, device, tokens=rows * ROW_TOKENS)
+            yield slice(start, stop)
+            start = stop
 
     def _from(
         self, layer: int, entered: torch.Tensor | None, copies: int

@@ -25,7 +25,7 @@ from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import completion_states, hidden_states
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
-from safesteer.models.oom import in_batches
+from safesteer.models.oom import row_by_row
 from safesteer.models.quantization import quantization_of
 from safesteer.models.upcast import in_float32
 
@@ -101,14 +101,17 @@ def measure_drift(
             batch_size=batch_size,
             progress=progress,
         )
-    longest = max((p + a for p, a in zip(rendered, answers, strict=True)), key=len)
+    sequences = [p + a for p, a in zip(rendered, answers, strict=True)]
+    longest = max(sequences, key=len)
     dtype = _dtype_of_passes(base.model, student, longest)
     exact = dtype == torch.float32
-    batch_size = batch_size or rows_that_fit(base.model, len(longest), dtype.itemsize)
     base_head, head = OutputHead.of(base.model), OutputHead.of(student)
     pad_id = base.tokenizer.pad_token_id
 
-    def read(part: Sequence[int]) -> list[tuple[float, float]]:
+    def fitting(longest: int) -> int:
+        return batch_size or rows_that_fit(base.model, longest, dtype.itemsize)
+
+    def read(part: list[int]) -> list[tuple[float, float]]:
         batch = [rendered[row] for row in part], [answers[row] for row in part], pad_id
         with ExitStack() as widened:
             for model in (base.model, student) if exact else ():
@@ -125,8 +128,10 @@ def measure_drift(
             found.append((same.float().mean().item(), kl.item()))
         return found
 
-    parts = in_batches(range(len(rendered)), batch_size, read)
-    return Drift([pair for part in parts for pair in part], str(dtype).removeprefix("torch."))
+    most = batch_size or len(sequences)
+    device = base.model.device
+    pairs = row_by_row(sequences, most, read, device, fitting=fitting, longest_first=True)
+    return Drift(pairs, str(dtype).removeprefix("torch."))
 
 
 def _dtype_of_passes(base: Any, student: Any, longest: list[int]) -> torch.dtype:

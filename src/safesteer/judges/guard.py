@@ -193,18 +193,24 @@ class GradeJudge(GuardJudge):
 
     @torch.no_grad()
     def _verdicts(self, prompts: list[list[int]], progress: Progress | None) -> list[Verdict]:
-        order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-        scores: list[float] = []
-        for part in in_batches([prompts[row] for row in order], self.batch_size, self._scores):
-            scores += part
-            if progress is not None:
-                progress(len(scores), len(order))
         verdicts = [Verdict()] * len(prompts)
-        for row, score in zip(order, scores, strict=True):
-            if math.isfinite(score):
-                verdicts[row] = Verdict(unsafe=score >= UNSAFE_GRADE, score=score)
-            else:  # an overflow must not count as safe
-                verdicts[row] = Verdict(note=f"no verdict: the grade is {score}")
+        done = 0
+
+        def scores(rows: list[int]) -> list[float]:
+            return self._scores([prompts[row] for row in rows])
+
+        size = self.batch_size  # meant for long prompts: the rubric, and answers in full
+        for rows, found in in_batches(
+            prompts, size, scores, self.model.device, fitting=lambda _: size, longest_first=True
+        ):
+            for row, score in zip(rows, found, strict=True):
+                if math.isfinite(score):
+                    verdicts[row] = Verdict(unsafe=score >= UNSAFE_GRADE, score=score)
+                else:  # an overflow must not count as safe
+                    verdicts[row] = Verdict(note=f"no verdict: the grade is {score}")
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(prompts))
         return verdicts
 
     def _scores(self, prompts: Sequence[list[int]]) -> list[float]:

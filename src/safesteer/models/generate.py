@@ -125,25 +125,35 @@ def generate_batches(
         SafeSteerError: memory does not hold a single prompt.
     """
     ends = end_of_turn_ids(model, tokenizer)
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     in_step = is_sharded(model)
 
-    def fitting(row: int) -> int:  # of a batch whose longest prompt is the first
-        return rows_that_fit(model, len(prompts[row]) + decoding.max_new_tokens)
+    def fitting(longest: int) -> int:
+        if batch_size is not None:
+            return len(prompts)
+        return rows_that_fit(model, longest + decoding.max_new_tokens)
 
-    def answer(rows: Sequence[int]) -> dict[int, list[int]]:
+    def answer(rows: list[int]) -> list[list[int]]:
         batch = [list(prompts[row]) for row in rows]
         if cache is None or decoding.temperature > 0:
-            found = _continue_batch(model, tokenizer, batch, decoding, in_step)
-            return dict(zip(rows, found, strict=True))
+            return _continue_batch(model, tokenizer, batch, decoding, in_step)
         key = {"prompts": batch, "max_new_tokens": decoding.max_new_tokens, "ends": ends}
         found = cache.get(key)
         if not isinstance(found, list) or len(found) != len(rows):
             found = _continue_batch(model, tokenizer, batch, decoding, in_step)
             cache.put(key, found)
-        return dict(zip(rows, found, strict=True))
+        return found
 
-    yield from in_batches(order, batch_size or fitting, answer, halve=not in_step)
+    for rows, found in in_batches(
+        prompts,
+        batch_size or len(prompts),
+        answer,
+        model.device,
+        fitting=fitting,
+        passes=1 + decoding.max_new_tokens,
+        longest_first=True,
+        in_step=in_step,
+    ):
+        yield dict(zip(rows, found, strict=True))
 
 
 def _continue_batch(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -167,6 +168,12 @@ def _common(ids: torch.Tensor, mask: torch.Tensor, tail: int) -> tuple[int, torc
     prefixes = ids.gather(1, columns)
     same = (prefixes == prefixes[:1]).all(dim=0)
     return int(same.long().cumprod(0).sum()), start
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the common prefix of token ids."""
+    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False))
+    return sum(1 for _ in alike)
 
 
 def is_worthwhile(saved: int, device: torch.device) -> bool:
