@@ -20,7 +20,7 @@ PAGES = [
 ]
 PACKAGES = {
     "bench.speed": [
-        *("direction", "loss", "update", "products", "compiled", "scaling", "processes")
+        *("direction", "lengths", "loss", "update", "products", "compiled", "scaling", "processes")
     ],
     "bench.memory": ["prediction", "gpus"],
     "bench.evidence": ["benchmarks", "unseen", "solutions", "probe", "gate"],

@@ -57,8 +57,8 @@ def test_a_batch_size_stays_halved_and_may_depend_on_the_length():
     assert (size.rows, tried) == (2, [4, 2, 2, 2, 2])
     tried.clear()
     lengths = [*rows_of(2, 1), *rows_of(3, 3)]
-    fitting = dict(fitting=lambda longest: longest, longest_first=True)
-    assert row_by_row(lengths, 9, work_that_holds(2, tried), CPU, **fitting) == list(range(5))
+    work = work_that_holds(2, tried)
+    assert row_by_row(lengths, 9, work, CPU, fitting=int) == list(range(5))
     assert tried == [3, 1, 1, 1, 1, 1]
 
 
@@ -77,21 +77,21 @@ def test_other_errors_and_passes_in_step_are_not_repeated():
     assert tried == [4]
 
 
-@pytest.mark.parametrize("longest_first", [False, True])
-def test_a_long_row_among_short_ones_gets_a_batch_of_its_own(longest_first):
+@pytest.mark.parametrize("fitting", [None, lambda longest: 32], ids=["ascending", "descending"])
+def test_a_long_row_among_short_ones_gets_a_batch_of_its_own(fitting):
     """Processes in step must make the same passes, whatever their rows."""
     sequences = [[0] * 930, *rows_of(31, 30)]
-    found = batches(sequences, 32, longest_first=longest_first)
+    found = batches(sequences, 32, fitting=fitting)
     assert sorted(map(len, found)) == [1, 31] and [0] in found
     assert sorted(row for rows in found for row in rows) == list(range(32))
-    assert len(batches(sequences, 32, longest_first=longest_first, in_step=True)) == 1
+    assert len(batches(sequences, 32, fitting=fitting, in_step=True)) == 1
 
 
 def test_rows_of_similar_lengths_fill_their_batches():
     """Padding of less than half a batch is no reason to end it."""
     sequences = [[row] * (20 + row) for row in range(40)]
     assert batches(sequences, 32) == [list(range(32)), list(range(32, 40))]
-    together = batches(sequences, 32, longest_first=True)
+    together = batches(sequences, 32, fitting=lambda longest: 32)
     assert together == [list(range(39, 7, -1)), list(range(7, -1, -1))]
 
 

@@ -130,7 +130,7 @@ def measure_drift(
 
     most = batch_size or len(sequences)
     device = base.model.device
-    pairs = row_by_row(sequences, most, read, device, fitting=fitting, longest_first=True)
+    pairs = row_by_row(sequences, most, read, device, fitting=fitting)
     return Drift(pairs, str(dtype).removeprefix("torch."))
 
 

@@ -201,7 +201,7 @@ class GradeJudge(GuardJudge):
 
         size = self.batch_size  # meant for long prompts: the rubric, and answers in full
         for rows, found in in_batches(
-            prompts, size, scores, self.model.device, fitting=lambda _: size, longest_first=True
+            prompts, size, scores, self.model.device, fitting=lambda _: size
         ):
             for row, score in zip(rows, found, strict=True):
                 if math.isfinite(score):

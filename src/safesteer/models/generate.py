@@ -150,7 +150,6 @@ def generate_batches(
         model.device,
         fitting=fitting,
         passes=1 + decoding.max_new_tokens,
-        longest_first=True,
         in_step=in_step,
     ):
         yield dict(zip(rows, found, strict=True))

@@ -52,7 +52,6 @@ def in_batches(
     *,
     fitting: Callable[[int], int] | None = None,
     passes: int = 1,
-    longest_first: bool = False,
     in_step: bool = False,
 ) -> Iterator[tuple[list[int], Result]]:
     """Yield (rows, ``work(rows)``) for batches of rows of `sequences`, sorted by length.
@@ -65,10 +64,10 @@ def in_batches(
         size: the most rows in a batch.
         work: gets row numbers; must not return None.
         device: where the passes run.
-        fitting: how many rows fit if the longest, which must come first, has so many tokens. By
-            default a batch holds `size` times `ROW_TOKENS`, the common prefix counted once.
+        fitting: how many rows fit if the longest has so many tokens; the longest rows then come
+            first. By default the shortest do, and a batch holds `size` times `ROW_TOKENS` tokens,
+            the common prefix counted once.
         passes: how often the model runs for a batch, as for each token that it generates.
-        longest_first: sort from long to short.
         in_step: several processes make the passes in step. Then a batch neither ends early nor is
             halved: one that does not fit into memory is an error.
 
@@ -77,14 +76,13 @@ def in_batches(
     """
     most = size if isinstance(size, BatchSize) else BatchSize(size)
     shared = common_prefix(sequences)
-    order = sorted(
-        range(len(sequences)), key=lambda row: len(sequences[row]) * (-1 if longest_first else 1)
-    )
+    sign = 1 if fitting is None else -1
+    order = sorted(range(len(sequences)), key=lambda row: sign * len(sequences[row]))
     start = 0
     while start < len(order):
         part = order[start : start + most.rows]
         if fitting is not None:
-            part = part[: max(1, fitting(max(len(sequences[row]) for row in part)))]
+            part = part[: max(1, fitting(len(sequences[part[0]])))]
         if not in_step:
             lengths = [len(sequences[row]) - shared for row in part]
             tokens = None if fitting else most.rows * ROW_TOKENS
