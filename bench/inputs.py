@@ -13,7 +13,8 @@ from safesteer.config.settings import TrainSettings
 from safesteer.direction.vector import Direction
 from safesteer.models.chat import Message
 from safesteer.models.files import builtin_path
-from safesteer.models.load import ChatModel, quiet_libraries
+from safesteer.models.load import ChatModel
+from safesteer.models.quiet import quiet_libraries
 from safesteer.prompts import PromptSet, load_prompt_set
 
 # Our own benchmarks, as eval/MODEL.json names them.

@@ -2,8 +2,16 @@
 
 import pytest
 import torch
+from tiny import with_lora
+from transformers import GenerationConfig
 
-from safesteer.models.generate import Decoding, InverseCdfSampler, end_of_turn_ids, generate
+from safesteer.models.generate import (
+    Decoding,
+    InverseCdfSampler,
+    end_of_turn_ids,
+    generate,
+    unused_wishes,
+)
 
 TEXTS = ["Hi", "How far is the moon?", "Name a colour and explain it at some length.", "A", "B c"]
 
@@ -52,14 +60,72 @@ def test_answers_end_with_the_turn(tiny_chat_model, prompts):
     assert len(stopped[0]) <= 4 and len(stopped[1]) <= 6
 
 
-def test_penalties_of_the_model_s_own_settings_are_left_out(tiny_chat_model, prompts):
-    """A repetition penalty or a beam search in generation_config.json changes no answer."""
+WISHES = {
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "num_beams": 3,
+    "do_sample": True,
+    "temperature": 3.0,
+    "top_k": 2,
+    "top_p": 0.1,
+    "min_p": 0.9,
+    "typical_p": 0.1,
+    "min_length": 500,
+    "min_new_tokens": 9,
+    "max_time": 1e-9,
+    "suppress_tokens": list(range(3, 300)),
+    "begin_suppress_tokens": list(range(3, 300)),
+    "bad_words_ids": [[token] for token in range(3, 300)],
+    "sequence_bias": [[[7], 1e4]],
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": 7,
+    "exponential_decay_length_penalty": [1, 50.0],
+    "guidance_scale": 7.0,
+    "remove_invalid_values": True,
+    "renormalize_logits": True,
+    "watermarking_config": {"greenlist_ratio": 0.25, "bias": 50.0},
+    "stop_strings": ["e", "a"],
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "output_hidden_states": True,
+    "penalty_alpha": 0.6,
+    "dola_layers": "high",
+    "prompt_lookup_num_tokens": 3,
+    "assistant_early_exit": 1,
+    "cache_implementation": "static",
+    "use_cache": False,
+    "token_healing": True,
+    "made_up": 3,
+}
+
+
+@pytest.mark.parametrize("wish", WISHES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_models_own_wishes_change_no_text(wish, temperature, tiny_chat_model, prompts):
+    """Nothing of generation_config.json but the ids counts, with and without an adapter."""
+
+    def answers(runner):  # type: ignore[no-untyped-def]
+        torch.manual_seed(0)
+        decoding = Decoding(6, temperature)
+        return generate(runner, tiny_chat_model.tokenizer, prompts[:3], decoding)
+
     model = tiny_chat_model.model
-    plain = generate(model, tiny_chat_model.tokenizer, prompts, Decoding(9))
-    model.generation_config.repetition_penalty = 5.0
-    model.generation_config.no_repeat_ngram_size = 1
-    model.generation_config.num_beams = 3
-    assert generate(model, tiny_chat_model.tokenizer, prompts, Decoding(9)) == plain
+    plain = answers(model)
+    model.generation_config.eos_token_id = [2, plain[0][2]]
+    plain = answers(model)
+    assert len(plain[0]) <= 3
+    wished = {**model.generation_config.to_dict(), wish: WISHES[wish]}
+    model.generation_config = GenerationConfig.from_dict(wished)
+    assert answers(model) == plain
+    assert getattr(model.generation_config, wish) == WISHES[wish] or wish == "watermarking_config"
+    assert answers(with_lora(model, trained=False)) == plain
+
+
+def test_wishes_are_named_and_neutral_values_are_none():
+    neutral = {"temperature": 1.0, "top_p": 1.0, "use_cache": True, "do_sample": False}
+    assert unused_wishes({"eos_token_id": [2], "pad_token_id": 0, **neutral}) == []
+    asked = {"eos_token_id": 2, "min_new_tokens": 3, "suppress_tokens": [4], **neutral}
+    assert unused_wishes(asked) == ["min_new_tokens", "suppress_tokens"]
 
 
 def test_sampling_draws_from_the_softmax():

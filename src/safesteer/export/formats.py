@@ -23,7 +23,7 @@ from safesteer.export.output import (
 from safesteer.export.source import Source, load_source
 from safesteer.export.verify import BOUNDS, Candidate, compare, expect, mismatch
 from safesteer.files import write_json
-from safesteer.models.load import quiet_libraries
+from safesteer.models.quiet import quiet_libraries
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.system import versions
 

@@ -15,7 +15,7 @@ from safesteer.events import Reporter
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.files import adapter_base, locate
-from safesteer.models.load import auto_class, copy_processor_files, merge_adapter, quiet_libraries
+from safesteer.models.load import auto_class, copy_processor_files, merge_adapter
 from safesteer.models.quantization import (
     dequantized,
     loaded_bits,
@@ -23,6 +23,7 @@ from safesteer.models.quantization import (
     match_training,
     quantization_of,
 )
+from safesteer.models.quiet import quiet_libraries
 from safesteer.models.weights import load_weights
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.directory import RunDirectory

@@ -21,7 +21,7 @@ from safesteer.config.settings import LoraSettings, ModelSettings
 from safesteer.errors import InputError
 from safesteer.models.files import BUILTIN, builtin_path
 from safesteer.models.layers import find_blocks, text_config
-from safesteer.models.load import quiet_libraries
+from safesteer.models.quiet import quiet_libraries
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Control tokens that a user types stay text: ``<|im_end|>`` inside a message never becomes the token
 that ends a turn. If a model thinks before it answers, its prompts end in an empty, closed thinking
 block unless the settings turn thinking on; then thoughts and answer are separated (thinking.py).
+A template that leaves out what the user says is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -20,14 +22,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from safesteer.errors import InputError, one_line
-from safesteer.models.thinking import find_thinking
+from safesteer.models.template import change_of_text, reads_clock, render, shows
+from safesteer.models.thinking import find_thinking, unclosed_thinking
 
 Message = dict[str, str]
 
 # Placeholder of a message's content while the template is rendered: private-use characters occur in
 # no control token and survive a template's trimming.
 _MARK = "\ue000{}\ue001"
-_PROBE = "probe"
+_PROBE = "Qxzv probe"
 _MAX_RENDERED = 4096  # prompts whose token ids are kept
 
 
@@ -51,14 +54,17 @@ class ChatRenderer:
         as_is: leave prompts as the template makes them, thinking block or not.
         reads_parts: whether the template reads a message's content as a list of parts; None tests
             it with a user turn.
+        now: the time that the template reads; the present one if None.
 
     Attributes:
+        rows: number of the model's output tokens, where the tokenizer has more; None otherwise.
         thinking: the template's thinking block; None if it has none.
         template_kwargs: the arguments, with the one that makes the template close that block.
         appended: text after the template's prompt, to close the block if the template does not.
 
     Raises:
-        InputError: the tokenizer has no chat template, or the template cannot render one turn.
+        InputError: the tokenizer has no chat template or no token for padding, or the template
+            cannot render one turn or leaves out its text.
     """
 
     def __init__(
@@ -68,8 +74,11 @@ class ChatRenderer:
         *,
         as_is: bool = False,
         reads_parts: bool | None = None,
+        now: datetime | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.now = now or datetime.now()
+        self.rows: int | None = None
         self.template_kwargs = dict(template_kwargs or {})
         self.thinking = None
         self.appended = ""
@@ -79,6 +88,11 @@ class ChatRenderer:
                 " --chat-template FILE (a Jinja file)"
             )
         if tokenizer.pad_token_id is None:
+            if tokenizer.eos_token is None:
+                raise InputError(
+                    "the tokenizer names no token that ends a text (eos_token) and none for padding"
+                    " (pad_token). Try: set eos_token in its tokenizer_config.json"
+                )
             tokenizer.pad_token = tokenizer.eos_token
         # Special tokens, and those that the template writes (Qwen's <think> is not special).
         # Gemma's added tokens for line breaks and HTML tags are ordinary text.
@@ -101,9 +115,13 @@ class ChatRenderer:
         self.reads_parts = bool(reads_parts)
         if reads_parts is None:
             self.reads_parts = self._detect_parts()
+        self.change = "changes" if as_is else change_of_text(self._turn)  # a verb, or empty
+        self.unclosed = ""  # a tag that opens a thinking block and that nothing is known to close
         if not as_is:
             source = template + "".join(t.content for t in tokenizer.added_tokens_decoder.values())
             self.thinking = find_thinking(self._render, self.template_kwargs, source)
+            if self.thinking is None:
+                self.unclosed = unclosed_thinking(self._render, self.template_kwargs)
         if self.thinking is not None:
             self.template_kwargs = self.thinking.template_kwargs
             self.appended = "" if self.thinking.on else self.thinking.close
@@ -112,6 +130,28 @@ class ChatRenderer:
     def thinks(self) -> bool:
         """Whether responses begin with the model's thoughts."""
         return self.thinking is not None and self.thinking.on and not self.appended
+
+    @property
+    def date(self) -> str | None:
+        """The time that the template reads, to the second; None for one that reads none."""
+        reads = reads_clock(str(self.tokenizer.chat_template))
+        return self.now.isoformat(timespec="seconds") if reads else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the template, a sentence each."""
+        notes = []
+        if self.change:
+            notes.append(f"the chat template {self.change} the user's text")
+        if self.date:
+            notes.append(f"the chat template writes the date: here it is {self.date}")
+        if self.unclosed:
+            notes.append(
+                f"whether the model thinks is unknown: the chat template opens {self.unclosed} and"
+                " names no tag that closes it, so thoughts count as the answer. Try:"
+                " --chat-template FILE, with the closing tag"
+            )
+        return notes
 
     @cached_property
     def without_thinking(self) -> ChatRenderer:
@@ -144,10 +184,11 @@ class ChatRenderer:
         A response with a `prefill` starts with this text, without thoughts before it.
 
         Raises:
-            InputError: the template cannot render such a conversation.
+            InputError: the template cannot render such a conversation or leaves out a message of
+                it, or the model has no row for one of its tokens.
         """
         if prefill:
-            return self.without_thinking.ids(messages) + self.answer_ids(prefill)
+            return self.without_thinking.ids(messages) + self._in_rows(self.answer_ids(prefill))
         key = repr(list(messages))
         if key not in self._rendered:
             if len(self._rendered) >= _MAX_RENDERED:
@@ -160,8 +201,43 @@ class ChatRenderer:
                     f"the chat template cannot render a conversation of the roles {roles}"
                     f" ({one_line(error)}). Try: prompts with other roles"
                 ) from error
-            self._rendered[key] = [token for piece in pieces for token in self.answer_ids(piece)]
+            self._require_shown(messages, "".join(pieces))
+            ids = [token for piece in pieces for token in self.answer_ids(piece)]
+            self._rendered[key] = self._in_rows(ids)
         return list(self._rendered[key])
+
+    def _require_shown(self, messages: Sequence[Message], rendered: str) -> None:
+        """Raise InputError if the template leaves out what the user or the system says."""
+        for message in messages if self.change != "changes" else ():
+            if message["role"] != "assistant" and not shows(rendered, message["content"]):
+                roles = ", ".join(message["role"] for message in messages)
+                raise InputError(
+                    f"the chat template leaves out the {message['role']} message of a conversation"
+                    f" of the roles {roles}. Try: prompts and a teacher.context without that role,"
+                    " or --chat-template FILE (a Jinja file)"
+                )
+
+    def _in_rows(self, ids: list[int]) -> list[int]:
+        """The `ids`; InputError for those that the model has no row for."""
+        if self.rows is not None and (beyond := sorted({i for i in ids if i >= self.rows})):
+            named = ", ".join(f"{i} {self.tokenizer.decode([i])!r}" for i in beyond[:4])
+            raise InputError(
+                f"the tokenizer makes tokens that the model has no row for ({named}; its output"
+                f" matrix has {self.rows} rows). Try: the model's own tokenizer"
+            )
+        return ids
+
+    def require_rows(self, rows: int) -> None:
+        """Allow a tokenizer with more tokens than `rows`, unless one beyond them is in use.
+
+        Raises:
+            InputError: a special token, or one of the template's, lies beyond.
+        """
+        self.rows = rows if len(self.tokenizer) > rows else None
+        special = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
+        self._in_rows([token for token in special if token is not None])
+        self._rendered.clear()
+        self.post_instruction_ids()
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer's text, without template tokens."""
@@ -224,27 +300,26 @@ class ChatRenderer:
 
     def _detect_parts(self) -> bool:
         # Templates of some vision-language models read a list of parts and skip plain text.
-        probe = [{"role": "user", "content": _PROBE}]
         try:
-            if _PROBE in self.text(probe):
-                return False
-            self.reads_parts = True
-            return _PROBE in self.text(probe)
+            for self.reads_parts in (False, True):
+                if shows(self._turn(_PROBE), _PROBE):
+                    return self.reads_parts
         except Exception as error:  # a template is a program: it can fail in any way
             raise InputError(
                 f"the chat template cannot render a single user turn ({one_line(error)}). Try:"
                 " --chat-template FILE (a Jinja file)"
             ) from None
+        raise InputError(
+            "the chat template leaves out the user's text. Try: --chat-template FILE (a Jinja file)"
+        )
+
+    def _turn(self, text: str) -> str:
+        """One turn of the user with this text, rendered."""
+        return self.text([{"role": "user", "content": text}])
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool, **kwargs: Any) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                self.shaped(messages),
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **kwargs,
-            )
-        )
+        shaped = self.shaped(messages)
+        return render(self.tokenizer, shaped, generation_prompt, self.now, **kwargs)
 
     def _pieces(self, messages: Sequence[Message]) -> list[str]:
         """The rendered text, cut inside each control token that a message's content contains."""

@@ -6,7 +6,7 @@ steered model answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +22,7 @@ from safesteer.models.hidden_states import share_prefix
 from safesteer.models.layers import is_sharded
 from safesteer.models.oom import BatchSize, in_batches
 
-# Unset options come from the model's generation_config.json, where a repetition penalty (Qwen2.5
-# has one) would change the distribution that answers are drawn from.
-_PLAIN = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "use_cache": True,
-}
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # used of a generation_config.json
 
 
 class InverseCdfSampler(LogitsProcessor):
@@ -60,6 +51,43 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
     return ids
+
+
+def unused_wishes(asked: Mapping[str, Any]) -> list[str]:
+    """The options of a model's generation config that would change its text, in their order."""
+    neutral = GenerationConfig._get_default_generation_params()
+    return [
+        key
+        for key, value in asked.items()
+        if key not in (*IDS, "transformers_version") and not key.startswith("_")
+        # A neutral value, such as a temperature of 1, is no wish.
+        if value is not None and value is not False and value != neutral.get(key)
+    ]
+
+
+@contextmanager
+def plain_generation(model: Any, tokenizer: Any) -> Iterator[GenerationConfig]:
+    """Let `model` generate by what it is told alone, and not by its generation_config.json.
+
+    transformers takes what a call leaves unset from the model's own configuration: penalties,
+    forbidden tokens, other ways to search. Here it has none but the ids of end and padding.
+    """
+    plain = GenerationConfig(
+        eos_token_id=end_of_turn_ids(model, tokenizer) or None,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # PEFT's wrapper hands a configuration of its own down to the model, if it has one.
+    owners = [each for each in (inner, model) if "generation_config" in vars(each)]
+    own = [each.generation_config for each in owners]
+    try:
+        for each in owners:
+            each.generation_config = plain
+        yield plain
+    finally:
+        for each, config in zip(owners, own, strict=True):
+            each.generation_config = config
 
 
 @dataclass(frozen=True)
@@ -161,19 +189,12 @@ def _continue_batch(
     """Answers to one batch, each cut after the token that ends its turn."""
     ends = end_of_turn_ids(model, tokenizer)
     sampler = [InverseCdfSampler(decoding.temperature)] if decoding.temperature > 0 else []
-    config = GenerationConfig(
-        max_new_tokens=decoding.max_new_tokens,
-        do_sample=False,
-        eos_token_id=ends or None,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        disable_compile=True,
-        **_PLAIN,
-    )
     ids, mask = pad_left(prompts, tokenizer.pad_token_id, model.device)
     _reset_image_positions(model)
     shared = share_prefix(model, ids, mask, new_tokens=decoding.max_new_tokens)
-    with _contiguous_head_input(model):
+    with plain_generation(model, tokenizer) as config, _contiguous_head_input(model):
+        config.max_new_tokens, config.do_sample = decoding.max_new_tokens, False
+        config.disable_compile = True
         output = model.generate(
             input_ids=ids if shared is None else shared.ids,
             attention_mask=mask if shared is None else shared.mask,

@@ -7,12 +7,11 @@ vision-language model is loaded whole and used with text.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
 )
-from transformers import logging as transformers_logging
 
 from safesteer.config.settings import ModelSettings
-from safesteer.errors import InputError, one_line
+from safesteer.errors import InputError, one_line, reason
+from safesteer.files import read_json
 from safesteer.models.base_weights import adapter_layers
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
 from safesteer.models.files import adapter_base, fingerprint, locate
+from safesteer.models.generate import IDS, unused_wishes
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.quantization import (
     BITSANDBYTES,
@@ -45,8 +45,13 @@ from safesteer.models.quantization import (
     match_training,
     quantization_of,
 )
+from safesteer.models.quiet import quiet_libraries
+from safesteer.models.tokenizer import load_chat
 from safesteer.models.weights import load_adapter, load_weights
 
+_log = logging.getLogger(__name__)
+
+GENERATION = "generation_config.json"
 _PROCESSOR = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -100,7 +105,12 @@ class ChatModel:
                 " model.merge_and_unload()"
             )
         chat = ChatRenderer(tokenizer, template_kwargs)
-        return cls(_ready(model, tokenizer, type(model).__name__), chat)
+        name = type(model).__name__
+        for note in chat.notes:
+            _log.warning("%s", note)
+        if model.generation_config is not None:
+            _note_wishes(name, model.generation_config.to_diff_dict())
+        return cls(_ready(model, chat, name), chat)
 
     @property
     def tokenizer(self) -> Any:
@@ -123,12 +133,18 @@ class ChatModel:
         return {"id": self.id, "revision": self.revision, "sha256": self.sha256}
 
 
-def load_model(settings: ModelSettings | str, *, for_full_training: bool = False) -> ChatModel:
+def load_model(
+    settings: ModelSettings | str,
+    *,
+    for_full_training: bool = False,
+    chat: ChatRenderer | None = None,
+) -> ChatModel:
     """Load a chat model.
 
     Args:
         settings: what to load and how, or just its id.
         for_full_training: keep float32 master weights, whatever dtype the settings name.
+        chat: its renderer, if `load_chat` has made it already.
 
     Raises:
         InputError: the model is missing, truncated, pickled or not a chat model, or its dtype,
@@ -148,15 +164,13 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
     identity = fingerprint(settings)
     device = pick_device(settings.device)
     dtype = torch.float32 if for_full_training else pick_dtype(settings.dtype, device)
+    chat = chat or load_chat(settings)
     with quiet_libraries():
-        model, tokenizer = _load_or_explain(kind, path, dtype, settings, device)
-    if settings.chat_template is not None:
-        tokenizer.chat_template = _read_template(settings.chat_template)
-    chat = ChatRenderer(tokenizer, settings.template_kwargs)
+        model = _load_or_explain(kind, path, dtype, settings, device)
     if device_map is None:
         torch.nn.Module.to(model, device)
     return ChatModel(
-        model=_ready(model, tokenizer, settings.id),
+        model=_ready(model, chat, settings.id),
         chat=chat,
         id=settings.id,
         revision=identity["revision"],
@@ -166,7 +180,7 @@ def load_model(settings: ModelSettings | str, *, for_full_training: bool = False
 
 def _load_or_explain(
     kind: str, path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
-) -> tuple[PreTrainedModel, Any]:
+) -> PreTrainedModel:
     try:
         return _load(kind, path, dtype, settings, device)
     except InputError:
@@ -175,15 +189,15 @@ def _load_or_explain(
         raise InputError(f"{settings.id}: {one_line(error)}") from None
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise InputError(
-            f"cannot load the model {settings.id} from {path}: {one_line(error)}. The file may be"
+            f"cannot load the model {settings.id} from {path}{reason(error)}. A file may be"
             " truncated or damaged. Try: download it again"
         ) from None
 
 
 def _load(
     kind: str, path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
-) -> tuple[PreTrainedModel, Any]:
-    """Model and tokenizer; an adapter is merged into its base, which may be an adapter too."""
+) -> PreTrainedModel:
+    """The model; an adapter is merged into its base, which may be an adapter too."""
     if kind == "gguf":
         return _load_gguf(path, dtype)
     base = adapter_base(path)
@@ -195,15 +209,12 @@ def _load(
             f"{path} holds an adapter of {base.id}, whose quantized weights would lose a part of it"
             " in merging. Try: merge it into the original weights, and use that folder"
         )
-    model, tokenizer = _load(kind, below, dtype, settings, device)
-    if (path / "tokenizer_config.json").is_file():
-        tokenizer = _load_tokenizer(path, settings.trust_remote_code)
-    return merge_adapter(model, path), tokenizer
+    return merge_adapter(_load(kind, below, dtype, settings, device), path)
 
 
 def _load_folder(
     path: Path, dtype: torch.dtype, settings: ModelSettings, device: torch.device
-) -> tuple[PreTrainedModel, Any]:
+) -> PreTrainedModel:
     trust = settings.trust_remote_code
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     if getattr(config, "is_encoder_decoder", False):
@@ -215,16 +226,13 @@ def _load_folder(
         raise InputError(
             f"{path} has no .safetensors weights{pickled}. Try: save it as safetensors"
         )
-    tokenizer = _load_tokenizer(path, trust)
-    older = path / "chat_template.json"  # of older vision-language models' processors
-    if not tokenizer.chat_template and older.is_file():
-        tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
     bits = loaded_bits(settings, "folder", path)
     place: Any = settings.advanced.device_map
     if bits in BITSANDBYTES:
         check_device(device, bits)
         place = place or {"": device}  # quantized weights cannot move
     dequantize_on_load(config)
+    asked, plain = _generation_config(path)
     model = load_weights(
         _auto_class_of(config),
         path,
@@ -233,10 +241,36 @@ def _load_folder(
         use_safetensors=True,
         trust_remote_code=trust,
         device_map=place,
+        **plain,
         **loading_arguments(settings.quantization, dtype),
     )
     _check_placement(path, model)
-    return model, tokenizer
+    _note_wishes(settings.id, asked or model.generation_config.to_diff_dict())
+    return model
+
+
+def _generation_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a folder's generation_config.json asks for, and ``from_pretrained``'s argument for it.
+
+    Of the file only the ids of the tokens that begin, end and pad a text are used.
+    """
+    if not (path / GENERATION).is_file():
+        return {}, {}
+    asked = read_json(path / GENERATION)
+    if not isinstance(asked, dict):
+        raise InputError(f"{path / GENERATION} is not a JSON object. Try: download it again")
+    ids = {key: asked[key] for key in IDS if key in asked}
+    return asked, {"generation_config": GenerationConfig(**ids)}
+
+
+def _note_wishes(name: str, asked: Mapping[str, Any]) -> None:
+    if wishes := unused_wishes(asked):
+        _note_once(f"{name}: {GENERATION} asks for {', '.join(wishes)}; settings decide instead")
+
+
+@cache
+def _note_once(text: str) -> None:
+    _log.warning("%s", text)
 
 
 def _check_placement(path: Path, model: PreTrainedModel) -> None:
@@ -251,16 +285,8 @@ def _check_placement(path: Path, model: PreTrainedModel) -> None:
         )
 
 
-def _load_tokenizer(path: Path, trust: bool) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
-    except Exception as error:
-        raise InputError(f"cannot load the tokenizer in {path}: {one_line(error)}") from None
-
-
-def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+def _load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     where: dict[str, Any] = {"gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     model = load_weights(AutoModelForCausalLM, path.parent, dtype=dtype, **where)
     # A model with a GGUF origin cannot be saved: put its tensors into one made from the plain
     # configuration.
@@ -271,7 +297,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config
-    return plain, tokenizer
+    return plain
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
@@ -289,14 +315,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     return loaded.merge_and_unload()
 
 
-def _read_template(path: str) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the chat template {path}: {one_line(error)}") from None
-
-
-def _ready(model: Any, tokenizer: Any, name: str) -> Any:
+def _ready(model: Any, chat: ChatRenderer, name: str) -> Any:
     """Check that model and tokenizer fit, and freeze the model; returns it."""
     find_blocks(model)
     head = model.get_output_embeddings().weight
@@ -305,15 +324,13 @@ def _ready(model: Any, tokenizer: Any, name: str) -> Any:
             f"the output matrix of {name} is quantized, and log-probabilities need the original."
             " Try: quantize the model without its output matrix, or use --quantization"
         )
-    rows = head.shape[0]
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"the tokenizer of {name} has {len(tokenizer)} tokens, but the output matrix only"
-            f" {rows} rows. Try: the model's own tokenizer"
-        )
-    model.config.pad_token_id = tokenizer.pad_token_id
+    try:
+        chat.require_rows(head.shape[0])
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    model.config.pad_token_id = chat.tokenizer.pad_token_id
     if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.pad_token_id = chat.tokenizer.pad_token_id
     if quantization_of(model) is not None:
         match_training(model)
     return model.eval().requires_grad_(False)
@@ -350,25 +367,6 @@ def copy_processor_files(base: Path, folder: Path) -> None:
     for name in _PROCESSOR:
         if (base / name).is_file() and not (folder / name).exists():
             shutil.copyfile(base / name, folder / name)
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the loaders' progress bars and warnings off the screen; errors are still raised."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    gguf = logging.getLogger("gguf")
-    level = gguf.level
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    gguf.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-        gguf.setLevel(level)
 
 
 def describe(model: ChatModel) -> dict[str, Any]:

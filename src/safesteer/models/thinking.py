@@ -20,6 +20,9 @@ _FIELDS = ("reasoning_content", "reasoning", "thinking")
 # Private-use characters: they occur in no template and survive its trimming.
 _USER, _ANSWER, _THOUGHT = "\ue000", "\ue001", "\ue002"
 _TAG = re.compile(r"(?:<(\w+)>|\[(\w+)\])\s*$")
+_THINKING_TAG = re.compile(
+    r"[<\[\u25c1][^\w\s/]*(?!end)\w*(?:think|thought|reason|reflect)\w*[^\w\s/]*[>\]\u25b7]\s*$", re.I
+)
 _EMPTY = re.compile(r"(?:<(\w+)>\s*</\1>|\[(\w+)\]\s*\[/\2\])\s*$")
 
 
@@ -81,6 +84,16 @@ def find_thinking(
         # The template does not show whether the model thinks by itself; the user has to say so.
         close = opening + closing if on else ""
     return Thinking(opening, closing, on, kwargs, close, inside)
+
+
+def unclosed_thinking(render: Render, template_kwargs: Mapping[str, Any]) -> str:
+    """The tag with which prompts end where it opens thoughts, as its name says; empty without one.
+
+    Ask it of a template in which `find_thinking` finds no block: then it is unknown whether the
+    model thinks, and where its answer starts.
+    """
+    tag = _THINKING_TAG.search(_prompt(render, template_kwargs))
+    return tag[0].strip() if tag else ""
 
 
 def _block(render: Render, kwargs: Mapping[str, Any], source: str) -> tuple[str, str] | None:

@@ -1,0 +1,77 @@
+"""The tokenizer and chat template of a model, read without its weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from safesteer.config.settings import ModelSettings
+from safesteer.errors import InputError, one_line, reason
+from safesteer.files import read_json
+from safesteer.models.chat import ChatRenderer
+from safesteer.models.files import adapter_base, locate
+from safesteer.models.quiet import quiet_libraries
+
+_log = logging.getLogger(__name__)
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def load_chat(settings: ModelSettings, now: datetime | None = None) -> ChatRenderer:
+    """Read a model's tokenizer and template; log what a person should know about the template.
+
+    Args:
+        settings: of the model.
+        now: the time that the template reads; the present one if None.
+
+    Raises:
+        InputError: the tokenizer is missing or damaged, or the template cannot be used.
+    """
+    with quiet_libraries():
+        tokenizer = _load(settings, settings.trust_remote_code)
+    if settings.chat_template is not None:
+        tokenizer.chat_template = _read_template(settings.chat_template)
+    chat = ChatRenderer(tokenizer, settings.template_kwargs, now=now)
+    for note in chat.notes:
+        _log.warning("%s", note)
+    return chat
+
+
+def _load(settings: ModelSettings, trust: bool) -> Any:
+    kind, path = locate(settings)
+    if kind == "gguf":
+        return _from_pretrained(path, path.parent, gguf_file=path.name)
+    base = adapter_base(path)
+    if base is not None and not (path / "tokenizer_config.json").is_file():
+        return _load(base, trust)
+    for name in _FILES:
+        if (path / name).is_file() and not isinstance(read_json(path / name), dict):
+            raise InputError(f"{path / name} is not a JSON object. Try: download it again")
+    tokenizer = _from_pretrained(path, path, trust_remote_code=trust)
+    older = path / "chat_template.json"  # of older vision-language models' processors
+    if not tokenizer.chat_template and older.is_file():
+        tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
+    return tokenizer
+
+
+def _from_pretrained(where: Path, folder: Path, **arguments: Any) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, **arguments)
+    except Exception as error:  # damaged files fail in as many ways as there are readers
+        raise InputError(
+            f"cannot load the tokenizer in {where}{reason(error)}. Try: download it again"
+        ) from None
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read the chat template {path}: {one_line(error)}. Try: a Jinja file in UTF-8"
+        ) from None
