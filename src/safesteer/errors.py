@@ -27,6 +27,19 @@ _KEY = re.compile(
     r"|(?<=://)[^/\s@]*:[^/\s@]*(?=@)"
 )
 
+_OF_PYTHON = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NameError,
+    RecursionError,
+    TypeError,
+    UnicodeError,
+)
+_REASON = 200  # characters of a library's message
+
 
 class SafeSteerError(Exception):
     """The work failed although the input was right (exit code 1)."""
@@ -49,6 +62,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """A library's error message without line breaks; the error's class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Return ``: `` and the start of a library's message, to be put after what failed.
+
+    Empty for an error that speaks of Python's objects, as damaged content causes them.
+    """
+    text = one_line(error)
+    if isinstance(error, _OF_PYTHON) or text == type(error).__name__:
+        return ""
+    return f": {text[:_REASON].rstrip('.')}{'...' if len(text) > _REASON else ''}"
 
 
 def printable(text: str, *, lines: bool = True) -> str:

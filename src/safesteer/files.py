@@ -42,6 +42,7 @@ _FORBIDDEN = {
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",
 }
+_RESTORE = "Try: bring it back from a copy, or make or download it again"
 _WRONG_PATH = {
     errno.EEXIST,
     errno.EISDIR,
@@ -154,16 +155,28 @@ def read_json(path: str | Path) -> Any:
     """
     data = _read(Path(path))
     if not data.strip():
-        raise InputError(f"{path} is empty; it was damaged or truncated")
+        raise InputError(f"{path} is empty; it was damaged or truncated. {_RESTORE}")
     try:
         return json.loads(data.decode("utf-8"))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(
-            f"{path} is not valid JSON ({place}); it was damaged or truncated"
+            f"{path} is not valid JSON ({place}); it was damaged or truncated. {_RESTORE}"
         ) from None
     except (UnicodeDecodeError, RecursionError):
-        raise InputError(f"{path} is not a JSON text file") from None
+        raise InputError(f"{path} is not a JSON text file. {_RESTORE}") from None
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        InputError: the file is missing, truncated, not JSON, or JSON of another kind.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object. {_RESTORE}")
+    return content
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -178,7 +191,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return load(_read(Path(path)))
     except SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error})") from None
+        raise InputError(
+            f"{path} is not a complete safetensors file ({error}). {_RESTORE}"
+        ) from None
 
 
 def sha256_file(path: str | Path) -> str:
@@ -218,7 +233,8 @@ def write_error(path: str | Path, error: Exception) -> SafeSteerError:
     if number in _FORBIDDEN:
         return InputError(f"cannot write {path}: {_FORBIDDEN[number]}. Try: another folder")
     kind = InputError if number in _WRONG_PATH else SafeSteerError
-    return kind(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
+    what = getattr(error, "strerror", None) or error
+    return kind(f"cannot write {path}: {what}. Try: another path")
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -272,7 +288,9 @@ def _dumps(value: Any, path: Path, indent: int | None = None) -> str:
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise SafeSteerError(f"cannot write {path}: {error}") from None
+        raise SafeSteerError(
+            f"cannot write {path}: {error}. Try: --debug, which shows where the value comes from"
+        ) from None
     # Half a surrogate pair, which a prompt file can contain, has no UTF-8 and must be escaped.
     if any("\ud800" <= character <= "\udfff" for character in text):
         text = json.dumps(value, indent=indent, allow_nan=False)
@@ -288,7 +306,9 @@ def _read(path: Path) -> bytes:
 
 def _read_error(path: str | Path, error: OSError) -> InputError:
     if isinstance(error, FileNotFoundError):
-        return InputError(f"{path} does not exist")
+        return InputError(f"{path} does not exist. Try: check the path")
     if isinstance(error, IsADirectoryError):
-        return InputError(f"{path} is a folder, not a file")
-    return InputError(f"cannot read {path}: {error.strerror or error}")
+        return InputError(f"{path} is a folder, not a file. Try: a file in it")
+    return InputError(
+        f"cannot read {path}: {error.strerror or error}. Try: check the path and its permissions"
+    )

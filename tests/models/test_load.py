@@ -81,6 +81,23 @@ def test_a_wrapped_model_has_no_adapters(tiny_chat_model):
 
 
 def test_a_tokenizer_of_another_model_is_an_input_error(new_chat_model):
+    """Its template writes tokens that the model has no row for, and they are named."""
     model = new_chat_model(vocab_size=64)
-    with pytest.raises(InputError, match=r"tokenizer of LlamaForCausalLM has .* tokens.*64 rows"):
+    with pytest.raises(InputError, match=r"LlamaForCausalLM: .*no row for \(\d+ '.*64 rows"):
         ChatModel.wrap(model.model, model.tokenizer)
+
+
+def test_a_token_too_many_is_allowed_until_it_is_used(new_chat_model):
+    """Gemma 3's tokenizer has one token more than its output matrix has rows."""
+    tiny = new_chat_model()
+    tokenizer, rows = tiny.tokenizer, len(tiny.tokenizer)
+    tokenizer.add_tokens(["<one too many>"])
+    chat = ChatModel.wrap(tiny.model, tokenizer).chat
+    assert max(chat.ids([{"role": "user", "content": "Hello."}])) < rows == len(tokenizer) - 1
+    with pytest.raises(InputError, match=rf"no row for \({rows} '<one too many>'; .*{rows} rows"):
+        chat.ids([{"role": "user", "content": "Hello <one too many>."}])
+    with pytest.raises(InputError, match="no row for"):
+        chat.ids([{"role": "user", "content": "Hello."}], "<one too many>")
+    tokenizer.pad_token = "<one too many>"
+    with pytest.raises(InputError, match=rf"no row for \({rows} "):
+        ChatModel.wrap(tiny.model, tokenizer)

@@ -313,6 +313,7 @@ def test_gguf_files_and_adapters_stay_as_they_are(tmp_path):
     path.write_bytes(b"GGUF")
     with pytest.raises(InputError, match=r"GGUF file.*dequantized"):
         load_model(ModelSettings(id=str(path), quantization="4bit"))
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "a/b"}')
     with pytest.raises(InputError, match="holds an adapter"):
         load_model(ModelSettings(id=str(tmp_path), quantization="4bit"))

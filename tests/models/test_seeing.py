@@ -15,7 +15,7 @@ from safesteer.models.chat import ChatRenderer
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layers import find_blocks, text_tower_name
-from safesteer.models.load import copy_processor_files, load_model
+from safesteer.models.load import copy_base_files, load_model
 
 TEXT = {
     "hidden_size": 32,
@@ -109,5 +109,5 @@ def test_the_processor_goes_along(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps({"size": 28}))
     (tmp_path / "base" / "config.json").write_text("{}")
-    copy_processor_files(tmp_path / "base", tmp_path / "saved")
+    copy_base_files(tmp_path / "base", tmp_path / "saved")
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["preprocessor_config.json"]

@@ -11,6 +11,7 @@ from safesteer.inference.variant import ModelVariant
 from safesteer.judges.guard import renderer_for
 from safesteer.models.chat import ChatRenderer, Response
 from safesteer.models.load import ChatModel
+from safesteer.report.words import thinking_words
 
 ON = {"enable_thinking": True}
 EMPTY = "<think>\n\n</think>\n\n"
@@ -75,6 +76,34 @@ def test_a_given_answer_follows_a_closed_block(chat):
         "Sure"
     )
     assert thinks.ids(PROMPT) != thinks.without_thinking.ids(PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("end", "tag"),
+    [
+        ("<think>\n", "<think>"),
+        ("[THINK]", "[THINK]"),
+        ("<|begin_of_thought|>", "<|begin_of_thought|>"),
+        ("\u25c1think\u25b7", "\u25c1think\u25b7"),
+        ("<reasoning>", "<reasoning>"),
+        ("", ""),
+        ("</think>\n", ""),
+        ("<|end_of_thought|>", ""),
+        ("<answer>", ""),
+    ],
+)
+def test_a_block_that_nothing_closes_is_unknown(new_chat_model, end, tag):
+    """The template names the opening tag alone: this is said, and not taken for no thoughts."""
+    tokenizer = new_chat_model().tokenizer
+    tokenizer.chat_template = PLAIN.replace(
+        "assistant\n{% endif %}", f"assistant\n{end}{{% endif %}}"
+    )
+    chat = ChatRenderer(tokenizer)
+    assert chat.text(PROMPT).endswith(HEADER + "\n" + end)
+    assert chat.thinking is None and chat.unclosed == tag
+    assert any("unknown" in note and tag in note for note in chat.notes) == bool(tag)
+    if tag:
+        assert "unknown" in thinking_words({"unclosed": tag})
 
 
 def test_as_is_leaves_the_template_alone(chat):

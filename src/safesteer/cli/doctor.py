@@ -44,9 +44,9 @@ def doctor(
 
         reporter.console.print(facts("this machine", machine_facts()))
         if found is not None and model is not None:
-            from safesteer.models.load import load_model
+            from safesteer.runs.artifacts import load_variants
 
-            loaded = None if config_only else load_model(found.settings.model)
+            loaded = None if config_only else load_variants(found, ["base"])[0].model
             if loaded is not None:
                 reporter.console.print(facts(model, model_facts(loaded)))
             needed = memory_needed(found.settings, loaded)

@@ -12,9 +12,9 @@ import torch
 from safesteer import distributed
 from safesteer.config.settings import ModelSettings
 from safesteer.files import PARTIAL
-from safesteer.models.files import base_name, locate
-from safesteer.models.layers import has_other_towers, is_sharded
-from safesteer.models.load import copy_processor_files, save_model
+from safesteer.models.files import base_name, whole_model
+from safesteer.models.layers import is_sharded
+from safesteer.models.load import copy_base_files, save_model
 
 
 def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings) -> None:
@@ -35,8 +35,9 @@ def save_student(student: Any, tokenizer: Any, target: Path, base: ModelSettings
         config.base_model_name_or_path = base_name(base)
         config.revision = base.revision
     save_model(student, tokenizer, partial, weights)
-    if not hasattr(student, "peft_config") and has_other_towers(student):
-        copy_processor_files(locate(base)[1], partial)
+    kind, folder, _ = whole_model(base)
+    if not hasattr(student, "peft_config") and kind == "folder":
+        copy_base_files(folder, partial)
     (partial / "README.md").unlink(missing_ok=True)
     os.replace(partial, target)
 

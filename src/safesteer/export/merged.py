@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from safesteer.export.source import Source, copy_processor
+from safesteer.export.source import Source, copy_files
 from safesteer.export.verify import Candidate
 from safesteer.models.load import auto_class
 from safesteer.models.weights import load_weights
@@ -21,7 +21,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
     Writes sharded safetensors, configurations, tokenizer and chat template.
     """
     write_model(aligned_model(source), source.tokenizer, target, dtype)
-    copy_processor(source, target)
+    copy_files(source, target)
 
 
 def read(source: Source, target: Path) -> Candidate:

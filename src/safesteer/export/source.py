@@ -14,8 +14,8 @@ from safesteer.direction.vector import Direction
 from safesteer.events import Reporter
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.files import adapter_base, locate
-from safesteer.models.load import auto_class, copy_processor_files, merge_adapter
+from safesteer.models.files import whole_model
+from safesteer.models.load import auto_class, copy_base_files, merge_adapter
 from safesteer.models.quantization import (
     dequantized,
     loaded_bits,
@@ -107,10 +107,10 @@ class Source:
         return dtype
 
 
-def copy_processor(source: Source, target: Path) -> None:
-    """Copy the base's processor, which turns images into tokens, into an export."""
+def copy_files(source: Source, target: Path) -> None:
+    """Copy what the base's folder holds beside weights and tokenizer into an export."""
     if source.kind == "folder":
-        copy_processor_files(source.base, target)
+        copy_base_files(source.base, target)
 
 
 def load_source(run: RunDirectory, name: str, reporter: Reporter, *, dequantize: bool) -> Source:
@@ -126,9 +126,5 @@ def load_source(run: RunDirectory, name: str, reporter: Reporter, *, dequantize:
     if dequantize:
         with quiet_libraries():
             artifacts.model.model = dequantized(artifacts.model.model)
-    kind, base = locate(model)
-    adapters: list[Path] = []
-    while kind == "folder" and (below := adapter_base(base)) is not None:
-        adapters.insert(0, base)
-        kind, base = locate(below)
+    kind, base, adapters = whole_model(model)
     return Source(run.path, model, artifacts.variant(name), kind, base, tuple(adapters))

@@ -19,7 +19,7 @@ from torch import nn
 from safesteer.direction.vector import Direction
 from safesteer.errors import InputError
 from safesteer.export import merged
-from safesteer.export.source import Source, copy_processor
+from safesteer.export.source import Source, copy_files
 from safesteer.export.verify import (
     BOUNDS,
     Expected,
@@ -44,7 +44,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
         model = folded(model, source.direction)
         _require_exact(model, expected)
     merged.write_model(model, tokenizer_with_context(source), target, dtype)
-    copy_processor(source, target)
+    copy_files(source, target)
 
 
 def folded(model: Any, direction: Direction) -> Any:

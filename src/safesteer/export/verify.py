@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from safesteer.errors import SafeSteerError
 from safesteer.export.llama_cpp import Answer
 from safesteer.export.source import Source
 from safesteer.models.chat import ChatRenderer, Message
+from safesteer.models.template import render
 
 # Largest allowed difference of a log-probability, in nats, by the dtype of the export. Rounding
 # alone uses a sixth to a quarter of it on the built-in model (docs/export.md).
@@ -59,6 +61,7 @@ class Expected(NamedTuple):
     prompts: list[list[int]]  # the token ids that the run's model reads for each
     log_probs: list[torch.Tensor]  # [POSITIONS, V] float32 for each
     template_kwargs: dict[str, Any]  # arguments of the chat template
+    now: datetime  # the time that it reads
     appended: str = ""  # text that closes an empty thinking block after the template's prompt
 
 
@@ -71,7 +74,8 @@ def expect(source: Source) -> Expected:
     with variant.active():
         found = [last_log_probs(lambda ids: variant.runner(ids).logits, p) for p in prompts]
     conversations = [tuple(chat.shaped(c)) for c in conversations]
-    return Expected(conversations, prompts, found, chat.template_kwargs, chat.appended)
+    kwargs = chat.template_kwargs
+    return Expected(conversations, prompts, found, kwargs, chat.now, chat.appended)
 
 
 def compare(expected: Expected, candidate: Candidate) -> float:
@@ -81,12 +85,8 @@ def compare(expected: Expected, candidate: Candidate) -> float:
     """
     texts = []
     for conversation, prompt in zip(expected.conversations, expected.prompts, strict=True):
-        text = candidate.tokenizer.apply_chat_template(
-            list(conversation),
-            tokenize=False,
-            add_generation_prompt=True,
-            **expected.template_kwargs,
-        )
+        kwargs = expected.template_kwargs
+        text = render(candidate.tokenizer, conversation, True, expected.now, **kwargs)
         text += expected.appended
         if list(candidate.tokenizer(text, add_special_tokens=False)["input_ids"]) != prompt:
             raise _other_tokens("its tokenizer and chat template give", conversation)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safesteer.errors import InputError, one_line
-from safesteer.files import read_json
+from safesteer.files import read_object
 from safesteer.models.files import is_local
 from safesteer.models.weights import load_adapter
 from safesteer.models.weights import load_weights as load_complete
@@ -48,14 +48,14 @@ def check_architecture(judge: str, folder: Path, wanted: Collection[str]) -> tup
     """
     full = folder
     if not (folder / "config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         if not base:
             raise InputError(
                 f"judge {judge}: {folder}/adapter_config.json names no base model. Try: set"
                 " base_model_name_or_path there"
             )
         full = find_weights(judge, base)
-    config = read_json(full / "config.json")
+    config = read_object(full / "config.json")
     found = (config.get("architectures") or [config.get("model_type", "unknown")])[0]
     if found not in wanted:
         raise InputError(
@@ -103,7 +103,7 @@ def load_weights(
         ) from None
     if not tokenizer.chat_template and (folder / "chat_template.json").is_file():
         # Older processors keep it there, and the tokenizer does not read it.
-        tokenizer.chat_template = read_json(folder / "chat_template.json").get("chat_template")
+        tokenizer.chat_template = read_object(folder / "chat_template.json").get("chat_template")
     return model.to(where).eval().requires_grad_(False), tokenizer, architecture
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from safesteer.config.settings import LoraSettings, ModelSettings
-from safesteer.errors import InputError
+from safesteer.errors import InputError, reason
 from safesteer.models.files import BUILTIN, builtin_path
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.quiet import quiet_libraries
@@ -181,6 +181,6 @@ def read_shape(settings: ModelSettings) -> Shape:
         raise
     except Exception as error:  # hub, damaged file, unknown architecture: all differ
         raise InputError(
-            f"cannot read the configuration of {settings.id} ({type(error).__name__})."
+            f"cannot read the configuration of {settings.id}{reason(error)}."
             " Try: a hub id, or a folder that has a config.json"
         ) from None

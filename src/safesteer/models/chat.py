@@ -302,7 +302,9 @@ class ChatRenderer:
         # Templates of some vision-language models read a list of parts and skip plain text.
         try:
             for self.reads_parts in (False, True):
-                if shows(self._turn(_PROBE), _PROBE):
+                turn = self._turn(_PROBE)
+                # A list that is printed as it is was not read.
+                if shows(turn, _PROBE) and "'type': 'text'" not in turn:
                     return self.reads_parts
         except Exception as error:  # a template is a program: it can fail in any way
             raise InputError(

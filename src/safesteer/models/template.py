@@ -1,4 +1,4 @@
-"""Rendering of a chat template at a fixed time, and what the template does to a user's text.
+"""Rendering of a chat template at a fixed time, and its changes to the user's text.
 
 Some templates write today's date. A run keeps the time at which it started, so that it reads the
 same tokens on any day.
@@ -16,7 +16,7 @@ from transformers.utils import chat_template_utils
 # The function that transformers gives to templates for the present time.
 _CLOCK = "strftime_now"
 # White space, both cases, markup, accents, other scripts, and more than a line of it.
-_TEXT = "  A Line,\n\n then\t<b>\u00e9</b> & \"\u6771\u4eac\" it's 1 \\ 2  \n" + "and More " * 200
+_TEXT = '  A Line,\n\n then\t<b>\u00e9</b> & "\u6771\u4eac" it\'s 1 \\ 2  \n' + "and More " * 200
 
 
 def render(

@@ -21,7 +21,8 @@ _FIELDS = ("reasoning_content", "reasoning", "thinking")
 _USER, _ANSWER, _THOUGHT = "\ue000", "\ue001", "\ue002"
 _TAG = re.compile(r"(?:<(\w+)>|\[(\w+)\])\s*$")
 _THINKING_TAG = re.compile(
-    r"[<\[\u25c1][^\w\s/]*(?!end)\w*(?:think|thought|reason|reflect)\w*[^\w\s/]*[>\]\u25b7]\s*$", re.I
+    r"[<\[\u25c1][^\w\s/]*(?!end)\w*(?:think|thought|reason|reflect)\w*[^\w\s/]*[>\]\u25b7]\s*$",
+    re.IGNORECASE,
 )
 _EMPTY = re.compile(r"(?:<(\w+)>\s*</\1>|\[(\w+)\]\s*\[/\2\])\s*$")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError, one_line, reason
-from safesteer.files import read_json
+from safesteer.files import read_object
 from safesteer.models.chat import ChatRenderer
-from safesteer.models.files import adapter_base, locate
+from safesteer.models.files import GENERATION_CONFIG, adapter_base, locate, whole_model
+from safesteer.models.generate import unused_wishes
 from safesteer.models.quiet import quiet_libraries
 
 _log = logging.getLogger(__name__)
@@ -37,9 +38,19 @@ def load_chat(settings: ModelSettings, now: datetime | None = None) -> ChatRende
     if settings.chat_template is not None:
         tokenizer.chat_template = _read_template(settings.chat_template)
     chat = ChatRenderer(tokenizer, settings.template_kwargs, now=now)
-    for note in chat.notes:
-        _log.warning("%s", note)
+    kind, path, _ = whole_model(settings)
+    file = path / GENERATION_CONFIG
+    log_notes(chat, settings.id, read_object(file) if kind == "folder" and file.is_file() else {})
     return chat
+
+
+def log_notes(chat: ChatRenderer, name: str, asked: Mapping[str, Any]) -> None:
+    """Log what a person should know of the template, and of a generation config `asked`."""
+    notes = list(chat.notes)
+    if wishes := unused_wishes(asked):
+        notes.append(f"{GENERATION_CONFIG} is not used, but for its ids: {', '.join(wishes)}")
+    for note in notes:
+        _log.warning("%s: %s", name, note)
 
 
 def _load(settings: ModelSettings, trust: bool) -> Any:
@@ -50,12 +61,12 @@ def _load(settings: ModelSettings, trust: bool) -> Any:
     if base is not None and not (path / "tokenizer_config.json").is_file():
         return _load(base, trust)
     for name in _FILES:
-        if (path / name).is_file() and not isinstance(read_json(path / name), dict):
-            raise InputError(f"{path / name} is not a JSON object. Try: download it again")
+        if (path / name).is_file():
+            read_object(path / name)
     tokenizer = _from_pretrained(path, path, trust_remote_code=trust)
     older = path / "chat_template.json"  # of older vision-language models' processors
     if not tokenizer.chat_template and older.is_file():
-        tokenizer.chat_template = json.loads(older.read_text("utf-8"))["chat_template"]
+        tokenizer.chat_template = read_object(older).get("chat_template")
     return tokenizer
 
 

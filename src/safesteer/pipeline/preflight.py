@@ -12,22 +12,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safesteer import distributed
+from safesteer.config.rules import PREFILLS_AND_THOUGHTS
 from safesteer.config.settings import Settings
 from safesteer.distill.plan import completions_per_process
 from safesteer.distill.trackers import check_trackers
 from safesteer.distill.vllm import check_model, check_rollouts
 from safesteer.errors import InputError
+from safesteer.evaluate.benchmarks.sources import Loaded
 from safesteer.events import Reporter
 from safesteer.memory.shape import read_shape
+from safesteer.models.chat import ChatRenderer
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
 from safesteer.models.files import fingerprint, locate
 from safesteer.models.quantization import check_quantization
+from safesteer.models.tokenizer import load_chat
 from safesteer.pipeline.stages import Pipeline, plan_suite
 from safesteer.prompts import PromptSet
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.manifest import changed_keys, read_manifest
 from safesteer.runs.stage import STAGES
 from safesteer.runs.target import Target
+from safesteer.teacher import make_teacher
 
 # AdamW keeps two float32 numbers beside each float32 weight; a checkpoint holds all three, and a
 # third checkpoint is written before the first of two is deleted.
@@ -68,21 +73,33 @@ def open_pipeline(
             suite = plan_suite(path, settings, prompts)
             if earlier is not None:
                 earlier.suite = suite
-            if earlier is None or earlier.must_run("evaluate"):
+    chat = None
+    if distributed.is_main() and (earlier is None or any(map(earlier.must_run, stages))):
+        with distributed.single_process():
+            chat = load_chat(settings.model) if earlier is None else earlier.chat
+            check_conversations(chat, settings, prompts, suite.benchmarks if suite else ())
+            if suite is not None and (earlier is None or earlier.must_run("evaluate")):
                 suite.prepare()
-    with open_run(path, settings, fresh=fresh) as run:
+    with open_run(path, settings, fresh=fresh, date=chat.date if chat else None) as run:
         if trains and distributed.is_main():
             check_disk(run.path, settings)
         pipeline = Pipeline(run, reporter, prompts=prompts)
+        if chat is not None:
+            pipeline.chat = chat
         if suite is not None:
             pipeline.suite = suite
         yield pipeline
 
 
-def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> RunDirectory:
-    """Open the run directory: for writing on the main process, for reading on the others."""
+def open_run(
+    path: str | Path, settings: Settings, *, fresh: bool = False, date: str | None = None
+) -> RunDirectory:
+    """Open the run directory: for writing on the main process, for reading on the others.
+
+    A new run keeps the `date` that its chat template reads, whenever it is resumed.
+    """
     check_devices(settings)
-    run = _open_to_write(path, settings, fresh) if distributed.is_main() else None
+    run = _open_to_write(path, settings, fresh, date) if distributed.is_main() else None
     own = {"folder": os.path.realpath(path), "settings": settings.model_dump(mode="json")}
     if different := changed_keys(distributed.on_main(lambda: own), own):
         raise InputError(
@@ -103,6 +120,46 @@ def open_run(path: str | Path, settings: Settings, *, fresh: bool = False) -> Ru
     return run
 
 
+def check_conversations(
+    chat: ChatRenderer,
+    settings: Settings,
+    prompts: Mapping[str, PromptSet],
+    benchmarks: Sequence[Loaded] = (),
+) -> None:
+    """Raise InputError for a kind of conversation in this run that the template cannot render.
+
+    One of each kind is rendered, as the student reads it and as the teacher does.
+    """
+    if settings.train.prefill_share and chat.thinks:
+        raise InputError(PREFILLS_AND_THOUGHTS.message)
+    asked = [
+        (f"prompts.{name}", prompt.messages, "")
+        for name, found in prompts.items()
+        for prompt in (*found.train, *found.validation, *found.test)
+    ]
+    asked += [
+        (f"benchmark {loaded.name}", item.prompt.messages, item.prefill)
+        for loaded in benchmarks
+        for item in loaded.items
+    ]
+    if settings.train.prefill_share:
+        asked += [("train.prefill_share", asked[0][1], settings.train.advanced.prefills[0])]
+    teacher, context = make_teacher(settings.teacher, None), settings.teacher.context
+    kinds = {
+        (*(message["role"] for message in messages), prefill): (where, messages, prefill)
+        for where, messages, prefill in reversed(asked)
+    }
+    for where, messages, prefill in kinds.values():
+        for what, read in (
+            (where, messages),
+            (f"teacher.context = '{context}' with {where}", teacher.messages(messages, prefill)),
+        ):
+            try:
+                chat.ids(read, prefill)
+            except InputError as error:
+                raise InputError(f"{what}: {error}") from None
+
+
 def check_devices(settings: Settings) -> None:
     """Raise InputError for settings that these devices and processes cannot work with."""
     processes = distributed.world_size()
@@ -115,7 +172,9 @@ def check_devices(settings: Settings) -> None:
         )
 
 
-def _open_to_write(path: str | Path, settings: Settings, fresh: bool) -> RunDirectory:
+def _open_to_write(
+    path: str | Path, settings: Settings, fresh: bool, date: str | None
+) -> RunDirectory:
     with distributed.single_process():
         full = settings.train.method == "full"
         quantized = check_quantization(settings.model, *locate(settings.model), full=full)
@@ -131,6 +190,9 @@ def _open_to_write(path: str | Path, settings: Settings, fresh: bool) -> RunDire
         if settings.model.dtype == "auto" and "dtype" not in run.manifest["model"]:
             dtype = pick_dtype("auto", pick_device(settings.model.device))
             run.manifest["model"]["dtype"] = str(dtype).removeprefix("torch.")
+            run.save_manifest()
+        if date and "date" not in run.manifest["model"]:
+            run.manifest["model"]["date"] = date
             run.save_manifest()
     return run
 

@@ -57,7 +57,11 @@ class Pipeline(RunArtifacts):
     def model(self) -> ChatModel:
         """The base model; the manifest records what is done about its thinking block."""
         model = super().model
-        record = {} if model.chat.thinking is None else {"thinking": model.chat.thinking.record}
+        record = {}
+        if model.chat.thinking is not None:
+            record = {"thinking": model.chat.thinking.record}
+        elif model.chat.unclosed:
+            record = {"thinking": {"unclosed": model.chat.unclosed}}
         known = self.run.manifest["model"]
         if self.run.is_open and known.get("thinking") != record.get("thinking"):
             known.pop("thinking", None)
@@ -232,7 +236,9 @@ class Pipeline(RunArtifacts):
         teacher, tokens = self.load_teacher(), self.load_tokens()
         model = self._model_to_train()
         full = settings.method == "full"
-        student = load_model(self._train_settings(), for_full_training=True) if full else model
+        student = model
+        if full:
+            student = load_model(self._train_settings(), for_full_training=True, chat=self.chat)
         distributed.barrier()  # loading can take longer than a process group would wait
         self.reporter.stage("train", "distilling the teacher on the safety tokens")
 
@@ -266,7 +272,7 @@ class Pipeline(RunArtifacts):
         if distributed.layout() == "replicated":
             return self.model
         self.unload()  # makes room for a part of every process's model
-        return load_model(self._train_settings())
+        return load_model(self._train_settings(), chat=self.chat)
 
     def evaluate(self) -> None:
         """Judge base, teacher and aligned model on the test prompts, and measure drift."""

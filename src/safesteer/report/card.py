@@ -14,7 +14,7 @@ import yaml
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
 from safesteer.inference import VARIANTS
-from safesteer.models.files import BUILTIN, builtin_path, locate, short_name
+from safesteer.models.files import BUILTIN, builtin_path, is_local, locate, short_name
 from safesteer.models.loading_code import adapter_code, loading_code
 from safesteer.prompts import PROMPT_SETS, load_prompt_sets
 from safesteer.prompts.load import unlogged
@@ -39,7 +39,7 @@ def render_card(findings: Findings) -> str:
     """The text of README.md, metadata included."""
     settings = findings.run.settings
     base, facts = settings.model, base_facts(settings.model)
-    local, hub = is_local(base), hub_name(base)
+    local, hub = is_local(base.id), hub_name(base)
     metadata = _metadata(findings, hub, facts)
     return render(
         "card.md.j2",
@@ -73,17 +73,9 @@ def render_card(findings: Findings) -> str:
     )
 
 
-def is_local(base: ModelSettings) -> bool:
-    """Whether the base has no name other than its path on this machine."""
-    return base.id != BUILTIN and (
-        os.path.exists(os.path.expanduser(base.id))
-        or base.id.startswith((os.sep, "~", "./", "../"))  # no id on the hub does
-    )
-
-
 def hub_name(base: ModelSettings) -> str | None:
     """The base's name on the hub; None for a local one."""
-    return BUILTIN_HUB if base.id == BUILTIN else None if is_local(base) else base.id
+    return BUILTIN_HUB if base.id == BUILTIN else None if is_local(base.id) else base.id
 
 
 def card_for_hub(text: str, repo: str) -> str:
@@ -115,7 +107,7 @@ def base_facts(base: ModelSettings) -> dict[str, Any]:
     from huggingface_hub import ModelCard, hf_hub_download
 
     try:
-        if is_local(base):
+        if is_local(base.id):
             kind, path = locate(base)
             if kind == "gguf":
                 from gguf import GGUFReader

@@ -212,6 +212,10 @@ def thinking_words(record: Mapping[str, Any] | None) -> str:
     """
     if record is None:
         return ""
+    if "unclosed" in record:
+        return (
+            f"unknown: the chat template opens {record['unclosed']} and names no tag that closes it"
+        )
     if record["on"]:
         return "thinking is on; only the answer after it is judged"
     kwargs = ", ".join(f"{key}={value}" for key, value in record["template_kwargs"].items())

@@ -16,11 +16,14 @@ from safesteer.errors import InputError
 from safesteer.events import Reporter
 from safesteer.files import load_tensors, read_json
 from safesteer.inference.variant import ModelVariant
+from safesteer.models.chat import ChatRenderer
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.lora_dtype import compute_in_model_dtype
+from safesteer.models.tokenizer import load_chat
 from safesteer.models.weights import load_adapter
 from safesteer.prompts import PromptSet, load_prompt_sets
 from safesteer.runs.directory import RunDirectory
+from safesteer.runs.manifest import run_date
 from safesteer.runs.target import Target
 from safesteer.teacher import Teacher, make_teacher
 
@@ -48,10 +51,15 @@ class RunArtifacts:
             self.prompts = dict(prompts)
 
     @cached_property
+    def chat(self) -> ChatRenderer:
+        """The renderer of its chats, which needs no weights; it reads the date of the run."""
+        return load_chat(self.settings.model, run_date(self.run.manifest))
+
+    @cached_property
     def model(self) -> ChatModel:
         """The base model."""
         self.reporter.stage("model", f"loading {self.settings.model.id}")
-        model = load_model(self.model_settings)
+        model = load_model(self.model_settings, chat=self.chat)
         recorded = self.run.manifest["model"].get("sha256")
         if model.sha256 and recorded and model.sha256 != recorded:
             raise InputError(
@@ -69,7 +77,8 @@ class RunArtifacts:
         if adapter.is_dir():
             return compute_in_model_dtype(load_adapter(self.model.model, adapter).eval())
         trained = {"id": str(self.run.path / "model"), "revision": None}
-        return load_model(self.model_settings.model_copy(update=trained)).model
+        trained_settings = self.model_settings.model_copy(update=trained)
+        return load_model(trained_settings, chat=self.chat).model
 
     def unload(self) -> None:
         """Drop the base and the student from memory; the next use loads them again."""

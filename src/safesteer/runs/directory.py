@@ -6,6 +6,7 @@ themselves in it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -115,7 +116,7 @@ class RunDirectory:
     @staticmethod
     def is_run(path: str | Path) -> bool:
         """Whether `path` is a folder with a manifest, and not a model."""
-        return (Path(path) / MANIFEST_NAME).is_file()
+        return os.path.isfile(Path(path) / MANIFEST_NAME)  # a name can be too long for a path
 
     def stage(self, name: str, inputs: dict[str, Any]) -> StageRecord:
         """The record of the stage `name` with these inputs, nested JSON values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,10 +78,17 @@ def _read(folder: Path) -> Any:
     try:
         content = read_json(path)
     except InputError as error:
-        raise InputError(f"{error}. Try: {_DAMAGED}") from None
+        what = str(error).partition(". Try: ")[0]
+        raise InputError(f"{what}. Try: {_DAMAGED}") from None
     if not (isinstance(content, dict) and {"schema", "stages"} <= content.keys()):
         raise InputError(f"{path} is not a manifest of safesteer. Try: another --output-dir")
     return content
+
+
+def run_date(manifest: Manifest) -> datetime | None:
+    """The time that the chat template of a run reads; None where none is recorded."""
+    date = manifest["model"].get("date")
+    return datetime.fromisoformat(date) if date else None
 
 
 def as_json(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from safesteer.evaluate.scores import Score
 from safesteer.events import Progress
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.answer_cache import Cache
+from safesteer.models.generate import plain_generation
+from safesteer.models.template import frozen_clock
 from safesteer.prompts.readers import commit_of
 
 # Batch size: lm-eval keeps the logits of a whole batch twice, in float32.
@@ -135,7 +137,7 @@ class Capability:
         rows = cache.get(key) if cache is not None else None
         if rows is None:
             total = sum(map(len, self.picked.values()))
-            with variant.active():
+            with variant.active(), plain_generation(variant.runner, variant.model.tokenizer):
                 rows = self._rows(variant, batch_size, total, progress)
             if cache is not None:
                 cache.put(key, rows)
@@ -217,9 +219,10 @@ def _model(variant: ModelVariant, rows: int, total: int, progress: Progress | No
             return super().loglikelihood(requests, disable_tqdm=True)
 
         def apply_chat_template(self, chat_history: Any, *given: Any, **named: Any) -> str:
-            text = str(super().apply_chat_template(chat.shaped(chat_history), *given, **named))
+            with frozen_clock(chat.now):
+                text = super().apply_chat_template(chat.shaped(chat_history), *given, **named)
             prompt = named.get("add_generation_prompt", given[0] if given else True)
-            return text + chat.appended if prompt else text
+            return f"{text}{chat.appended}" if prompt else str(text)
 
         def _model_call(self, inps: Any, *others: Any, **named: Any) -> Any:
             found = super()._model_call(inps, *others, **named)
