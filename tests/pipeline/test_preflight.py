@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
+from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from safesteer.errors import InputError
 from safesteer.pipeline import preflight
 from safesteer.pipeline.stages import Pipeline
 from safesteer.prompts import load_prompt_sets
+from safesteer.runs.artifacts import load_variants
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.target import Target
 
@@ -55,6 +59,88 @@ def test_wrong_input_is_found_before_a_model_is_loaded(
     code = main(["run", str(tiny_model_folder), "--output-dir", "run", *given])
     assert code == 2
     assert capsys.readouterr().err.strip() == " ".join(str(raised.value).split())
+
+
+@pytest.fixture
+def with_template(tiny_model_folder, tmp_path):
+    """Makes the tiny model's folder with a part of its chat template replaced."""
+
+    def make(old: str, new: str) -> Path:
+        folder = tmp_path / "with-template"
+        shutil.copytree(tiny_model_folder, folder)
+        file = folder / "chat_template.jinja"
+        assert old in file.read_text("utf-8")
+        file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
+        return folder
+
+    return make
+
+
+LOOP = "{% for message in messages %}"
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}"
+TURNS = '{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sections", "said"),
+    [
+        (LOOP, LOOP + "Hello{{ 1 / 0 }}", {}, "cannot render a single user turn"),
+        ("message['content']", "'Hello'", {}, "leaves out the user's text"),
+        (
+            LOOP,
+            NO_SYSTEM + "{% endif %}" + LOOP,
+            {"teacher": {"context": "system-prompt"}},
+            r"teacher\.context = 'system-prompt' with .*cannot render .*system, user.*No system",
+        ),
+        (
+            LOOP,
+            "{% for message in messages if message['role'] != 'system' %}",
+            {"teacher": {"context": "system-prompt"}},
+            r"teacher\.context = .*leaves out the system message",
+        ),
+        (LOOP, NO_SYSTEM + "{% endif %}" + LOOP, {"prompts": {}}, r"prompts\.harmful: .*render"),
+    ],
+)
+def test_a_conversation_without_a_form_in_the_template_is_found_first(
+    old, new, sections, said, with_template, tmp_path, monkeypatch
+):
+    """The tokenizer alone tells; no weights are loaded and no folder is left."""
+    monkeypatch.setattr("safesteer.runs.artifacts.load_model", no_model)
+    if "prompts" in sections:
+        rows = [TURNS + f'Harm number {number}?"}}]}}' for number in range(30)]
+        (tmp_path / "prompts.jsonl").write_text("\n".join(rows), "utf-8")
+        sections = {"prompts": {"harmful": str(tmp_path / "prompts.jsonl")}}
+    with pytest.raises(InputError, match=said) as raised:
+        safesteer.align(str(with_template(old, new)), tmp_path / "run", **sections)
+    assert "Try: " in str(raised.value) and not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_date_of_its_template(
+    with_template, new_prompt_sets, tmp_path, monkeypatch
+):
+    """Resumed on another day it reads the same tokens, in stages, commands and exports."""
+
+    def on(day: int) -> None:
+        today = type("Day", (datetime,), {"now": classmethod(lambda cls: datetime(2026, 12, day))})
+        monkeypatch.setattr("safesteer.models.chat.datetime", today)
+
+    folder = with_template(LOOP, "{{ strftime_now('%d %b %Y') }}" + LOOP)
+    settings = load_settings(model={"id": str(folder)}, prompts=new_prompt_sets(6, 3))
+    target = Target(settings, tmp_path / "run", True)
+    prompts = load_prompt_sets(settings.prompts, settings.seed)
+    read = []
+    for day in (1, 2):
+        on(day)
+        with preflight.open_pipeline(target, prompts, stages=("direction",)) as pipeline:
+            read.append(pipeline.chat.text([{"role": "user", "content": "Hello."}]))
+            assert pipeline.model.chat is pipeline.chat
+    on(3)
+    (variant,) = load_variants(target, ["base"])
+    read.append(variant.model.chat.text([{"role": "user", "content": "Hello."}]))
+    assert len(set(read)) == 1 and "01 Dec 2026" in read[0]
+    assert RunDirectory.load(target.path).manifest["model"]["date"] == "2026-12-01T00:00:00"
+    with preflight.open_pipeline(target, prompts, stages=("direction",), fresh=True) as pipeline:
+        assert "03 Dec 2026" in pipeline.chat.text([{"role": "user", "content": "Hello."}])
 
 
 def test_a_command_and_python_leave_the_same_run(tiny_model_folder, tmp_path):

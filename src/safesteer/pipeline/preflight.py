@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safesteer import distributed
 from safesteer.config.rules import PREFILLS_AND_THOUGHTS
@@ -21,7 +22,7 @@ from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.sources import Loaded
 from safesteer.events import Reporter
 from safesteer.memory.shape import read_shape
-from safesteer.models.chat import ChatRenderer
+from safesteer.models.chat import ChatRenderer, Message
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
 from safesteer.models.files import fingerprint, locate
 from safesteer.models.quantization import check_quantization
@@ -145,10 +146,9 @@ def check_conversations(
     if settings.train.prefill_share:
         asked += [("train.prefill_share", asked[0][1], settings.train.advanced.prefills[0])]
     teacher, context = make_teacher(settings.teacher, None), settings.teacher.context
-    kinds = {
-        (*(message["role"] for message in messages), prefill): (where, messages, prefill)
-        for where, messages, prefill in reversed(asked)
-    }
+    kinds: dict[Any, tuple[str, Sequence[Message], str]] = {}
+    for row in asked:
+        kinds.setdefault((*(message["role"] for message in row[1]), row[2]), row)
     for where, messages, prefill in kinds.values():
         for what, read in (
             (where, messages),
