@@ -75,6 +75,11 @@ def reason(error: BaseException) -> str:
     return f": {text[:_REASON].rstrip('.')}{'...' if len(text) > _REASON else ''}"
 
 
+def without_advice(error: SafeSteerError) -> str:
+    """What happened and where, without what to try: for an error that advises better."""
+    return str(error).partition(". Try: ")[0]
+
+
 def printable(text: str, *, lines: bool = True) -> str:
     """`text` with characters that a screen would obey spelled out: an escape becomes ``\\x1b``.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safesteer import distributed
-from safesteer.errors import InputError
+from safesteer.errors import InputError, without_advice
 from safesteer.files import read_json, sha256_file, write_json, write_text
 
 METRICS = "metrics.jsonl"
@@ -68,7 +68,8 @@ def prepare_resume(folder: Path, layout: str, window: int) -> str | None:
             earlier = last_checkpoint(folder, window, before=_step(checkpoint))
             then = f"resumes from {earlier.name}" if earlier else "starts from the beginning"
             raise InputError(
-                f"{error}. Try: delete {checkpoint} and run the same command again, which {then}"
+                f"{without_advice(error)}. Try: delete {checkpoint} and run the same command"
+                f" again, which {then}"
             ) from None
         if layout != saved:
             raise InputError(

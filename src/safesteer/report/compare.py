@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from safesteer.errors import InputError
+from safesteer.errors import InputError, without_advice
 from safesteer.evaluate.metrics import DRIFT, KINDS
 from safesteer.evaluate.stored import read_results, read_samples
 from safesteer.files import read_json
@@ -130,7 +130,7 @@ def _read_file(path: Path) -> Entrant:
         problem = f" (at '{where}')" if where else ""
         raise InputError(f"{path} is no evaluation{problem}. {remedy}") from None
     except InputError as error:
-        raise InputError(f"{error}. {remedy}") from None
+        raise InputError(f"{without_advice(error)}. {remedy}") from None
     for name, entry in content["benchmarks"].items():
         if is_rate(entry) and not 0 <= (entry["value"] or 0) <= 1:
             raise InputError(f"{path}: {name} is {entry['value']}, and a share of 1. {remedy}")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
-from safesteer.errors import InputError
+from safesteer.errors import InputError, without_advice
 from safesteer.files import read_json
 
 MANIFEST_NAME = "manifest.json"
@@ -78,8 +78,7 @@ def _read(folder: Path) -> Any:
     try:
         content = read_json(path)
     except InputError as error:
-        what = str(error).partition(". Try: ")[0]
-        raise InputError(f"{what}. Try: {_DAMAGED}") from None
+        raise InputError(f"{without_advice(error)}. Try: {_DAMAGED}") from None
     if not (isinstance(content, dict) and {"schema", "stages"} <= content.keys()):
         raise InputError(f"{path} is not a manifest of safesteer. Try: another --output-dir")
     return content
