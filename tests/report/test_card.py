@@ -122,3 +122,63 @@ def test_facts_of_a_base_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     assert base_facts(ModelSettings(id="owner/some-chat-model")) == {}
+
+
+NAME = "evil`]|<img src=x>\n\n# Safe\n```\n---\n_all_ [click](http://x) \x1b[2J\u202e\"'; rm x"
+
+
+def test_names_from_outside_are_text_and_nothing_else(new_run, tmp_path, monkeypatch):
+    """Of a base, a revision, a license, a file of prompts, a benchmark and a judge."""
+    facts = {"license": NAME[:5] + "*bold* <b>|", "language": ["en"]}
+    monkeypatch.setattr(card_module, "base_facts", lambda base: facts)
+    prompts = tmp_path / f"{NAME.replace('/', ':')}.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "Question {i}?"}}\n' for i in range(60)), "utf-8")
+    entry = {
+        "metric": "accuracy", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "judge": NAME,
+        "kind": "capability",
+    }  # fmt: skip
+    for local in (True, False):
+        model = {"id": f"/models/{NAME}" if local else NAME, "revision": NAME, "sha256": "1"}
+        run = new_run(
+            f"run-{local}",
+            model={**model, "adapter_of": NAME},
+            prompts={"harmless": str(prompts)},
+            benchmarks={"aligned": {NAME: entry}},
+        )
+        text = render_card(read_findings(run))
+        head, body = text.split("\n---\n", 1)
+        data = ModelCard(text).data
+        assert data.license == facts["license"] and data.pipeline_tag == "text-generation"
+        assert yaml.safe_load(head.removeprefix("---\n"))["library_name"] == "peft"
+        assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", text)
+        outside = without_code(body)
+        assert not re.search(r"(?<!\\)<(img|b)", outside)
+        assert not re.search(r"(?<!\\)\]\(http://x", outside)
+        assert "# Safe" not in outside.splitlines()
+        rows = [line for line in outside.splitlines() if line.startswith("|")]
+        cells = {len(re.findall(r"(?<!\\)\|", row)) for row in rows[2:5]}
+        assert cells == {7}
+
+
+def without_code(text: str) -> str:
+    """Markdown without its blocks and spans of code."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+    return re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "CODE", text)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("mit", True), (["en", "de"], True), ("", False), (None, False), ([], False),
+        ("mit\n---\n# Safe", False), ("m\x1b[2J", False), ("\u202etim", False), ("m" * 201, False),
+        ({"name": "mit"}, False), ([["en"]], False), (3, False),
+    ],
+)  # fmt: skip
+def test_only_names_are_taken_from_another_card(tiny_model_folder, tmp_path, value, kept):
+    from safesteer.config.settings import ModelSettings
+
+    (tmp_path / "config.json").write_text("{}")
+    content = yaml.safe_dump({"license_name": value, "tags": ["x"]})
+    (tmp_path / "README.md").write_text(f"---\n{content}---\nA base.\n", "utf-8")
+    facts = base_facts(ModelSettings(id=str(tmp_path)))
+    assert facts == ({"license_name": value} if kept else {})

@@ -161,5 +161,8 @@ class _Commands:
 
 def _line(*parts: object) -> str:
     """Words joined; those at odd positions are arguments, which are quoted where needed."""
-    words = [shlex.quote(str(p)) if index % 2 else str(p) for index, p in enumerate(parts)]
-    return " ".join(" ".join(words).split())
+    words = [
+        shlex.quote(str(part)) if index % 2 else " ".join(str(part).split())
+        for index, part in enumerate(parts)
+    ]
+    return " ".join(filter(None, words))

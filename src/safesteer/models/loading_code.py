@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safesteer.config.settings import ModelSettings
@@ -15,7 +16,8 @@ def loading_code(run: Path, base: ModelSettings) -> list[str]:
     full, adapter = run / "model", run / "adapter"
     if full.is_dir():
         auto = auto_class(full, base.trust_remote_code).__name__
-        return [f"from transformers import {auto}", f'model = {auto}.from_pretrained("{full}")']
+        loaded = f"model = {auto}.from_pretrained({quoted(full)})"
+        return [f"from transformers import {auto}", loaded]
     auto, lines = _base_code(base)
     return _with_adapter(auto, lines, base, adapter)
 
@@ -23,13 +25,18 @@ def loading_code(run: Path, base: ModelSettings) -> list[str]:
 def adapter_code(base: ModelSettings, adapter: Path) -> list[str]:
     """Lines of Python that load a text model, quantized as in its settings, and an adapter."""
     auto = "AutoModelForCausalLM"
-    return _with_adapter(auto, _loaded(auto, f'"{base.id}"', base), base, adapter)
+    return _with_adapter(auto, _loaded(auto, quoted(base.id), base), base, adapter)
+
+
+def quoted(text: str | Path) -> str:
+    """A string literal of Python, in double quotes."""
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def _with_adapter(auto: str, lines: list[str], base: ModelSettings, adapter: Path) -> list[str]:
     bits = "" if base.quantization == "none" else ", BitsAndBytesConfig"
     imports = f"from peft import PeftModel; from transformers import {auto}{bits}"
-    return [imports, *lines, f'model = PeftModel.from_pretrained(base, "{adapter}")']
+    return [imports, *lines, f"model = PeftModel.from_pretrained(base, {quoted(adapter)})"]
 
 
 def _base_code(base: ModelSettings) -> tuple[str, list[str]]:
@@ -39,11 +46,11 @@ def _base_code(base: ModelSettings) -> tuple[str, list[str]]:
     kind, path = locate(base)
     below = None if kind == "gguf" else adapter_base(path)
     if kind == "gguf":
-        arguments = f'"{path.parent}", gguf_file="{path.name}"'
+        arguments = f"{quoted(path.parent)}, gguf_file={quoted(path.name)}"
     elif base.revision:
-        arguments = f'"{base.id}", revision="{base.revision}"'
+        arguments = f"{quoted(base.id)}, revision={quoted(base.revision)}"
     else:
-        arguments = f'"{base.id}"'
+        arguments = quoted(base.id)
     if below is not None:
         auto, lines = _base_code(below)
         merged = f"base = PeftModel.from_pretrained(base, {arguments}).merge_and_unload()"

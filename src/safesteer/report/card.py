@@ -6,21 +6,22 @@ It names no path of this machine, unless the base is a local file or folder with
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from safesteer.config.settings import ModelSettings
-from safesteer.errors import InputError
+from safesteer.errors import InputError, printable
 from safesteer.inference import VARIANTS
 from safesteer.models.files import BUILTIN, builtin_path, is_local, locate, short_name
-from safesteer.models.loading_code import adapter_code, loading_code
+from safesteer.models.loading_code import adapter_code, loading_code, quoted
 from safesteer.prompts import PROMPT_SETS, load_prompt_sets
 from safesteer.prompts.load import unlogged
 from safesteer.report.findings import Findings
 from safesteer.report.results import change_words
-from safesteer.report.template import render
+from safesteer.report.template import code, escaped, render
 from safesteer.report.words import (
     benchmarks_of,
     better_arrow,
@@ -32,6 +33,7 @@ from safesteer.report.words import (
 
 BUILTIN_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # accepted as --max-lora-rank
+_LONGEST = 200  # characters of a fact
 _KEPT = ("license", "license_name", "license_link", "language")
 
 
@@ -66,7 +68,7 @@ def render_card(findings: Findings) -> str:
         models=[name for name in VARIANTS if name in findings.results],
         rows=_rows(findings),
         judges=_judges(findings),
-        code=_loading(findings),
+        code=list(map(_line, _loading(findings))),
         vllm=_vllm(findings, hub),
         command=_command(base, local),
         versions=findings.run.manifest["versions"],
@@ -114,15 +116,24 @@ def base_facts(base: ModelSettings) -> dict[str, Any]:
 
                 field = GGUFReader(path).fields.get("general.license")
                 text = str(field.contents()).strip().lower() if field is not None else ""
-                return {"license": text} if text else {}
+                return {"license": text} if _is_fact(text) else {}
             readme = path / "README.md"
         else:
             found = hf_hub_download(base.id, "README.md", revision=base.revision, etag_timeout=5)
             readme = Path(found)
         data = ModelCard.load(readme).data.to_dict()
-        return {key: data[key] for key in _KEPT if data.get(key)}
+        return {key: data[key] for key in _KEPT if _is_fact(data.get(key))}
     except Exception:  # offline, no card, broken YAML: our card does without a license line
         return {}
+
+
+def _is_fact(value: Any) -> bool:
+    """Whether a value of another model's card is a name, or a list of names, and no more."""
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(
+        isinstance(name, str) and 0 < len(name) <= _LONGEST and printable(name, lines=False) == name
+        for name in values
+    )
 
 
 def _metadata(findings: Findings, hub: str | None, facts: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +164,7 @@ def _prompts(findings: Findings) -> list[list[Any]]:
         sizes = [len(found.train), len(found.validation), len(found.test)] if found else [""] * 3
         judged = findings.samples.get(name, {}).get("aligned")
         source = _source(getattr(settings.prompts, name))
-        rows.append([name, source, *sizes, len(judged) if judged else ""])
+        rows.append([name, _cell(source), *sizes, len(judged) if judged else ""])
     return rows
 
 
@@ -166,14 +177,14 @@ def _source(source: str) -> str:
     """A prompt set without the folders of this machine."""
     if source == "builtin":
         return "SafeSteer's own"
-    return f"`{os.path.basename(source)}`" if os.path.isabs(source) else f"`{source}`"
+    return code(os.path.basename(source) if os.path.isabs(source) else source)
 
 
 def _rows(findings: Findings) -> list[dict[str, Any]]:
     results = findings.results
     return [
         {
-            "label": _cell(label(name)),
+            "label": escaped(label(name)),
             "metric": f"{metric_words(known)} {better_arrow(known)}",
             "values": [figure(results[model].get(name)) for model in VARIANTS if model in results],
             "words": _cell(change_words(findings, name)),
@@ -200,11 +211,12 @@ def _loading(findings: Findings) -> list[str]:
         lines = loading_code(run, base)
     except Exception:  # the base is not here, so its path is unknown too
         lines = adapter_code(base, run / "adapter")
-    lines = [line.replace(f"{run}{os.sep}", "") for line in lines]
+    inside = quoted(f"{run}{os.sep}").strip('"')
+    lines = [line.replace(inside, "") for line in lines]
     if base.id == BUILTIN and not findings.full:
         # Its file is inside an installed package, whose folder differs between machines.
-        folder = str(builtin_path().parent)
-        lines = [line.replace(f'"{folder}"', "folder") for line in lines]
+        folder = quoted(builtin_path().parent)
+        lines = [line.replace(folder, "folder") for line in lines]
         lines.insert(0, "from importlib.util import find_spec")
         lines.insert(
             -2,
@@ -223,7 +235,7 @@ def _vllm(findings: Findings, hub: str | None) -> str:
     if base.id.endswith(".gguf") or base.quantization != "none" or below:
         return ""
     options = lora_options(findings.run.settings.train.lora.r)
-    return f"vllm serve {hub or base.id} {options} safesteer=adapter"
+    return _line(f"vllm serve {shlex.quote(hub or base.id)} {options} safesteer=adapter")
 
 
 def lora_options(rank: int) -> str:
@@ -235,4 +247,9 @@ def lora_options(rank: int) -> str:
 def _command(base: ModelSettings, local: bool) -> str:
     """The command that reproduces the run; config.yaml holds every setting, seeds included."""
     model = short_name(base.id) if local and not os.path.exists(base.id) else base.id
-    return f"safesteer run {model} --config config.yaml --output-dir again"
+    return _line(f"safesteer run {shlex.quote(model)} --config config.yaml --output-dir again")
+
+
+def _line(command: str) -> str:
+    """A command in a block of code, which a line break in a path must not end."""
+    return printable(command, lines=False)

@@ -33,6 +33,8 @@ def render(template: str, /, **values: Any) -> str:
         "percent": percent,
         "number": number,
         "tight": tight,
+        "escaped": escaped,
+        "code": code,
     }
     made.globals |= {
         "style": Markup(package_text("style.css")),
@@ -54,6 +56,21 @@ def tight(text: str) -> str:
     text = re.sub(r"(\d)-(\d)", "\\1\u2013\\2", str(text))
     text = re.sub(r"(\d) (nats|points)", "\\1\u00a0\\2", text)
     return re.sub(r"\b([np]) ([=<]) (\d)", "\\1\u00a0\\2\u00a0\\3", text)
+
+
+def escaped(text: str) -> str:
+    """Text from outside in a line of Markdown or in a cell of a table: no markup, no HTML."""
+    text = printable(text, lines=False)
+    # An underscore within a word, as in file_name, is an ordinary character.
+    return re.sub(r"[\\`*\[\]<>|]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)", r"\\\g<0>", text)
+
+
+def code(text: str) -> str:
+    """Text from outside as a code span of Markdown."""
+    text = printable(text, lines=False)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def package_text(name: str) -> str:
