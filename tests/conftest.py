@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_server import serve  # noqa: F401
 from tiny import make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 

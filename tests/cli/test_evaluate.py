@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from chat_server import graded
 
 
 def test_eval_shows_the_run_and_writes_json(safesteer, finished_run, tmp_path):
@@ -129,3 +130,30 @@ def test_wrong_input_is_reported_before_a_model_is_loaded(
     )
     assert outcome.code == 2
     assert said in outcome.error
+
+
+def test_eval_without_all_verdicts_is_unfinished(
+    safesteer, tiny_model_folder, benchmark_files, tmp_path, monkeypatch, serve
+):
+    """Exit 1 and one line; the figures are shown, the file is written when all are there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    broken = [True]
+    server = serve(lambda q, number: (500, {}, "") if broken[0] and number == 2 else graded())
+    arguments = [
+        *("eval", tiny_model_folder, "--benchmarks", "advbench", "--judges", "endpoint=judge"),
+        *("--data-dir", benchmark_files, "--limit=4", "--max-new-tokens=3"),
+        *("--set", f"evaluate.endpoint.base_url={server.url}"),
+        *("--set", "evaluate.endpoint.advanced.retries=0", "--json", tmp_path / "one.json"),
+    ]
+    outcome = safesteer(*arguments)
+    assert outcome.code == 1
+    asked = len({json.dumps(request) for request in server.requests})
+    assert (
+        "the evaluation is unfinished: 1 of 4 answers have no verdict by endpoint=judge"
+        " (the server answers 500). Try: the same command again"
+    ) in outcome.error
+    assert "advbench" in outcome.out and not (tmp_path / "one.json").exists()
+    before, broken[0] = len(server.requests), False
+    assert safesteer(*arguments).code == 0
+    assert len(server.requests) == before + 1 and asked == before
+    assert json.loads((tmp_path / "one.json").read_text())["benchmarks"]["advbench"]["n"] == 4

@@ -78,6 +78,16 @@ def test_figures_of_two_models_are_always_of_one_judge():
     ]
 
 
+def test_why_a_judge_gave_no_verdict():
+    """On the answers that it read; a guard that only names a refusal gave one."""
+    none, refused = Verdict(note="no verdict: down"), Verdict(refused=True)
+    rate = make_rate({"a": [none, refused, none], "b": [refused] * 3}, "refusal_rate")
+    assert rate.no_verdict("a") == ["no verdict: down"] * 2
+    assert rate.no_verdict("b") == rate.no_verdict("offline-refusal") == []
+    unanswered = replace(rate.samples[0], finished=False)
+    assert replace(rate, samples=[unanswered]).no_verdict("a") == []
+
+
 def test_one_judge_with_all_verdicts_needs_no_more_keys():
     found = make_rate({"a": [Verdict(refused=True)] * 2}, "refusal_rate", source=SOURCE, skipped=3)
     entry = found.to_json()

@@ -17,6 +17,7 @@ from safesteer.direction.vector import Direction
 from safesteer.errors import InputError
 from safesteer.evaluate import suite as suites
 from safesteer.evaluate.suite import Suite
+from safesteer.events import Reporter
 from safesteer.inference.variant import ModelVariant
 from safesteer.judges import Verdict
 from safesteer.prompts import PromptSet
@@ -162,3 +163,46 @@ def test_wrong_input_is_found_before_a_model_is_loaded(settings, own):
             '[{"instruction": "Say"}]'
         )
         Suite.plan(["alpaca-eval-win"], settings, own)
+
+
+class Notes(Reporter):
+    """Remembers the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("remote", [True, False])
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_missing_verdicts_are_counted_with_their_reason(
+    settings, own, variants, tmp_path, remote, failures
+):
+    """A server may answer later; a guard's few gaps stay, but one without any verdict is broken."""
+    asked: list[str] = []
+
+    def verdict(prompt: str, answer: str) -> Verdict:
+        asked.append(prompt)
+        return Verdict(note="no verdict: down") if len(asked) <= failures else Verdict(refused=True)
+
+    suite = Suite.plan(["harmful"], settings, own)
+    judge = FunctionJudge("mine", verdict)
+    judge.remote = remote  # type: ignore[attr-defined]
+    suite.judges = [judge]
+    notes = Notes()
+    results = suite.measure(variants[:1], tmp_path / "cache", notes)
+    line = f"{failures} of 2 answers have no verdict by mine (down)"
+    complete = failures == 0 or (failures == 1 and not remote)
+    assert suite.missing(results) == ("" if complete else line)
+    assert notes.notes == ([line] if failures == 1 and not remote else [])
+
+
+def test_comparisons_without_a_winner_are_missing(comparing, variants, tmp_path, monkeypatch):
+    monkeypatch.setattr(Longer, "compare_answers", lambda self, rows, progress: [None, 1.0, 0.5])
+    monkeypatch.setattr(Longer, "problem", "no verdict: no reply within 1 s", raising=False)
+    results = comparing.measure(variants[2:], tmp_path / "cache")
+    assert comparing.missing(results) == (
+        "1 of 3 pairs have no verdict by longer (no reply within 1 s)"
+    )

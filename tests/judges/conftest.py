@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from chat_server import serve  # noqa: F401
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,

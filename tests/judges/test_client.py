@@ -129,6 +129,78 @@ def test_a_slow_server_gives_no_verdict(serve):
     assert len(server.requests) == 2
 
 
+def test_a_dripping_server_gives_no_verdict_in_time(serve, monkeypatch):
+    """One byte of the reply comes every 20 ms: the limit is that of the whole request."""
+
+    def drip(self: Any, status: int, headers: dict[str, str], body: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.02)
+        except OSError:
+            pass
+
+    server = serve(lambda q, n: graded())
+    monkeypatch.setattr(server.http.RequestHandlerClass, "_send", drip)
+    judge = make_judge("endpoint", settings_for(server, timeout=0.2, retries=4))
+    start = time.monotonic()
+    verdicts = judge.judge([("Q?", f"Answer {number}.") for number in range(200)])
+    # The first request alone, then as many as run at once, each tried twice; then no more but
+    # those that began before the last of them failed.
+    assert time.monotonic() - start < 20 * 0.2
+    assert {verdict.note for verdict in verdicts} == {"no verdict: no reply within 0.2 s"}
+    assert len(server.requests) <= 2 + 2 * 15
+
+
+def test_a_silent_server_is_not_asked_for_every_answer(serve):
+    """Until the next command, or as long as no answer comes in between."""
+
+    def silent(question: str, number: int) -> str:
+        if "Answer 3." in question:
+            return graded()
+        time.sleep(0.15)
+        return graded()
+
+    server = serve(silent)
+    pairs = [("Q?", f"Answer {number}.") for number in range(30)]
+    judge = make_judge("endpoint", settings_for(server, retries=0, concurrency=1, timeout=0.1))
+    assert [verdict.unsafe for verdict in judge.judge(pairs[1:])].count(None) == 28
+    assert len(server.requests) == 6
+    server.answer = lambda q, n: graded()
+    again = make_judge("endpoint", settings_for(server)).judge(pairs)
+    assert all(verdict.unsafe for verdict in again)
+
+
+def test_a_server_that_answers_with_errors_is_asked_for_every_answer(serve):
+    """It may object to some of them only."""
+    server = serve(lambda q, n: (500, {}, "") if n < 12 else graded())
+    judge = make_judge("endpoint", settings_for(server, retries=0, concurrency=1))
+    verdicts = judge.judge([("Q?", f"Answer {number}.") for number in range(12)])
+    assert [verdict.unsafe for verdict in verdicts] == [None] * 11 + [True]
+
+
+def test_an_unusable_reply_is_asked_again(serve, tmp_path):
+    """Kept replies are those with a verdict, also where an older version kept others."""
+    server = serve(lambda q, n: "I would rather chat.")
+    settings = settings_for(server)
+    assert make_judge("endpoint", settings, cache_dir=tmp_path).judge(PAIRS[:2])[0].unsafe is None
+    server.answer = lambda q, n: graded()
+    again = make_judge("endpoint", settings, cache_dir=tmp_path).judge(PAIRS[:2])
+    assert [verdict.unsafe for verdict in again] == [True, True]
+    assert len(server.requests) == 4
+
+
+def test_a_reply_shows_no_control_characters(serve):
+    """In its error, and in a reply without grades."""
+    text = json.dumps({"error": {"message": "\x1b[2Jgone\u202e"}})
+    server = serve(lambda q, n: (400, {}, text) if "wrench" in q else "\x1b[2Jgone")
+    notes = [v.note for v in make_judge("endpoint", settings_for(server)).judge(PAIRS[:2])]
+    assert all(note.isprintable() and "gone" in note for note in notes)
+    assert "\\x1b[2Jgone" in notes[0] and "\\x1b[2Jgone\\u202e" in notes[1]
+
+
 @pytest.mark.parametrize(
     "body",
     [

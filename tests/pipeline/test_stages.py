@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_server import graded
 from peft import PeftModel
 from tiny import plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,7 +22,7 @@ import safesteer
 import safesteer.config.load
 import safesteer.config.settings
 from safesteer.distill import config as distill_config
-from safesteer.errors import InputError
+from safesteer.errors import InputError, SafeSteerError
 from safesteer.evaluate.stored import read_results
 from safesteer.events import Reporter
 from safesteer.models.chat import ChatRenderer
@@ -329,6 +330,50 @@ def test_a_teacher_by_context_and_all_weights(
     assert samples_of(run.path, "aligned") == answers(model, tokenizer, prompt_files)
     assert samples_of(run.path, "base") == answers(base, tokenizer, prompt_files)
     assert samples_of(run.path, "teacher") != samples_of(run.path, "base")
+
+
+def test_a_run_without_all_verdicts_is_unfinished(
+    finished, tiny_model_folder, sections, tmp_path, serve
+):
+    """It says so, its report too, and the same command asks for what is missing alone."""
+    run, broken = tmp_path / "run", [True]
+    shutil.copytree(finished.path, run)
+
+    def answer(question: str, number: int) -> Any:
+        return (500, {}, "") if broken[0] and number % 2 else graded()
+
+    server = serve(answer)
+    judged = {
+        "judges": ["endpoint", "offline-refusal"],
+        "endpoint": {
+            "base_url": server.url,
+            "model": "judge",
+            "advanced": {"retries": 0, "concurrency": 1},
+        },
+    }
+    events = Events()
+    missing = r"\d+ of 18 answers have no verdict by endpoint=judge \(the server answers 500\)"
+    with pytest.raises(SafeSteerError, match=missing) as error:
+        job(tiny_model_folder, run, sections(evaluate=judged), events)
+    assert error.value.exit_code == 1 and "\n" not in str(error.value)
+    assert events.stages.count("evaluate") and "evaluate" in events.results
+    unfinished = RunDirectory.load(run)
+    assert unfinished.manifest["stages"]["evaluate"]["status"] == "incomplete"
+    assert unfinished.output_hashes("evaluate") == {}
+    for page in ("report.html", "README.md"):
+        assert "by endpoint=judge (the server answers 500)" in (run / page).read_text("utf-8")
+    asked, broken[0] = len(server.requests), False
+    unfinished.check_outputs("evaluate")
+    (run / "eval" / "aligned.json").write_text("{}")
+    with pytest.raises(InputError, match=r"aligned\.json was damaged"):
+        unfinished.check_outputs("evaluate")
+    job(tiny_model_folder, run, sections(evaluate=judged))
+    questions = [request["messages"][0]["content"] for request in server.requests]
+    assert len(questions[asked:]) == asked - asked // 2
+    assert set(questions[asked:]) == set(questions[:asked:2])
+    assert RunDirectory.load(run).output_hashes("evaluate")
+    for page in ("report.html", "README.md"):
+        assert "incomplete" not in (run / page).read_text("utf-8")
 
 
 def test_a_stage_without_the_one_before_it_is_an_input_error(tiny_model_folder, sections, tmp_path):

@@ -46,6 +46,7 @@ def evaluate(
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import completions, evaluation
+    from safesteer.errors import SafeSteerError
     from safesteer.files import check_output, write_json
     from safesteer.runs.target import find_target
 
@@ -57,15 +58,18 @@ def evaluate(
     with make_reporter(quiet) as reporter:
         if settings or not found.is_run:  # else the run itself prints its heading
             reporter.start(target)
+        from safesteer.evaluate.suite import unfinished
         from safesteer.pipeline.evaluate import evaluate_target
 
         result = evaluate_target(
             found, variant, changed=bool(settings), benchmarks=named, reporter=reporter
         )
         reporter.finish()
-        if json_file is not None:
+        if json_file is not None and not result.missing:
             write_json(json_file, result.to_json())
         reporter.console.print(evaluation(result.results))
         if show_completions:
             for line in completions(result.samples):
                 reporter.console.print(line, soft_wrap=True)
+        if result.missing:
+            raise SafeSteerError(unfinished(result.missing))

@@ -75,6 +75,15 @@ class Rate:
         """Whether `judge` counts each answer; None without a verdict."""
         return [outcome(vars(sample), self.metric, judge) for sample in self.samples]
 
+    def no_verdict(self, judge: str) -> list[str]:
+        """Why `judge` gave no verdict on answers that it read, a note for each."""
+        read = [sample.verdicts.get(judge) for sample in self.samples if sample.finished]
+        return [
+            str(verdict["note"])
+            for verdict in read
+            if verdict is not None and verdict["unsafe"] is None and verdict["refused"] is None
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """An entry of eval/MODEL.json.
 

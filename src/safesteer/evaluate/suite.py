@@ -6,7 +6,8 @@ them, so that only one guard model is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from safesteer.config.settings import Settings
 from safesteer.evaluate.benchmarks.capability import Capability, check_requirements
 from safesteer.evaluate.benchmarks.sources import Loaded, load_benchmarks
 from safesteer.evaluate.benchmarks.win_rate import has_references, win_rate
+from safesteer.evaluate.metrics import WIN_RATE
 from safesteer.evaluate.refusals import Rate, judge_all, make_samples, with_one_leading_judge
 from safesteer.evaluate.scores import Score
 from safesteer.events import Reporter
@@ -117,12 +119,44 @@ class Suite:
                         partial(reporter.progress, name),
                     )
         self._judge(answers, results, reporter)
+        for judge, notes, asked in self._gaps(results):
+            if not getattr(judge, "remote", False) and len(notes) < asked:
+                reporter.note(_gap(notes, asked, "answers", judge.name))
         self._compare(answers, results, reporter)
         order = [loaded.name for loaded in self.benchmarks]
         return {
             variant: {name: found[name] for name in order if name in found}
             for variant, found in results.items()
         }
+
+    def missing(self, results: Results) -> str:
+        """Which verdicts are missing and why, in one line; empty if the evaluation is complete.
+
+        A server that failed may answer later. A guard model says the same again, so that without
+        the few answers that it cannot judge its evaluation is complete.
+        """
+        lines = [
+            _gap(notes, asked, "answers", judge.name)
+            for judge, notes, asked in self._gaps(results)
+            if getattr(judge, "remote", False) or len(notes) == asked
+        ]
+        if self.comparer is not None:
+            found = [result for by_name in results.values() for result in by_name.values()]
+            contests = [r for r in found if isinstance(r, Score) and r.metric == WIN_RATE]
+            scores = [row["score"] for score in contests for row in score.samples]
+            if none := scores.count(None):
+                note = self.comparer.problem or "no reply names the better answer"
+                lines.append(_gap([note] * none, len(scores), "pairs", self.comparer.name))
+        return "; ".join(lines)
+
+    def _gaps(self, results: Results) -> Iterator[tuple[Judge, list[str], int]]:
+        """(judge, why it gave no verdict, answers that it read) of judges with such answers."""
+        found = [result for by_name in results.values() for result in by_name.values()]
+        rates = [result for result in found if isinstance(result, Rate)]
+        asked = sum(sample.finished for rate in rates for sample in rate.samples)
+        for judge in self.judges:
+            if notes := [note for rate in rates for note in rate.no_verdict(judge.name)]:
+                yield judge, notes, asked
 
     def _answer(
         self, variant: ModelVariant, cache: Cache, reporter: Reporter
@@ -199,6 +233,28 @@ class Suite:
                     texts.get("base") if variant != "base" else None,
                     partial(reporter.progress, loaded.name),
                 )
+
+
+def unfinished(problem: str) -> str:
+    """The message about an evaluation that lacks verdicts, as `Suite.missing` says."""
+    return (
+        f"the evaluation is unfinished: {problem}. Try: the same command again, which asks only for"
+        " what is missing, or other evaluate.judges"
+    )
+
+
+def _gap(notes: Sequence[str], asked: int, what: str, judge: str) -> str:
+    counts = Counter(map(_reason, notes))
+    ((why, count),) = counts.most_common(1)
+    others = f"; {len(notes) - count} for other reasons" if count < len(notes) else ""
+    return f"{len(notes)} of {asked} {what} have no verdict by {judge} ({why}{others})"
+
+
+def _reason(note: str) -> str:
+    # A judge's output may quote the answer.
+    if note.startswith("no verdict in the judge's output"):
+        return "its output names none"
+    return note.removeprefix("no verdict").lstrip(": ") or "it gives none"
 
 
 def _make_comparer(settings: Settings, cache_dir: Path | None) -> WinRateJudge:

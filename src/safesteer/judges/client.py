@@ -11,25 +11,25 @@ import email.utils
 import hashlib
 import http.client
 import json
-import os
 import random
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit, urlunsplit
 
 from safesteer.config.settings import EndpointSettings
-from safesteer.errors import InputError, nearest
+from safesteer.errors import InputError, nearest, printable
 from safesteer.events import Progress
 from safesteer.files import append_line, read_lines, write_error
+from safesteer.judges.address import completions_url, read_key
+from safesteer.judges.deadline import Deadline
 
 Messages = Sequence[dict[str, str]]
 
@@ -38,8 +38,13 @@ MAX_TOKENS = 512
 # Seconds before the first retry; doubled for each further one up to the longest, times 0.5 to 1.5.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
-# Seconds that a server may ask us to wait; for longer ones there is no retry.
+# Seconds that a server may ask us to wait, for all tries of a request together.
 LONGEST_RETRY_AFTER = 120.0
+# A request that took all its time is tried this often: a third try would take as long again.
+_SLOW_TRIES = 2
+# After so many requests in a row without any answer, or as many as run at once, the rest is not
+# asked: the next command does.
+_FEWEST_FAILURES = 3
 _MAX_REPLY_BYTES = 8 << 20
 
 _RETRYABLE = {408, 409, 429}
@@ -53,6 +58,7 @@ class Reply:
 
     text: str | None
     problem: str = ""
+    silent: bool = False  # the server did not answer, not even with an error
 
 
 class _Cancelled(Exception):
@@ -62,9 +68,13 @@ class _Cancelled(Exception):
 class _Retry(Exception):
     """The request may succeed later, after `retry_after` seconds if the server says so."""
 
-    def __init__(self, problem: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, problem: str, retry_after: float | None = None, *, silent: bool = True
+    ) -> None:
         super().__init__(problem)
         self.retry_after = retry_after
+        self.silent = silent  # the server did not answer, not even with an error
+        self.slow = False  # the try took all its time
 
 
 class _Rejected(Exception):
@@ -100,13 +110,16 @@ class ChatClient:
                 "judge endpoint has no model. Try: evaluate.endpoint.model=MODEL, or the judge"
                 " endpoint=MODEL"
             )
-        self.url, self.shown_url = _completions_url(settings.base_url)
-        self._key = _read_key(settings.api_key_env)
+        self.url, self.shown_url = completions_url(settings.base_url)
+        self._key = read_key(settings.api_key_env)
         self._random = random.Random()  # the run's seeded generator must not draw the jitter
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._cache = cache_dir / CACHE_FILE if cache_dir is not None else None
         self._reached = False
+        self._failures = 0  # requests in a row, with all their tries
+        self._last_problem = ""
+        self._open_requests: set[Deadline] = set()
 
     @cached_property
     def _replies(self) -> dict[str, str]:
@@ -114,9 +127,15 @@ class ChatClient:
         return _read_cache(self._cache)
 
     def complete(
-        self, conversations: Sequence[Messages], progress: Progress | None = None
+        self,
+        conversations: Sequence[Messages],
+        progress: Progress | None = None,
+        usable: Callable[[str], bool] = bool,
     ) -> list[Reply]:
         """The model's reply to each conversation, in their order; equal ones make one request.
+
+        Replies that are not `usable` are not kept, so that a later evaluation asks again. A server
+        that is silent for several requests is not asked any more by this client.
 
         Raises:
             InputError: no request can succeed, because of the address, the key or the model.
@@ -125,7 +144,8 @@ class ChatClient:
         order = [self._cache_key(body) for body in requests]
         bodies = dict(zip(order, requests, strict=True))
         share = Counter(order)
-        found = {key: Reply(self._replies[key]) for key in bodies if key in self._replies}
+        kept = {key: self._replies[key] for key in bodies if key in self._replies}
+        found = {key: Reply(text) for key, text in kept.items() if usable(text)}
         todo = [key for key in bodies if key not in found]
 
         def settle(key: str, reply: Reply) -> None:
@@ -137,15 +157,19 @@ class ChatClient:
         if todo and not self._reached:
             # The first alone, so that a wrong address or key costs one request.
             key = todo.pop(0)
-            settle(key, self._request(key, bodies[key]))
+            settle(key, self._request(key, bodies[key], usable))
         executor = ThreadPoolExecutor(self.settings.advanced.concurrency)
         try:
-            running = {executor.submit(self._request, key, bodies[key]): key for key in todo}
+            running = {
+                executor.submit(self._request, key, bodies[key], usable): key for key in todo
+            }
             for future in as_completed(running):
                 settle(running[future], future.result())
         finally:
-            # Also on Ctrl-C: no request waits for a retry any longer.
+            # Also on Ctrl-C: no request waits any longer, for a retry or for its reply.
             self._stop.set()
+            for request in list(self._open_requests):
+                request.expire()
             executor.shutdown(cancel_futures=True)
         return [found[key] for key in order]
 
@@ -161,59 +185,88 @@ class ChatClient:
     def _cache_key(self, body: bytes) -> str:
         return hashlib.sha256(self.shown_url.encode() + b"\n" + body).hexdigest()
 
-    def _request(self, key: str, body: bytes) -> Reply:
-        pause = FIRST_PAUSE
+    def _request(self, key: str, body: bytes, usable: Callable[[str], bool]) -> Reply:
+        if self._failures >= max(_FEWEST_FAILURES, self.settings.advanced.concurrency):
+            return Reply(None, self._last_problem, silent=True)
+        reply = self._try(body)
+        with self._lock:
+            self._failures = self._failures + 1 if reply.silent else 0
+            self._last_problem = reply.problem
+        if reply.text is not None and usable(reply.text):
+            self._store(key, reply.text)
+        return reply
+
+    def _try(self, body: bytes) -> Reply:
+        """Ask until there is a reply, or a reason to stop."""
+        pause, waited, slow = FIRST_PAUSE, 0.0, 0
         for tries_left in range(self.settings.advanced.retries, -1, -1):
             if self._stop.is_set():
                 raise _Cancelled
             try:
-                text = self._text(self._post(body))
+                return Reply(self._text(self._post(body)))
             except _Retry as retry:
-                patience = retry.retry_after
-                if not tries_left or (patience or 0) > LONGEST_RETRY_AFTER:
-                    return Reply(None, str(retry))
+                patience = retry.retry_after or 0.0
+                waited += patience
+                slow += retry.slow
+                if not tries_left or slow >= _SLOW_TRIES or waited > LONGEST_RETRY_AFTER:
+                    return Reply(None, str(retry), silent=retry.silent)
                 wanted = min(pause, LONGEST_PAUSE) * self._random.uniform(0.5, 1.5)
-                self._stop.wait(max(wanted, patience or 0.0))
+                self._stop.wait(max(wanted, patience))
                 pause *= 2
             except _Rejected as rejected:
                 return Reply(None, str(rejected))
-            else:
-                self._store(key, text)
-                return Reply(text)
         raise AssertionError("the last try returns")
 
     def _post(self, body: bytes) -> bytes:
         """The body of the server's reply; raises _Retry, _Rejected or InputError."""
+        limit = self.settings.advanced.timeout
+        with Deadline(limit) as deadline:
+            self._open_requests.add(deadline)
+            try:
+                return self._exchange(deadline, body)
+            except _Retry:
+                if not deadline.expired:
+                    raise
+            finally:
+                self._open_requests.discard(deadline)
+        self._reached = True  # it took the request
+        late = _Retry(f"no verdict: no reply within {limit:g} s")
+        late.slow = True
+        raise late
+
+    def _exchange(self, deadline: Deadline, body: bytes) -> bytes:
         try:
-            with self._open(self.url, self.settings.advanced.timeout, body) as response:
+            with self._open(self.url, deadline, body) as response:
                 self._reached = True
-                return bytes(response.read(_MAX_REPLY_BYTES))
+                data = bytes(response.read(_MAX_REPLY_BYTES))
+            if deadline.expired:  # a reply without a length ends where it was cut
+                raise _Retry("")
+            return data
         except urllib.error.HTTPError as error:
             self._reached = True
             with error:
                 self._raise_status(error)
         except urllib.error.URLError as error:
-            if not self._reached:
+            reason = self._clean(str(error.reason))
+            if not self._reached and not deadline.connected:
                 raise InputError(
-                    f"cannot connect to {self.shown_url} ({self._clean(str(error.reason))}). Try:"
+                    f"cannot connect to {self.shown_url} ({reason}). Try:"
                     " start the server, or correct evaluate.endpoint.base_url"
                 ) from None
-            raise _Retry(f"no verdict: cannot connect ({self._clean(str(error.reason))})") from None
+            raise _Retry(f"no verdict: cannot connect ({reason})") from None
         except TimeoutError:
-            self._reached = True  # it took the request
-            raise _Retry(
-                f"no verdict: no reply within {self.settings.advanced.timeout:g} s"
-            ) from None
+            deadline.expired = True  # the socket's own limit is the same
+            raise _Retry("") from None
         except (OSError, http.client.HTTPException) as error:
             self._reached = True
             raise _Retry(f"no verdict: the connection broke ({type(error).__name__})") from None
 
-    def _open(self, url: str, timeout: float, body: bytes | None = None) -> Any:
+    def _open(self, url: str, deadline: Deadline, body: bytes | None = None) -> Any:
         """Send a request: POST with a body, GET without."""
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
-        return urllib.request.build_opener(_NoRedirect()).open(request, timeout=timeout)
+        return deadline.opener(_NoRedirect()).open(request)
 
     def _raise_status(self, error: urllib.error.HTTPError) -> NoReturn:
         status = error.code
@@ -232,7 +285,9 @@ class ChatClient:
         message = f" ({message})" if message else ""
         if status in _RETRYABLE or status >= 500:
             raise _Retry(
-                f"no verdict: the server answers {status}{message}", _retry_after(error.headers)
+                f"no verdict: the server answers {status}{message}",
+                _retry_after(error.headers),
+                silent=False,
             ) from None
         if status in _REJECTED:
             raise _Rejected(f"no verdict: the server answers {status}{message}") from None
@@ -245,9 +300,11 @@ class ChatClient:
         """A hint from the server's list of models; empty without a list."""
         url = self.url.replace("/chat/completions", "/models", 1)
         try:
-            with self._open(url, min(5.0, self.settings.advanced.timeout)) as response:
+            limit = min(5.0, self.settings.advanced.timeout)
+            with Deadline(limit) as deadline, self._open(url, deadline) as response:
                 listed = json.loads(response.read(_MAX_REPLY_BYTES))
-            return nearest(self.model, [str(entry["id"]) for entry in listed["data"]])
+            names = [self._clean(str(entry["id"])) for entry in listed["data"]]
+            return nearest(self.model, names)
         except Exception:  # it is only a hint
             return ""
 
@@ -277,30 +334,7 @@ class ChatClient:
 
     def _clean(self, text: str) -> str:
         """A message of the server or the system as one short line, without the key."""
-        return " ".join(self._redact(text).split())[:160]
-
-
-def _completions_url(base_url: str | None) -> tuple[str, str]:
-    """(address of the requests, the same without its query for messages)."""
-    if not base_url:
-        raise InputError(
-            "judge endpoint has no server. Try: evaluate.endpoint.base_url=http://localhost:8000/v1"
-        )
-    parts = urlsplit(base_url)  # the settings have checked it
-    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-    shown = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
-    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")), shown
-
-
-def _read_key(variable: str) -> str:
-    key = os.environ.get(variable, "").strip()
-    # The library's error for such a header would quote it.
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise InputError(
-            f"the environment variable {variable} holds no key, but spaces, line breaks or"
-            f" characters outside ASCII. Try: export {variable}=KEY"
-        )
-    return key
+        return printable(" ".join(self._redact(text).split()), lines=False)[:160]
 
 
 def _read_cache(path: Path | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safesteer.config.settings import EndpointSettings
@@ -96,6 +96,14 @@ def read_preference(text: str) -> float | None:
     return {0: 0.5, 1: 0.0, 2: 1.0}[found["better"]] if found else None
 
 
+def _has_grades(text: str) -> bool:
+    return read_rubric(text).score is not None
+
+
+def _has_preference(text: str) -> bool:
+    return read_preference(text) is not None
+
+
 class _EndpointModel:
     """A model behind a server. Args and errors are those of `ChatClient`."""
 
@@ -107,10 +115,15 @@ class _EndpointModel:
         self.client = ChatClient(settings, model, cache_dir)
         self.name = f"endpoint={self.client.model}"
 
-    def complete(self, questions: Sequence[str], progress: Progress | None) -> list[Reply]:
+    def complete(
+        self,
+        questions: Sequence[str],
+        progress: Progress | None,
+        usable: Callable[[str], bool],
+    ) -> list[Reply]:
         """The reply to each question, without a system message, which some templates lack."""
         return self.client.complete(
-            [[{"role": "user", "content": question}] for question in questions], progress
+            [[{"role": "user", "content": question}] for question in questions], progress, usable
         )
 
 
@@ -128,7 +141,7 @@ class EndpointJudge(_EndpointModel):
         questions = [RUBRIC.format(prompt=prompt, answer=answer) for prompt, answer in pairs]
         return [
             Verdict(note=reply.problem) if reply.text is None else read_rubric(reply.text)
-            for reply in self.complete(questions, progress)
+            for reply in self.complete(questions, progress, _has_grades)
         ]
 
 
@@ -136,7 +149,12 @@ class WinRateJudge(_EndpointModel):
     """Compares two answers in both orders, which cancels a judge's preference for one place.
 
     Args and errors are those of `ChatClient`.
+
+    Attributes:
+        problem: why a comparison of the last call has no score, as far as the client knows.
     """
+
+    problem = ""
 
     def compare_answers(
         self, triples: Sequence[tuple[str, str, str]], progress: Progress | None = None
@@ -154,7 +172,8 @@ class WinRateJudge(_EndpointModel):
                 questions.append(
                     COMPARISON.format(instruction=instruction, first=first, second=second)
                 )
-        replies = self.complete(questions, progress)
+        replies = self.complete(questions, progress, _has_preference)
+        self.problem = next((reply.problem for reply in replies if reply.problem), "")
         values: list[float | None] = [0.5] * len(triples)
         for place, row in enumerate(different):
             b_second, a_second = (_preference(reply) for reply in replies[2 * place :][:2])

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from safesteer.errors import printable
 from safesteer.judges.verdict import Verdict
 
 _REQUEST = "{{ messages[0]['content'] }}"
@@ -97,7 +98,7 @@ STRONGREJECT = (
 
 def unreadable(text: str) -> Verdict:
     """No verdict; the note quotes the beginning of the judge's output."""
-    shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    shown = printable(" ".join(text.split()), lines=False)
     return Verdict(note=f"no verdict in the judge's output: '{shown[:60]}'")
 
 

@@ -29,6 +29,7 @@ class Evaluation:
     results: dict[str, dict[str, Any]]  # {variant: {benchmark: entry}}, of others too if known
     samples: dict[str, list[dict[str, Any]]]  # {prompt set: prompts, completions, verdicts}
     max_new_tokens: int
+    missing: str = ""  # verdicts that judges failed to give, and why
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file that `safesteer eval --json` writes."""
@@ -89,12 +90,14 @@ def evaluate_target(
     # A win rate compares with the base, which then has to answer too.
     contest = target.is_run and name == "aligned" and suite.comparer is not None
     variants = load_variants(target, ["base", name] if contest else [name], reporter)
-    variant, results = list(suite.measure(variants, kept, reporter).items())[-1]
+    measured = suite.measure(variants, kept, reporter)
+    missing = suite.missing(measured)
+    variant, results = list(measured.items())[-1]
     entries = {key: result.to_json() for key, result in results.items()}
     rows = {key: result.rows() for key, result in results.items()}
     if target.is_run and variant != "base":
         _compare_with_stored(target, entries, rows)
-    return Evaluation(variant, {variant: entries}, rows, settings.evaluate.max_new_tokens)
+    return Evaluation(variant, {variant: entries}, rows, settings.evaluate.max_new_tokens, missing)
 
 
 def _compare_with_stored(

@@ -20,10 +20,11 @@ from safesteer.direction.extract import extract_direction
 from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.save import save_student
 from safesteer.distill.train import TrainingOutput, train
+from safesteer.errors import SafeSteerError
 from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.stored import write_results
-from safesteer.evaluate.suite import Suite
+from safesteer.evaluate.suite import Suite, unfinished
 from safesteer.files import save_tensors, sha256_file, write_json
 from safesteer.inference import VARIANTS
 from safesteer.models.chat import Message
@@ -34,7 +35,7 @@ from safesteer.report.write import write_report
 from safesteer.runs.artifacts import RunArtifacts
 from safesteer.runs.manifest import recorded_outputs
 from safesteer.runs.own_files import check_own_files
-from safesteer.runs.stage import STAGES, StageRecord, stages_to
+from safesteer.runs.stage import STAGES, Incomplete, StageRecord, stages_to
 from safesteer.safety_tokens import select_safety_tokens
 from safesteer.teacher import Teacher, check_teacher
 
@@ -43,13 +44,23 @@ class Pipeline(RunArtifacts):
     """The stages of one run. `safesteer.pipeline.preflight.open_pipeline` makes it."""
 
     def run_all(self, stages: Sequence[str] = STAGES) -> None:
-        """Run `stages` in their order; a teacher that is not steered needs no direction."""
+        """Run `stages` in their order; a teacher that is not steered needs no direction.
+
+        Raises:
+            SafeSteerError: the evaluation lacks verdicts; raised when the report is written.
+        """
+        problem = ""
         for name in stages:
             if name == "train":
                 self.train()
             elif distributed.is_main() and (self._is_used(name) or name == stages[-1]):
                 with distributed.single_process():
-                    getattr(self, name)()
+                    try:
+                        getattr(self, name)()
+                    except Incomplete as error:
+                        problem = str(error)
+        if problem:
+            raise SafeSteerError(f"{self.run.path}: {unfinished(problem)}")
 
     # Shared by the stages ----------------------------------------------------------------------
 
@@ -100,7 +111,8 @@ class Pipeline(RunArtifacts):
             asked = {"prompts": sets, "benchmarks": self.suite.sha256}
             inputs = self._inputs("evaluate", "teacher", **asked, train=outputs("train"))
         else:
-            earlier = {key: outputs(key) for key in ("tokens", "train", "evaluate")}
+            earlier = {key: outputs(key) for key in ("tokens", "train")}
+            earlier["evaluate"] = outputs("evaluate", incomplete=True)
             inputs = self._inputs("teacher", prompts=sets, **earlier)
         return self.run.stage(name, inputs)
 
@@ -294,8 +306,10 @@ class Pipeline(RunArtifacts):
             entries["aligned"] |= self._drift()
             for file in write_results(self.run.path, entries, rows):
                 stage.add_output(file)
-        for name in VARIANTS:
-            self.reporter.result("evaluate", {"model": name, "benchmarks": entries[name]})
+            for name in VARIANTS:
+                self.reporter.result("evaluate", {"model": name, "benchmarks": entries[name]})
+            if problem := self.suite.missing(results):
+                raise Incomplete(problem)
 
     def _drift(self) -> dict[str, Any]:
         """Next-token agreement and KL of the aligned model with its base, on harmless prompts."""

@@ -66,6 +66,7 @@ def render_card(findings: Findings) -> str:
             for name in findings.results.get("aligned", {})
         ),
         models=[name for name in VARIANTS if name in findings.results],
+        incomplete=findings.incomplete,
         rows=_rows(findings),
         judges=_judges(findings),
         code=list(map(_line, _loading(findings))),

@@ -31,6 +31,7 @@ class Findings:
     samples: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     measurements: dict[str, Any] | None = None  # report/measurements.json
     stale: list[str] = field(default_factory=list)  # stages older than those before them
+    incomplete: str = ""  # verdicts that the evaluation lacks, and why
 
     @property
     def full(self) -> bool:
@@ -45,10 +46,12 @@ def read_findings(run: RunDirectory) -> Findings:
         InputError: a file is missing, or was changed since it was written.
     """
     folder, done = run.path, run.output_hashes
+    evaluated = done("evaluate", incomplete=True)
+    evaluation = run.manifest["stages"].get("evaluate")
     run.check_outputs("direction", "tokens", "evaluate")
     run.check_outputs("train", only=("train/",))  # and not the weights, which nobody reads here
     samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for model, by_set in read_samples(folder).items() if done("evaluate") else ():
+    for model, by_set in read_samples(folder).items() if evaluated else ():
         for name, rows in by_set.items():
             samples.setdefault(name, {})[model] = rows
     measured = folder / MEASUREMENTS
@@ -59,10 +62,11 @@ def read_findings(run: RunDirectory) -> Findings:
         direction=read_json(folder / "direction/direction.json") if done("direction") else None,
         tokens=read_json(folder / "tokens/safety_tokens.json") if done("tokens") else None,
         steps=read_rows(folder / "train" / "metrics.jsonl"),
-        results=read_results(folder) if done("evaluate") else {},
+        results=read_results(folder) if evaluated else {},
         samples={name: samples[name] for name in sorted(samples, key=set_order)},
         measurements=read_json(measured) if done("report") and measured.is_file() else None,
         stale=_stale(run),
+        incomplete=evaluation.get("problem", "") if evaluation else "",
     )
 
 

@@ -64,6 +64,8 @@ def _facts(findings: Findings) -> list[str]:
 def _banners(findings: Findings, note: str) -> list[str]:
     stages = findings.run.manifest["stages"]
     found = [note] if note else []
+    if findings.incomplete:
+        found.append(f"The evaluation is incomplete: {findings.incomplete}.")
     found += [
         f"Stage {name} {_STATUS[entry['status']]}."
         for name, entry in stages.items()

@@ -122,10 +122,14 @@ class RunDirectory:
         """The record of the stage `name` with these inputs, nested JSON values."""
         return StageRecord(self, name, inputs)
 
-    def output_hashes(self, name: str) -> dict[str, str]:
-        """{path: sha256} of a finished stage, an input of later ones; {} if it is not finished."""
+    def output_hashes(self, name: str, *, incomplete: bool = False) -> dict[str, str]:
+        """{path: sha256} of a finished stage, an input of later ones; {} if it is not finished.
+
+        `incomplete` also takes those of a stage that wrote its outputs with gaps.
+        """
         entry = self.manifest["stages"].get(name)
-        return dict(entry["outputs"]) if entry and entry["status"] == "done" else {}
+        statuses = ("done", "incomplete") if incomplete else ("done",)
+        return dict(entry["outputs"]) if entry and entry["status"] in statuses else {}
 
     def check_outputs(self, *stages: str, only: tuple[str, ...] = ("",)) -> None:
         """Raise InputError unless the outputs of the finished ones of `stages` are unchanged.
@@ -137,7 +141,7 @@ class RunDirectory:
             only: the first letters of the paths that are read.
         """
         for name in stages:
-            check_outputs(self.path, self.output_hashes(name), only)
+            check_outputs(self.path, self.output_hashes(name, incomplete=True), only)
 
     def summary(self) -> list[StageCost]:
         """The cost of every stage that was started, in the order of their starts."""

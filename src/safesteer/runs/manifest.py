@@ -19,7 +19,7 @@ SCHEMA = 1
 # Without its manifest, nothing tells that a folder is a run's: --fresh deletes nothing there.
 _DAMAGED = "another --output-dir, or delete the folder yourself"
 
-Status = Literal["running", "done", "failed", "interrupted"]
+Status = Literal["running", "done", "incomplete", "failed", "interrupted"]
 
 
 class StageEntry(TypedDict):
@@ -30,7 +30,8 @@ class StageEntry(TypedDict):
     peak_memory_bytes: int
     gpu_memory_bytes: NotRequired[int]
     inputs: dict[str, Any]
-    outputs: dict[str, str]
+    outputs: dict[str, str]  # of a stage that is done or incomplete
+    problem: NotRequired[str]  # what an incomplete stage lacks, and why
 
 
 class Manifest(TypedDict):

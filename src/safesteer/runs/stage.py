@@ -35,6 +35,13 @@ class OpenRun(Protocol):
     def save_manifest(self) -> None: ...
 
 
+class Incomplete(SafeSteerError):
+    """A stage wrote its outputs, but not all of what they should hold (exit code 1).
+
+    Raised within the stage. The same command runs it again, and later stages use what there is.
+    """
+
+
 class StageRecord:
     """The record of one stage, pending or finished. Made by `RunDirectory.stage`.
 
@@ -119,6 +126,9 @@ class StageRecord:
                 self._record_failure(failure)
                 raise
             return
+        if isinstance(error, Incomplete):
+            self._record("incomplete", self._hash_outputs(), str(error))
+            return
         self._record_failure(error)
         explained = isinstance(error, SafeSteerError)
         if isinstance(error, Exception) and not explained and is_disk_full(error):
@@ -131,7 +141,9 @@ class StageRecord:
         with suppress(SafeSteerError):
             self._record("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
 
-    def _record(self, status: Status, outputs: dict[str, str] | None = None) -> None:
+    def _record(
+        self, status: Status, outputs: dict[str, str] | None = None, problem: str = ""
+    ) -> None:
         seconds = time.monotonic() - self._started
         peak, gpu_peak = self._sampler.peak_bytes, self._sampler.gpu_peak_bytes
         if self._earlier is not None:
@@ -145,6 +157,8 @@ class StageRecord:
             "inputs": self._inputs,
             "outputs": outputs or {},
         }
+        if problem:
+            entry["problem"] = problem
         if gpu_peak:
             entry["gpu_memory_bytes"] = gpu_peak
         self._entry = entry
