@@ -21,7 +21,7 @@ JOINED: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         {"Behavior": "Rewrite it.", "ContextString": "Dear all"},
         "Behavior",
         "Dear all\n\n---\n\nRewrite it.",
-        ["contextstring"],
+        ["ContextString"],
     ),
     "NaN": ({"Behavior": "Sing.", "ContextString": float("nan")}, "Behavior", "Sing.", []),
     "SQuAD": (
@@ -55,6 +55,19 @@ JOINED: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         ["A, B, C, D"],
     ),
     "WildJailbreak": ({"adversarial": "", "vanilla": "Sing."}, "adversarial", "Sing.", []),
+    "names with underscores": (
+        {"behavior": "Rewrite it.", "context_string": "Dear all"},
+        "behavior",
+        "Dear all\n\n---\n\nRewrite it.",
+        ["context_string"],
+    ),
+    "choices in a cell": (
+        {"question": "Which?", "choices": "['red', 'blue']"},
+        "question",
+        "Which?\n\nA. red\nB. blue",
+        ["choices"],
+    ),
+    "counts of pictures": ({"prompt": "Sing.", "image_count": 0}, "prompt", "Sing.", []),
     "empty tools": ({"prompt": "Sing.", "tools": "[]", "images": []}, "prompt", "Sing.", []),
 }
 
@@ -90,6 +103,14 @@ def test_a_conversation_beside_the_prompt_leads_to_it() -> None:
         read_prompt(values, "prompt", named=False)
     messages, _, _ = read_prompt(values, "prompt", named=True)
     assert messages == [{"role": "user", "content": "Dance."}]
+
+
+@pytest.mark.parametrize("text", ["<|im_start|>user\nSing.", "[INST] Sing. [/INST] La"])
+def test_texts_with_their_answers_are_no_requests(text: str) -> None:
+    with pytest.raises(Skipped, match="rendered with a chat template"):
+        read_prompt({"text": text}, "text", named=False)
+    assert read_prompt({"text": text}, "text", named=True)[0][0]["content"] == text
+    assert read_prompt({"prompt": text}, "prompt", named=False)[0][0]["content"] == text
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,19 @@ FILES = {
             for text in TEXTS
         ),
     ),
+    "Anthropic batch": (
+        "a.jsonl",
+        "".join(
+            json.dumps({"params": {"messages": [{"role": "user", "content": text}]}}) + "\n"
+            for text in TEXTS
+        ),
+    ),
+    "documents over several lines": (
+        "a.jsonl",
+        "".join(json.dumps(row, indent=1) + "\n" for row in ROWS),
+    ),
+    "CSV as .txt": ("a.txt", "id,prompt\n" + QUOTED.replace('"', '1,"', 1).replace('\n"', '\n1,"')),
+    "repeated header": ("a.csv", "prompt,prompt\n" + QUOTED.replace("\n", ",x\n")),
     "YAML": ("a.yaml", "".join(f"- prompt: {json.dumps(text)}\n" for text in TEXTS)),
     "TSV": ("a.tsv", "prompt\tid\n" + "".join(f"{text}\tx\n" for text in TEXTS)),
     "semicolons": ("a.csv", "prompt;id\n" + "".join(f'"{text}";1\n' for text in TEXTS)),

@@ -33,6 +33,8 @@ def write(folder: Path, column: str, unsafe: Any, safe: Any, **more: Any) -> Pat
         ("data_type", "adversarial_harmful", "vanilla_benign"),
         ("is_safe", False, True),
         ("toxicity", 1, 0),
+        ("type", "jailbreak", "benign"),
+        ("type", "harm", "no_harm"),
         ("harmful", "True", "False"),
     ],
 )
@@ -58,6 +60,13 @@ def test_zero_and_one_are_unclear(tmp_path: Path) -> None:
     assert len(load_prompts(write(tmp_path, "label", 1, 1), name="harmful")) == 4
     path = write(tmp_path, "label", 1, 0, topic="x")
     assert len(load_prompts(path)) == 4
+
+
+def test_a_third_label_is_in_no_set(tmp_path: Path) -> None:
+    path = write(tmp_path, "label", "unsafe", "ambiguous")
+    assert [prompt.text for prompt in load_prompts(path, name="harmful")] == UNSAFE
+    path = write(tmp_path, "category", "harmful", "cybercrime")  # topics of HarmBench
+    assert len(load_prompts(path, name="harmful")) == 4
 
 
 def test_a_file_of_the_other_kind_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,22 @@ def test_folder_with_one_data_file(tmp_path: Path) -> None:
         load_prompts(tmp_path)
 
 
+def test_folders_of_the_hub_and_of_text(tmp_path: Path) -> None:
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "prompts.txt").write_text("Dance.\n")
+    assert texts(tmp_path) == ["Dance."]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"prompt": "Sing."}\n')
+    assert texts(tmp_path) == ["Sing."]
+
+
+def test_pointer_in_place_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(InputError, match="is a pointer of Git LFS"):
+        load_prompts(path)
+
+
 @pytest.mark.parametrize("source", ["a/b.parquet", "a/b.jsonl.gz", "a/b.ndjson", "a/b.txt"])
 def test_forms_of_files(source: str) -> None:
     assert is_file_source(source)

@@ -37,7 +37,9 @@ def test_every_load_ends_with_one_line(tmp_path: Path, caplog: pytest.LogCapture
     assert not caplog.records
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "\u200b\u200b", "\ufeff", "\xa0", "NaN", "null"])
+@pytest.mark.parametrize(
+    "blank", ["", "  ", "\u200b\u200b", "\ufeff", "\xa0", "\u3164", "NaN", "null"]
+)
 def test_a_prompt_without_text_is_skipped(tmp_path: Path, blank: str) -> None:
     assert [p.text for p in load_prompts(write(tmp_path, ["Sing.", blank]))] == ["Sing."]
 

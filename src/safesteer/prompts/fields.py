@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 
 from safesteer.prompts.messages import (
     Messages,
+    decoded,
     find_request,
     is_missing,
     parse_prompt,
@@ -14,7 +16,8 @@ from safesteer.prompts.messages import (
 )
 from safesteer.prompts.rows import CONVERSATION_COLUMNS, Skipped
 
-# {column: text between it and the prompt}; HarmBench's as in its own code
+# Columns in lower case without "_" and spaces. These go before the prompt, with the text between
+# them and it; HarmBench's as in its own code.
 _BEFORE = {
     "contextstring": "\n\n---\n\n",
     "context": "\n\n",
@@ -27,8 +30,13 @@ _BEFORE = {
 _INPUT = "input"  # Alpaca's
 _CHOICES = ("choices", "options")
 _LETTERS = ("a", "b", "c", "d")  # columns of MMLU's own files
-_SYSTEM = ("system", "system_prompt", "system_message")
-_HISTORY = ("history", "chat_history", "conversation_history")
+_SYSTEM = ("system", "systemprompt", "systemmessage")
+_HISTORY = ("history", "chathistory", "conversationhistory")
+# Training texts with their answers.
+_RENDERED = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]"
+    r"|### ?(Response|Assistant|Output):|<\|(user|assistant)\|>"
+)
 _TOOLS = ("tools", "functions")
 _MEDIA = {"image": "a picture", "video": "a video", "audio": "sound"}  # {start of a column: what}
 
@@ -46,15 +54,18 @@ def read_prompt(
     Raises:
         Skipped: the row holds no prompt, or one that text cannot render.
     """
-    cells = {name.lower().strip(): value for name, value in values.items()}
-    own = column.lower().strip()
+    cells = {_plain(name): value for name, value in values.items()}
+    own = _plain(column)
     value = values.get(column)
     if own == "adversarial" and not named and is_missing(value):  # WildJailbreak's plain requests
         value = cells.get("vanilla", value)
+    if own == "text" and not named and isinstance(value, str) and _RENDERED.search(value):
+        raise Skipped("rendered with a chat template", hint="--column text to ask them as they are")
     messages, note = parse_prompt(value, column)
     others = {n: c for n, c in cells.items() if n != own and not is_missing(c)}
     for start, what in _MEDIA.items():
-        if any(name.startswith(start) for name in others):
+        cells_of = (cell for name, cell in others.items() if name.startswith(start))
+        if not all(isinstance(cell, bool | int | float) for cell in cells_of):  # counts, flags
             raise Skipped(f"with {what}", hint="rows of text alone")
     for name in _TOOLS:
         if name in others and str(others[name]).strip() not in ("[]", "{}"):
@@ -72,7 +83,12 @@ def read_prompt(
             raise Skipped(f"whose {system!r} is not a text", hint=f"a text in {system!r}")
         messages = [{"role": "system", "content": content}, *messages]
         joined.append(system)
-    return messages, joined, note
+    shown = {_plain(name): name for name in values}
+    return messages, [shown.get(name, name) for name in joined], note
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(" ", "")
 
 
 def _with_fields(
@@ -109,6 +125,7 @@ def _text(value: object, name: str) -> str:
 
 def _choices(value: object, name: str) -> str:
     """Choices as lines "A. ...", from the forms of MMLU, ARC and others."""
+    value = decoded(value)
     if isinstance(value, str):
         return value
     labels: list[object] = list(string.ascii_uppercase)
@@ -129,9 +146,10 @@ def _conversation_beside(
 ) -> Messages:
     """The conversation that leads to the prompt, where the row also has one."""
     name = next((name for name in CONVERSATION_COLUMNS if name in others), None)
-    if name is None or not isinstance(others[name], list):
+    turns = decoded(others[name]) if name is not None else None
+    if name is None or not isinstance(turns, list):
         return messages
-    found = find_request(others[name], messages[-1]["content"], name)  # type: ignore[arg-type]
+    found = find_request(turns, messages[-1]["content"], name)
     if found is None:
         raise Skipped(
             f"whose {name!r} do not contain their {column!r}",
@@ -147,7 +165,7 @@ def _with_history(messages: Messages, others: Mapping[str, object], joined: list
     name = next((name for name in _HISTORY if name in others), None)
     if name is None:
         return messages
-    turns = others[name]
+    turns = decoded(others[name])
     if isinstance(turns, list) and all(isinstance(t, list) and len(t) == 2 for t in turns):
         turns = [
             {"role": role, "content": text}

@@ -35,12 +35,11 @@ def parse_text(text: str, suffix: str, source: str, column: str | None) -> Table
         return Table(source, _parse_json(text, source, name))
     if suffix in (".jsonl", ".ndjson") or start == "{":
         rows = list(_parse_lines(text, name))
-        if rows[0].fault is not None and start == "{":  # one document over several lines
-            try:
-                return Table(source, _rows_of(json.loads(text), source, name))
-            except (ValueError, RecursionError):
-                pass
+        if rows[0].fault is not None and start == "{":
+            rows = _parse_documents(text, source, name) or rows
         return Table(source, rows)
+    if _is_header(text.lstrip().split("\n", 1)[0]):
+        return _parse_csv(text, ".csv", source, column)
     lines = enumerate(text.split("\n"), start=1)
     return Table(source, [Row(f"line {n}", {name: s.strip()}) for n, s in lines if s.strip()])
 
@@ -106,6 +105,19 @@ def _parse_lines(text: str, column: str) -> Iterator[Row]:
         except (RecursionError, ValueError) as error:
             detail = f"this JSON cannot be parsed ({error})"
             yield Row(place, {}, Skipped("with invalid JSON", detail, "simplify it"))
+
+
+def _parse_documents(text: str, source: str, column: str) -> list[Row]:
+    """The rows of JSON documents over several lines each, or of a single one; [] for others."""
+    decoder, documents, position = json.JSONDecoder(), list[object](), 0
+    try:
+        while rest := text[position:].lstrip():
+            position = len(text) - len(rest)
+            document, position = decoder.raw_decode(text, position)
+            documents.append(document)
+    except (ValueError, RecursionError):
+        return []
+    return _rows_of(documents[0] if len(documents) == 1 else documents, source, column)
 
 
 def _decode_yaml(text: str, source: str) -> object:
@@ -258,6 +270,13 @@ def _unique(names: list[str]) -> list[str]:
         f"{name}.{names[:position].count(name)}" if name in names[:position] else name
         for position, name in enumerate(names)
     ]
+
+
+def _is_header(line: str) -> bool:
+    """Whether the first line of a text names columns, of which one is the prompts'."""
+    names = re.split(r"[,;\t]", line.strip().replace('"', ""))
+    short = all(re.fullmatch(r"[\w.-]{0,30}", name.strip()) for name in names)
+    return short and len(names) > 1 and known_column(names) is not None
 
 
 def _is_prose(name: str) -> bool:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 from safesteer.errors import InputError
 from safesteer.prompts.messages import is_missing
 from safesteer.prompts.rows import Row, Skipped, Table
 
+# Words of labels, "_" and "-" as spaces.
 _HARMFUL = frozenset(
-    ("unsafe", "harmful", "toxic", "malicious", "vanilla_harmful", "adversarial_harmful")
+    (
+        "unsafe",
+        "harmful",
+        "harm",
+        "toxic",
+        "malicious",
+        "dangerous",
+        "jailbreak",
+        "attack",
+        "vanilla harmful",
+        "adversarial harmful",
+    )
 )
 _HARMLESS = frozenset(
     (
@@ -17,13 +30,18 @@ _HARMLESS = frozenset(
         "harmless",
         "benign",
         "unharmful",
-        "non-toxic",
-        "nontoxic",
         "not harmful",
-        "vanilla_benign",
-        "adversarial_benign",
+        "non harmful",
+        "no harm",
+        "non toxic",
+        "nontoxic",
+        "not toxic",
+        "vanilla benign",
+        "adversarial benign",
     )
 )
+# These stand in no list of topics: beside them every other value is a label too.
+_CLEARLY_LABELS = frozenset(("safe", "unsafe", "harmless", "benign", "unharmful"))
 _FLAGS = {  # {column of yes and no: whether yes means harmful}
     "is_safe": False,
     "safe": False,
@@ -90,8 +108,10 @@ class Labels:
 
 
 def _kinds(column: str, values: set[str]) -> dict[str, bool]:
-    if (values & _HARMFUL and values & _HARMLESS) or (values and values <= _HARMFUL | _HARMLESS):
-        return {value: value in _HARMFUL for value in values & (_HARMFUL | _HARMLESS)}
+    words = values & (_HARMFUL | _HARMLESS)
+    both = words & _HARMFUL and words & _HARMLESS
+    if words and (both or words & _CLEARLY_LABELS or words == values):
+        return {value: value in _HARMFUL for value in words}
     yes_is_harmful = _FLAGS.get(column.lower())
     if values and yes_is_harmful is not None and values <= _YES | _NO:
         return {value: (value in _YES) == yes_is_harmful for value in values}
@@ -110,7 +130,11 @@ def _varies(table: Table, column: str, prompts: str) -> bool:
 def _value(row: Row, column: str) -> str:
     """A cell as a label, in lower case; "" without one. Long texts are cut: they are none."""
     value = row.values.get(column)
-    return "" if is_missing(value) else str(value)[:_LONGEST].strip().lower()
+    return (
+        ""
+        if is_missing(value)
+        else " ".join(re.split(r"[\s_-]+", str(value)[:_LONGEST].strip().lower()))
+    )
 
 
 def _is_of_answer(column: str) -> bool:

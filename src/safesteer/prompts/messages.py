@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import unicodedata
@@ -20,6 +21,7 @@ _ROLE_NAMES = {name: name for name in ROLES} | {
     "bot": "assistant",
     "model": "assistant",
     "ai": "assistant",
+    "reasoning": "assistant",
     "function": "tool",
     "function_call": "tool",
     "observation": "tool",
@@ -28,13 +30,17 @@ _ROLE_NAMES = {name: name for name in ROLES} | {
 # How data frames and spreadsheets write a missing text.
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "<na>", "#n/a"))
 _INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories: control, format (zero width), separators
+# Fillers of Hangul and Braille, and selectors of variants.
+_FILLERS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0") | {
+    chr(code) for code in range(0xFE00, 0xFE10)
+}
 _PICTURE = "<image>"  # where a picture belongs, in the text of a request about it
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # the format of Anthropic's data
 
 
 def is_blank(text: str) -> bool:
     """Whether nothing in `text` can be seen."""
-    return all(unicodedata.category(character) in _INVISIBLE for character in text)
+    return all(unicodedata.category(c) in _INVISIBLE or c in _FILLERS for c in text)
 
 
 def is_missing(value: object) -> bool:
@@ -51,8 +57,11 @@ def parse_prompt(value: object, column: str) -> tuple[Messages, str]:
         Skipped: the cell holds no request, or one that text cannot render.
     """
     note = ""
-    if isinstance(value, str) and column.lower() in CONVERSATION_COLUMNS:
-        value = _decoded(value, column)
+    if isinstance(value, str) and column.lower() in (*CONVERSATION_COLUMNS, "turns"):
+        value = decoded(value)
+        if isinstance(value, str) and column.lower() != "turns" and not is_missing(value):
+            detail = f"{column!r} must be a list of {{role, content}}"
+            raise _bad("not a conversation", detail, "a .json or .jsonl file for conversations")
     if is_missing(value):
         missing = "missing" if value is None else "empty"
         raise _bad(
@@ -160,16 +169,17 @@ def _transcript(text: str) -> Messages | None:
     return request_of(turns, "transcript")
 
 
-def _decoded(value: str, column: str) -> object:
-    """A conversation that a CSV file holds as JSON."""
-    try:
-        turns = json.loads(value) if not is_missing(value) else None
-    except (ValueError, RecursionError):
-        turns = value
-    if isinstance(turns, str | int | float):
-        detail = f"{column!r} must be a list of {{role, content}}"
-        raise _bad("not a conversation", detail, "a .json or .jsonl file for conversations")
-    return turns
+def decoded(value: object) -> object:
+    """A list or an object that a CSV file holds as JSON or as Python; other cells as they are."""
+    if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            result: object = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return result
+    return value
 
 
 def _not_a_message(column: str) -> Skipped:

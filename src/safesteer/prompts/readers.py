@@ -23,6 +23,7 @@ from safesteer.prompts.rows import PROMPT_SETS, Row, Table
 
 BUILTIN_PREFIX = "builtin:"
 FORMATS = (*TEXT_FORMATS, *BINARY_FORMATS)
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _SHOWN_FORMATS = ".jsonl, .json, .csv, .tsv, .txt or .parquet"
 # Such a source is taken for a file, although "data/prompts.md" could be a hub id.
 OTHER_FILE = re.compile(r"\.(md|toml|xml|html?|xlsx?|ods|pkl|pt|gz|zip)", re.IGNORECASE)
@@ -84,7 +85,7 @@ def _read_path(path: Path, column: str | None) -> Table:
             if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
                 return _read_saved(path, source)
             path = _only_file(path, source)
-            source = f"{source}/{path.name}"
+            source = str(path)
         return _read_file(path, source, column)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
@@ -109,6 +110,9 @@ def _read_file(path: Path, source: str, column: str | None) -> Table:
             f"{source} has the extension {suffix!r}, and its format is not supported."
             f" Try: save the prompts as {_SHOWN_FORMATS}"
         )
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise InputError(f"{source} is a pointer of Git LFS, not the file. Try: git lfs pull")
     if suffix in BINARY_FORMATS:
         return read_binary(path, suffix, source)
     data = path.read_bytes()
@@ -119,8 +123,11 @@ def _read_file(path: Path, source: str, column: str | None) -> Table:
 
 def _only_file(folder: Path, source: str) -> Path:
     """The only data file of a folder."""
-    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-    data = [f for f in files if f.with_suffix(f.suffix.lower()).name.endswith(_DATA_FILES)]
+    data: list[Path] = []
+    for pattern, endings in (("*", _TABLES), ("*/*", _TABLES), ("*", (".txt", ".txt.gz"))):
+        files = sorted(file for file in folder.glob(pattern) if file.name not in _NO_TABLES)
+        visible = [file for file in files if "/." not in f"/{file.relative_to(folder)}"]
+        data = data or [file for file in visible if file.name.lower().endswith(endings)]
     if len(data) == 1:
         return data[0]
     names = ", ".join(file.name for file in data[:6]) + ", ..." * (len(data) > 6)
@@ -128,7 +135,8 @@ def _only_file(folder: Path, source: str) -> Path:
     raise InputError(f"{source} is a folder with {found}. Try: a {_SHOWN_FORMATS} file in it")
 
 
-_DATA_FILES = tuple(
+_NO_TABLES = ("dataset_info.json", "dataset_infos.json")
+_TABLES = tuple(
     form + packed
     for form in (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
     for packed in ("", ".gz")
