@@ -168,7 +168,7 @@ def test_the_table_of_rules_is_the_programs():
     rows = ["| refused | why |", "|---|---|"]
     for rule in RULES:
         refused = re.sub(r"'?\{[^}]+\}'?", "...", rule.message.partition(". Try:")[0])
-        refused = re.sub(r"\b[a-z]+\.[a-z_.]+[a-z](?: = '?[\w.]+'?)?", r"`\g<0>`", refused)
+        refused = re.sub(r"\b[a-z]+\.[a-z_.]+[a-z](?: = '?[\w.-]+'?)?", r"`\g<0>`", refused)
         rows.append(f"| {refused} | {rule.reason.rstrip('.')} |")
     table = "\n".join(rows) + "\n"
     page = ROOT / "docs" / "settings.md"

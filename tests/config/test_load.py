@@ -130,6 +130,10 @@ def test_what_cannot_be_extended(tmp_path, monkeypatch) -> None:
         (["train.anchor_share=0.01"], "less than one prompt"),
         (["train.loss_tokens=all", "train.anchor_tokens=safety"], "do not go together"),
         (["train.lora.first_layer=steered", "teacher.strength=0"], "not steered at any layer"),
+        (
+            ["direction.source=harmful-harmless", "direction.advanced.train_prompts=7"],
+            "train_prompts = 7 do not go together",
+        ),
         (["train.rollouts=vllm", "model.advanced.device_map=auto"], "exclude each other"),
         (["train.rollouts=vllm", "model.quantization=8bit"], "exclude each other"),
     ],

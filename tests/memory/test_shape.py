@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from safesteer.config.settings import ModelSettings
@@ -21,3 +23,12 @@ def test_a_folder_with_a_configuration_alone(new_chat_model, tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match="has a config"):
         read_shape(ModelSettings(id=str(tmp_path)))
+
+
+def test_the_shape_of_an_adapter_is_its_bases(tiny_model_folder, tmp_path):
+    config = {"base_model_name_or_path": str(tiny_model_folder)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").touch()
+    expected = read_shape(ModelSettings(id=str(tiny_model_folder)))
+    assert read_shape(ModelSettings(id=str(tmp_path))) == expected
+    assert expected.positions == 512

@@ -18,6 +18,7 @@ from safesteer.cli.main import main
 from safesteer.config.load import load_settings
 from safesteer.distill import trackers
 from safesteer.errors import InputError
+from safesteer.memory.shape import read_shape
 from safesteer.pipeline import preflight
 from safesteer.pipeline.stages import Pipeline
 from safesteer.prompts import load_prompt_sets
@@ -37,6 +38,38 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("a device", {"model": {"device": "cuda:7"}}, "cuda"),
     ("vLLM without CUDA", {"train": {"rollouts": "vllm"}}, "vllm"),
     ("a quantization of all weights", {"train": {"method": "full"}}, "quantization"),
+    ("a judge without a model", {"evaluate": {"judges": ["endpoint="]}}, "names no model"),
+    (
+        "a source of no benchmark",
+        {"evaluate": {"advanced": {"sources": {"advbnch": "a.csv"}}}},
+        "did you mean 'advbench'",
+    ),
+    ("a layer too high", {"train": {"lora": {"first_layer": 4}}}, "layers 0 to 3"),
+    (
+        "modules of no model",
+        {"train": {"lora": {"target_modules": ["query"]}}},
+        "some of down_proj",
+    ),
+    (
+        "a module that is none",
+        {"train": {"lora": {"target_modules": ["q_proj", "query"]}}},
+        "no layer is named query",
+    ),
+    (
+        "a pattern and a layer",
+        {"train": {"lora": {"target_modules": ".*q_proj", "first_layer": "steered"}}},
+        "needs all-linear or a list",
+    ),
+    ("a pattern that is none", {"train": {"lora": {"target_modules": "(["}}}, "target_modules"),
+    ("the output head", {"train": {"lora": {"target_modules": ["lm_head"]}}}, "output head"),
+    ("a rank above the width", {"train": {"lora": {"r": 33}}}, "width of this model, 32"),
+    ("more tokens than there are", {"tokens": {"num_tokens": 9999}}, "more than the vocabulary"),
+    ("rollouts without room", {"train": {"max_completion_length": 512}}, "reads 512 tokens"),
+    ("answers without room", {"evaluate": {"max_new_tokens": 512}}, "reads 512 tokens"),
+    ("a direction's layer", {"direction": {"advanced": {"layers": [1, 4]}}}, "layers than 4"),
+    ("no layer is left", {"direction": {"advanced": {"layers": [3]}}}, "leaves none of the layers"),
+    ("a device that is none", {"model": {"device": "meta"}}, "cannot be used"),
+    ("a second CPU", {"model": {"device": "cpu:1"}}, "cannot be used"),
     ("the share of anchors", {"train": {"anchor_share": 0.99}}, "anchor_share"),
 ]
 
@@ -180,10 +213,11 @@ def test_more_weights_need_more_disk(tiny_model_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(preflight.shutil, "disk_usage", measure)
     settings = load_settings(model={"id": str(tiny_model_folder)}, train={"lora": {"r": 1}})
-    preflight.check_disk(tmp_path, settings)  # an adapter fits into the spare megabyte
+    shape = read_shape(settings.model)
+    preflight.check_disk(tmp_path, settings, shape)  # an adapter fits into the spare megabyte
     settings.train.method = "full"
     with pytest.raises(InputError, match=r"Try: another --output-dir, or train.method=lora"):
-        preflight.check_disk(tmp_path, settings)
+        preflight.check_disk(tmp_path, settings, shape)
     assert asked == [tmp_path, tmp_path]
 
 

@@ -1,13 +1,16 @@
 """Rules between settings: which keys exclude or need each other, in one table.
 
-The sections of the settings check the table whenever they are made, and docs print it. A rule
-without `broken` needs the model or the machine; the code that finds out raises its message.
+The sections of the settings check the table whenever they are made, and docs print it. Rules
+`of_model` are checked before a run, against the model's shape. A rule without `broken` needs more
+of the model, or the machine; the code that finds out raises its message.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,20 +23,30 @@ class Rule:
     message: str  # one line if it is broken; `{train.method}` stands for a value
     reason: str  # the rule as a sentence, for docs/settings.md
     broken: Callable[[Any], bool] | None = None  # None: only the model or the machine can tell
+    of_model: bool = False  # whether `broken` also reads `shape`, a `memory.shape.Shape`
 
     def complaint(self, **sections: Any) -> str:
         """The message with its values if these sections break the rule, else an empty string."""
         known = all(key.partition(".")[0] in sections for key in self.keys)
+        known = known and self.of_model == ("shape" in sections)
         if known and self.broken is not None and self.broken(SimpleNamespace(**sections)):
             return self.message.format(**sections)
         return ""
 
 
 def check_rules(**sections: Any) -> None:
-    """Raise ValueError for the first broken rule whose keys all lie in these sections."""
+    """Raise ValueError for the first broken rule whose keys all lie in these sections.
+
+    With a model's `shape`, only rules of the model are checked.
+    """
     for rule in RULES:
         if complaint := rule.complaint(**sections):
             raise ValueError(complaint)
+
+
+def _fills_positions(key: str, values: Any) -> bool:
+    positions = values.shape.positions
+    return positions is not None and operator.attrgetter(key)(values) >= positions
 
 
 DEVICE_MAP = Rule(
@@ -131,6 +144,46 @@ RULES: tuple[Rule, ...] = (
         " other. Try: one of them alone",
         "An adapter cannot be merged into quantized weights without loss.",
         lambda s: s.train.rollouts == "vllm" and s.model.quantization != "none",
+    ),
+    Rule(
+        ("direction.source", "direction.advanced.train_prompts"),
+        "direction.source = 'harmful-harmless' and direction.advanced.train_prompts ="
+        " {direction.advanced.train_prompts} do not go together. Try: 8 prompts or more",
+        "The mean of fewer than 8 prompts is mostly noise, and this source is not tried on it.",
+        lambda s: (
+            s.direction.source == "harmful-harmless" and s.direction.advanced.train_prompts < 8
+        ),
+    ),
+    Rule(
+        ("train.lora.r",),
+        "train.lora.r = {train.lora.r} is more than the width of this model, {shape.width}. Try:"
+        " 16",
+        "No change of the weights has a rank above the model's width.",
+        lambda s: s.train.method == "lora" and s.train.lora.r > s.shape.width,
+        of_model=True,
+    ),
+    Rule(
+        ("tokens.num_tokens",),
+        "tokens.num_tokens = {tokens.num_tokens} is more than the vocabulary of this model,"
+        " {shape.vocabulary}. Try: 200",
+        "The safety tokens are chosen from the vocabulary.",
+        lambda s: s.tokens.num_tokens > s.shape.vocabulary,
+        of_model=True,
+    ),
+    *(
+        Rule(
+            (key,),
+            f"{key} = {{{key}}} leaves no room for a prompt: this model reads"
+            f" {{shape.positions}} tokens, prompt and answer together. Try: {usual}",
+            "Prompt and answer together must fit into the positions of the model.",
+            partial(_fills_positions, key),
+            of_model=True,
+        )
+        for key, usual in (
+            ("tokens.horizon", 20),
+            ("train.max_completion_length", 64),
+            ("evaluate.max_new_tokens", 64),
+        )
     ),
     PREFILLS_AND_THOUGHTS,
     KFAC_AND_ANCHORS,

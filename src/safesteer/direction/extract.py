@@ -135,6 +135,25 @@ def extract_direction(
     return DirectionResult(choice.direction, candidates, not choice.rejected, notes)
 
 
+def layers_to_consider(settings: DirectionSettings, count: int) -> list[int]:
+    """The layers of a model with `count` of them to search, in order; InputError without any."""
+    chosen, dropped = settings.advanced.layers, settings.advanced.drop_last_layers
+    layers = list(range(1, count)) if chosen is None else chosen
+    wrong = [layer for layer in layers if not 0 <= layer < count]
+    if wrong:
+        raise InputError(
+            f"direction.advanced.layers = {layers}, and the model has layers 0 to {count - 1}."
+            f" Try: other layers than {wrong[0]}"
+        )
+    allowed = int(count * (1 - dropped))
+    if not any(layer < allowed for layer in layers):
+        raise InputError(
+            f"direction.advanced.drop_last_layers = {dropped:g} leaves none of the layers"
+            f" {layers[:5]} of this model, which has {count}. Try: a smaller share"
+        )
+    return layers
+
+
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     """The qualified candidate that refuses most; among near-equals the least over-refusing.
 
@@ -292,23 +311,7 @@ class _Search:
         return sorted(scored, key=lambda c: -(c.addition or 0.0))[:count]
 
     def _layers(self) -> list[int]:
-        """The layers to consider, in order; InputError if there are none."""
-        chosen, dropped = self.settings.advanced.layers, self.settings.advanced.drop_last_layers
-        count = self.model.layers
-        layers = list(range(1, count)) if chosen is None else chosen
-        wrong = [layer for layer in layers if not 0 <= layer < count]
-        if wrong:
-            raise InputError(
-                f"direction.advanced.layers = {layers}, and the model has layers 0 to {count - 1}."
-                f" Try: other layers than {wrong[0]}"
-            )
-        allowed = int(count * (1 - dropped))
-        if not any(layer < allowed for layer in layers):
-            raise InputError(
-                f"direction.advanced.drop_last_layers = {dropped:g} leaves none of the layers"
-                f" {layers[:5]} of this model, which has {count}. Try: a smaller share"
-            )
-        return layers
+        return layers_to_consider(self.settings, self.model.layers)
 
     def _progress(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.step(what, done, total)

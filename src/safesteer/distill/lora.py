@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from safesteer import distributed
 from safesteer.config.rules import STEERED_LAYER
 from safesteer.config.settings import LoraSettings, TrainSettings
-from safesteer.errors import InputError
+from safesteer.errors import InputError, one_line
 from safesteer.models.layers import find_blocks, has_other_towers, text_tower_name
 from safesteer.models.lora_dtype import compute_in_model_dtype
 
@@ -58,7 +58,14 @@ def with_lora(model: Any, settings: TrainSettings, seed: int, steered: int | Non
         layers_to_transform=list(range(first, layers)) if first else None,
         task_type="CAUSAL_LM",
     )
-    student: Any = get_peft_model(model, config)
+    try:
+        student: Any = get_peft_model(model, config)
+        found = list(student.base_model.targeted_module_names)
+    except (ValueError, IndexError, re.error) as error:
+        raise _wrong_targets(lora, model, one_line(error)[:160]) from None
+    names = lora.target_modules if isinstance(lora.target_modules, list) else []
+    if nowhere := [n for n in names if not any(f".{f}".endswith(f".{n}") for f in found)]:
+        raise _wrong_targets(lora, model, f"no layer is named {nowhere[0]}")
     if isinstance(student.get_output_embeddings(), BaseTunerLayer):
         student.unload()
         # The loss multiplies hidden states by the base's output matrix.
@@ -105,6 +112,14 @@ def _first_layer(lora: LoraSettings, layers: int, steered: int | None) -> int:
             f" {layers - 1}. Try: one of these"
         )
     return lora.first_layer
+
+
+def _wrong_targets(lora: LoraSettings, model: Any, why: str) -> InputError:
+    known = ", ".join(_linear_names(model)[:8])
+    return InputError(
+        f"train.lora.target_modules = {lora.target_modules} does not fit this model: {why}. Try:"
+        f" all-linear, or some of {known}"
+    )
 
 
 def _linear_names(model: Any) -> list[str]:

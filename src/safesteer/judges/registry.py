@@ -16,6 +16,19 @@ from safesteer.judges.verdict import Judge
 JUDGES = ("offline-refusal", *GUARDS, "endpoint")
 
 
+def parse_judge(name: str) -> tuple[str, str]:
+    """(NAME, MODEL or "") of ``NAME`` or ``NAME=MODEL``; InputError if there is no such judge."""
+    known, given, model = name.partition("=")
+    model = model.strip()
+    if known not in JUDGES:
+        raise InputError(
+            f"no judge named '{known}'{nearest(known, JUDGES)}. Try: {', '.join(JUDGES)}"
+        )
+    if given and not model:
+        raise InputError(f"judge '{name}' names no model. Try: {known} or {known}=MODEL")
+    return known, model
+
+
 def make_judge(
     name: str, settings: EvaluateSettings, device: str = "auto", cache_dir: Path | None = None
 ) -> Judge:
@@ -31,14 +44,7 @@ def make_judge(
         InputError: an unknown name, a model for a judge without one, a folder with another
             architecture, an endpoint without address or model.
     """
-    known, given, model = name.partition("=")
-    model = model.strip()
-    if known not in JUDGES:
-        raise InputError(
-            f"no judge named '{known}'{nearest(known, JUDGES)}. Try: {', '.join(JUDGES)}"
-        )
-    if given and not model:
-        raise InputError(f"judge '{name}' names no model. Try: {known} or {known}=MODEL")
+    known, model = parse_judge(name)
     if known in GUARDS:
         from safesteer.judges.guard import GradeJudge, GuardJudge
 

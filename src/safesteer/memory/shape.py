@@ -7,7 +7,8 @@ an 8B model needs neither its weights nor much time.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from safesteer.config.settings import LoraSettings, ModelSettings
 from safesteer.errors import InputError, reason
-from safesteer.models.files import BUILTIN, builtin_path
+from safesteer.models.files import BUILTIN, adapter_base, builtin_path
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.quiet import quiet_libraries
 
@@ -54,6 +55,7 @@ class Shape:
     tied: bool  # whether the output matrix is the embedding matrix
     linears: tuple[Linear, ...]  # the linear layers inside the blocks
     blocks: tuple[int, ...]  # parameters of each block, experts and norms included
+    positions: int | None = None  # the most tokens of a sequence, if the model has a limit
 
     @classmethod
     def of(cls, model: Any) -> Shape:
@@ -80,15 +82,13 @@ class Shape:
             tied=head is model.get_input_embeddings().weight,
             linears=linears,
             blocks=tuple(sum(p.numel() for p in block.parameters()) for block in blocks),
+            positions=getattr(config, "max_position_embeddings", None),
         )
 
     @classmethod
     def of_config(cls, config: Any) -> Shape:
         """The shape of a transformers configuration, without weights."""
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        model.tie_weights()
-        return cls.of(model)
+        return cls.of(_skeleton(config))
 
     @property
     def queries(self) -> int:
@@ -165,22 +165,45 @@ def read_shape(settings: ModelSettings) -> Shape:
 
     Raises InputError without a configuration that transformers can read.
     """
-    file = gguf_file(settings)
-    where: dict[str, Any] = {} if file is None else {"gguf_file": file.name}
-    name = settings.id if file is None else str(file.parent)
+    with _explained(settings):
+        return Shape.of(read_skeleton(settings))
+
+
+def read_skeleton(settings: ModelSettings) -> Any:
+    """A model on torch's meta device, from its configuration alone; errors as for `read_shape`."""
+    with _explained(settings):
+        path = Path(settings.id).expanduser()
+        if path.is_dir() and (base := adapter_base(path)) is not None:
+            return read_skeleton(base)
+        file = gguf_file(settings)
+        where: dict[str, Any] = {} if file is None else {"gguf_file": file.name}
+        config = AutoConfig.from_pretrained(
+            settings.id if file is None else str(file.parent),
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            **where,
+        )
+        return _skeleton(config)
+
+
+@contextmanager
+def _explained(settings: ModelSettings) -> Iterator[None]:
+    """Errors as one line: those of the hub, of damaged files and unknown architectures differ."""
     try:
         with quiet_libraries():
-            config = AutoConfig.from_pretrained(
-                name,
-                revision=settings.revision,
-                trust_remote_code=settings.trust_remote_code,
-                **where,
-            )
-            return Shape.of_config(config)
+            yield
     except InputError:
         raise
-    except Exception as error:  # hub, damaged file, unknown architecture: all differ
+    except Exception as error:
         raise InputError(
             f"cannot read the configuration of {settings.id}{reason(error)}."
             " Try: a hub id, or a folder that has a config.json"
         ) from None
+
+
+def _skeleton(config: Any) -> Any:
+    """A model of this configuration whose tensors have shapes but no data."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return model

@@ -38,8 +38,15 @@ def pick_device(name: str) -> torch.device:
         ) from None
     if device.type == "mps":
         raise InputError(f"model.device = '{name}': MPS has no float64, which we need. Try: cpu")
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise InputError(f"model.device = '{name}' cannot be used. Try: auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"model.device = '{name}': there is no CUDA device. Try: cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"model.device = '{name}': the CUDA devices are 0 to {torch.cuda.device_count() - 1}."
+            " Try: one of them, or auto"
+        )
     return device
 
 

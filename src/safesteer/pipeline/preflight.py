@@ -20,13 +20,16 @@ from safesteer.distill.trackers import check_trackers
 from safesteer.distill.vllm import check_model, check_rollouts
 from safesteer.errors import InputError
 from safesteer.evaluate.benchmarks.sources import Loaded
+from safesteer.evaluate.benchmarks.table import find_benchmark
 from safesteer.events import Reporter
-from safesteer.memory.shape import read_shape
+from safesteer.judges.registry import parse_judge
+from safesteer.memory.shape import Shape
 from safesteer.models.chat import ChatRenderer, Message
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
 from safesteer.models.files import fingerprint, locate
 from safesteer.models.quantization import check_quantization
 from safesteer.models.tokenizer import load_chat
+from safesteer.pipeline.model_rules import check_model_rules, read_model
 from safesteer.pipeline.stages import Pipeline, plan_suite
 from safesteer.prompts import PromptSet
 from safesteer.runs.directory import RunDirectory
@@ -56,6 +59,7 @@ def open_pipeline(
     A wrong input leaves no new folder behind, and `fresh` deletes nothing before the checks.
     """
     path, settings = target.path, target.settings
+    check_names(settings)
     earlier = None
     if RunDirectory.is_run(path) and not fresh:
         unopened = RunDirectory(path, settings, read_manifest(path), None)
@@ -68,6 +72,14 @@ def open_pipeline(
         if settings.train.rollouts == "vllm":
             check_rollouts(settings.train, pick_device(settings.model.device))
             check_model(settings.model)
+    shape = None
+    searches = "direction" in stages and (earlier is None or earlier.must_run("direction"))
+    named = settings.direction.advanced.layers is not None  # reading a GGUF file takes seconds
+    if distributed.is_main() and (trains or (searches and named)):
+        with distributed.single_process():
+            if (found := read_model(settings)) is not None:
+                shape = found[1]
+                check_model_rules(settings, *found, trains=trains)
     suite = None
     if "evaluate" in stages and distributed.is_main():
         with distributed.single_process():
@@ -82,8 +94,8 @@ def open_pipeline(
             if suite is not None and (earlier is None or earlier.must_run("evaluate")):
                 suite.prepare()
     with open_run(path, settings, fresh=fresh, date=chat.date if chat else None) as run:
-        if trains and distributed.is_main():
-            check_disk(run.path, settings)
+        if trains and shape is not None:
+            check_disk(run.path, settings, shape)
         pipeline = Pipeline(run, reporter, prompts=prompts)
         if chat is not None:
             pipeline.chat = chat
@@ -197,12 +209,16 @@ def _open_to_write(
     return run
 
 
-def check_disk(path: Path, settings: Settings) -> None:
+def check_names(settings: Settings) -> None:
+    """Raise InputError for a benchmark or a judge that does not exist, also where none is asked."""
+    for name in (*settings.evaluate.benchmarks, *settings.evaluate.advanced.sources):
+        find_benchmark(name)
+    for name in settings.evaluate.judges:
+        parse_judge(name)
+
+
+def check_disk(path: Path, settings: Settings, shape: Shape) -> None:
     """Raise InputError where the disk does not hold the checkpoints of the training."""
-    try:
-        shape = read_shape(settings.model)
-    except InputError:
-        return  # loading the model reports what is wrong with it
     full = settings.train.method == "full"
     trained = shape.parameters if full else shape.lora_parameters(settings.train.lora)
     needed = trained * (_CHECKPOINTS * _CHECKPOINT_BYTES + 4) + _SMALL_FILES
