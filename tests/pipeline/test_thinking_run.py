@@ -158,8 +158,8 @@ def test_only_the_answer_is_judged(model_folder, new_prompt_sets, tmp_path, monk
     ]
     monkeypatch.setattr(
         variants,
-        "generate",
-        lambda *args, **kwargs: [model.chat.answer_ids(text) for text in written],
+        "generate_batches",
+        lambda *args, **kwargs: [dict(enumerate(map(model.chat.answer_ids, written)))],
     )
     sets = load_prompt_sets(settings.prompts, 0)
     suite = Suite.plan(["harmful"], settings, sets, tmp_path)
