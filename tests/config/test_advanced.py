@@ -53,6 +53,11 @@ def test_names_of_variables_are_taken(name):
         "https://host/hush/aB3dEfGh1JkLmN0pQrSt",
         "https://host/%73k-hush",
         "https://host/v1?x=gsk_hush1234567890abcd",
+        "https://host/v1?code=hush",
+        "https://host/v1?%6bey=hush",
+        "https://host/v1;key=hush",
+        "https://host/v1/token/hush0123456789",
+        "https://host/hush0123456789abcdef0123456789abcdef01234567/v1",
     ],
 )
 def test_an_address_with_a_key_is_refused_and_not_shown(address):
@@ -79,6 +84,7 @@ def test_an_address_needs_scheme_and_host(address):
         "https://j4wd7noptrqvb04f.us-east-1.aws.endpoints.huggingface.cloud/v1",
         "https://gateway.ai.cloudflare.com/v1/0123456789abcdef0123456789abcdef/gate/openai",
         "https://host/openai/deployments/gpt-4o-mini?api-version=2024-10-21",
+        "https://host/models/meta-llama/Meta-Llama-3-70B-Instruct/v1",
     ],
 )
 def test_usual_addresses_are_taken(address):

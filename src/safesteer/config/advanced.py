@@ -75,12 +75,16 @@ def _address(address: str) -> str:
         valid = False
     if not valid:
         raise ValueError("expected an address such as http://localhost:8000/v1")
-    secret = r"[?&][^=&]*(key|token|secret|sig|passw|auth)[^=&]*="
+    rest = unquote(parts.path + "?" + parts.query)
+    named = (
+        r"[?&;][^=&;]*(key|token|secret|sig|passw|pwd|auth|code|credential)[^=&;]*="
+        r"|/(api-?)?(key|token|secret)s?/[^/?]{12}"
+    )
     if (
         "@" in parts.netloc
         or parts.fragment
-        or re.search(secret, address, re.IGNORECASE)
-        or any(map(_is_key, re.split("[/?&=]", unquote(parts.path + "?" + parts.query))))
+        or re.search(named, rest, re.IGNORECASE)
+        or any(map(_is_key, re.split("[/?&;=]", rest)))
     ):
         raise ValueError(
             "the address holds a user, password or key, which would be written into the run. Try:"
@@ -108,10 +112,14 @@ def _name_of_a_variable(name: str) -> str:
 
 
 def _is_key(text: str) -> bool:
-    """Whether a word is a key: by its prefix, or by capitals, small letters and digits in one."""
-    mixed = r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9_-]{16,}"
+    """Whether a word is a key: by its prefix, or by letters and digits without a break.
+
+    Names of models have breaks, and ids of accounts are 32 digits.
+    """
+    mixed = r"(?=[A-Za-z]*[0-9])(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{16,}"
+    long = r"(?=[A-Za-z]*[0-9])[A-Za-z0-9]{40,}"
     known = re.match(r"(sk|pk|gsk|csk|xai|pplx|nvapi)-", text)
-    return bool(known or re.fullmatch(mixed, text) or hide_keys(text) != text)
+    return bool(known or re.search(f"{mixed}|{long}", text) or hide_keys(text) != text)
 
 
 Address = Annotated[str, AfterValidator(_address)]

@@ -42,8 +42,8 @@ LONGEST_PAUSE = 30.0
 LONGEST_RETRY_AFTER = 120.0
 # A request that took all its time is tried this often: a third try would take as long again.
 _SLOW_TRIES = 2
-# After so many requests in a row without any answer, or as many as run at once, the rest is not
-# asked: the next command does.
+# After so many requests in a row without any answer the rest is not asked: the next command does.
+# Of a server that has answered before, as many must fail as run at once.
 _FEWEST_FAILURES = 3
 _MAX_REPLY_BYTES = 8 << 20
 
@@ -119,6 +119,7 @@ class ChatClient:
         self._reached = False
         self._failures = 0  # requests in a row, with all their tries
         self._last_problem = ""
+        self._answered = False
         self._open_requests: set[Deadline] = set()
 
     @cached_property
@@ -186,12 +187,14 @@ class ChatClient:
         return hashlib.sha256(self.shown_url.encode() + b"\n" + body).hexdigest()
 
     def _request(self, key: str, body: bytes, usable: Callable[[str], bool]) -> Reply:
-        if self._failures >= max(_FEWEST_FAILURES, self.settings.advanced.concurrency):
+        at_once = self.settings.advanced.concurrency if self._answered else 0
+        if self._failures >= max(_FEWEST_FAILURES, at_once):
             return Reply(None, self._last_problem, silent=True)
         reply = self._try(body)
         with self._lock:
             self._failures = self._failures + 1 if reply.silent else 0
             self._last_problem = reply.problem
+            self._answered = self._answered or not reply.silent
         if reply.text is not None and usable(reply.text):
             self._store(key, reply.text)
         return reply
