@@ -172,9 +172,16 @@ def test_check_teacher_measures_the_change(tiny_chat_model):
     assert check_teacher(model, chat, Teacher(context=(SYSTEM,))) > 0
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_teacher_without_effect_or_out_of_bounds_is_an_error(value, tiny_chat_model):
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (0.0, "does not differ from the model"),
+        (float("nan"), "NaN or infinite in float32 from layer 1"),
+        (float("inf"), "NaN or infinite in float32 from layer 1"),
+    ],
+)
+def test_a_teacher_without_effect_or_out_of_bounds_is_an_error(value, says, tiny_chat_model):
     """A direction of zeros does nothing; one that blows up is no teacher either."""
     teacher = Teacher(Direction(torch.full((32,), value), 1))
-    with pytest.raises(SafeSteerError, match="does not differ from the model"):
+    with pytest.raises(SafeSteerError, match=says):
         check_teacher(tiny_chat_model.model, tiny_chat_model.chat, teacher)

@@ -113,8 +113,8 @@ def check_teacher(model: nn.Module, chat: ChatRenderer, teacher: Teacher) -> flo
     """The largest change of a next-token logit between the model and its teacher on a test prompt.
 
     Raises:
-        SafeSteerError: the change is zero or not finite, so the hook has no effect on this
-            architecture, or its activations overflow.
+        SafeSteerError: the change is zero, so the hook has no effect on this architecture, or its
+            activations overflow.
     """
     prompt: list[Message] = [{"role": "user", "content": "How do I pick a lock?"}]
     device = next(model.parameters()).device
@@ -130,7 +130,7 @@ def check_teacher(model: nn.Module, chat: ChatRenderer, teacher: Teacher) -> flo
     with teacher.active(model):
         taught = last(teacher.messages(prompt))
     change = (taught - plain).abs().max().item()
-    if not change > 0 or change == float("inf"):
+    if not 0 < change < float("inf"):
         raise SafeSteerError(
             f"the teacher does not differ from the model (largest change of a logit: {change}):"
             f" steering has no effect on {type(model).__name__}. Try: another direction.source, or"

@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
-from safesteer.models.load import load_model
+from safesteer.models.load import ChatModel, load_model
 from safesteer.models.weights import load_adapter
 
 Tensors = dict[str, torch.Tensor]
@@ -112,3 +113,32 @@ def test_a_pickled_adapter_is_not_read(adapter, tiny_model_folder):
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(InputError, match=r"adapter_model\.safetensors does not exist"):
         load_adapter(AutoModelForCausalLM.from_pretrained(tiny_model_folder), adapter)
+
+
+def test_a_weight_that_float16_does_not_hold_names_the_type(damaged):
+    """It is finite in the file."""
+
+    def large(tensors):  # type: ignore[no-untyped-def]
+        tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 1e5
+        return tensors
+
+    settings = ModelSettings(id=damaged(large), dtype="float16", device="cpu")
+    with pytest.raises(InputError, match=r"infinity in float16\. Try: --dtype bfloat16"):
+        load_model(settings)
+    load_model(settings.model_copy(update={"dtype": "bfloat16"}))
+
+
+def test_an_adapter_that_overflows_in_merging_is_refused(adapter):
+    """Both factors are finite."""
+    rewrite(
+        adapter / "adapter_model.safetensors",
+        lambda tensors: {name: torch.full_like(t, 1e30) for name, t in tensors.items()},
+    )
+    with pytest.raises(InputError, match=r"q_proj\.weight holds NaN or infinity"):
+        load_model(str(adapter))
+
+
+def test_a_model_in_memory_is_checked(tiny_chat_model):
+    tiny_chat_model.model.model.norm.weight[0] = float("nan")
+    with pytest.raises(InputError, match=r"LlamaForCausalLM: the weight model\.norm\.weight"):
+        ChatModel.wrap(tiny_chat_model.model, tiny_chat_model.tokenizer)

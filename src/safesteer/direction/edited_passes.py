@@ -21,6 +21,7 @@ from safesteer.models.layer_cache import record_inputs, start_at_layer, startabl
 from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import ROW_TOKENS, rows_together
+from safesteer.models.overflow import check_finite
 
 # Rows of a batch, prompts times copies. More rows read the weights less often, but padding grows
 # with the prompts in a batch. Both numbers are estimates.
@@ -149,13 +150,15 @@ class RepeatedPrompts:
     def _pass(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None
     ) -> torch.Tensor:  # [B, T, D]
-        return backbone(self.model)(
+        hidden = backbone(self.model)(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions(mask)[:, -ids.shape[1] :],
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+        check_finite(self.model, hidden, mask[:, -ids.shape[1] :])
+        return hidden
 
 
 def _repeated(cache: DynamicCache, times: int) -> DynamicCache:

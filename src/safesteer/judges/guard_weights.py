@@ -12,7 +12,7 @@ from typing import Any
 from safesteer.errors import InputError, one_line
 from safesteer.files import read_object
 from safesteer.models.files import is_local
-from safesteer.models.weights import load_adapter
+from safesteer.models.weights import load_adapter, require_finite
 from safesteer.models.weights import load_weights as load_complete
 
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -94,6 +94,7 @@ def load_weights(
         )
         if full is not folder:
             model = load_adapter(model, folder).merge_and_unload()
+            require_finite(model, folder)
     except InputError as error:
         raise InputError(f"judge {judge}: {error}") from None
     except Exception as error:  # damaged files fail in as many ways as there are readers

@@ -6,7 +6,7 @@ steered model answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,10 @@ from safesteer.events import Progress
 from safesteer.models.answer_cache import Cache
 from safesteer.models.batch_size import rows_that_fit
 from safesteer.models.chat import pad_left
-from safesteer.models.hidden_states import share_prefix
+from safesteer.models.hidden_states import hidden_states, share_prefix
 from safesteer.models.layers import is_sharded
 from safesteer.models.oom import BatchSize, in_batches
+from safesteer.models.overflow import check_finite
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # used of a generation_config.json
 
@@ -150,7 +151,7 @@ def generate_batches(
         {number of the prompt: new token ids, including the token that ends the turn}.
 
     Raises:
-        SafeSteerError: memory does not hold a single prompt.
+        SafeSteerError: memory does not hold a single prompt, or activations are NaN or infinite.
     """
     ends = end_of_turn_ids(model, tokenizer)
     in_step = is_sharded(model)
@@ -192,7 +193,8 @@ def _continue_batch(
     ids, mask = pad_left(prompts, tokenizer.pad_token_id, model.device)
     _reset_image_positions(model)
     shared = share_prefix(model, ids, mask, new_tokens=decoding.max_new_tokens)
-    with plain_generation(model, tokenizer) as config, _contiguous_head_input(model):
+    sound = _sound_head_input(model, lambda: hidden_states(model, ids, mask))
+    with plain_generation(model, tokenizer) as config, sound:
         config.max_new_tokens, config.do_sample = decoding.max_new_tokens, False
         config.disable_compile = True
         output = model.generate(
@@ -221,17 +223,19 @@ def _reset_image_positions(model: Any) -> None:
 
 
 @contextmanager
-def _contiguous_head_input(model: PreTrainedModel) -> Iterator[None]:
-    """Make the output matrix's input contiguous.
+def _sound_head_input(model: PreTrainedModel, again: Callable[[], Any]) -> Iterator[None]:
+    """Check that the output matrix's input is finite, and make it contiguous.
 
     After the prompt transformers passes a strided slice (the last position of each sequence), for
-    which the product on the CPU copies the whole output matrix once per sequence.
+    which the product on the CPU copies the whole output matrix once per sequence. `again` reads the
+    prompts, to name the block that overflows.
     """
 
-    def contiguous(module, args):  # type: ignore[no-untyped-def]
+    def sound(module, args):  # type: ignore[no-untyped-def]
+        check_finite(model, args[0], again=again)
         return (args[0].contiguous(), *args[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(contiguous)
+    handle = model.get_output_embeddings().register_forward_pre_hook(sound)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from safesteer.models.chat import pad_left
 from safesteer.models.layers import backbone, is_sharded, text_config
+from safesteer.models.overflow import check_finite
 
 # Tokens that have to be saved to pay for one more pass of the model. For CPUs it was measured
 # (research/log/2026-11-22-cpu-speed.md), for GPUs it is an estimate.
@@ -38,15 +39,26 @@ def hidden_states(
         input_ids: [B, T], padded on the left, and perhaps on the right too.
         attention_mask: [B, T].
         tail: the last tokens of every row that are never part of the prefix.
+
+    Raises:
+        SafeSteerError: the states of a token are NaN or infinite.
     """
-    shared = share_prefix(model, input_ids, attention_mask, tail=tail)
-    if shared is None:
+
+    def whole() -> torch.Tensor:
         return backbone(model)(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=positions(attention_mask),
             use_cache=False,
         ).last_hidden_state.to(input_ids.device)  # a model may lie on several devices
+
+    shared = share_prefix(model, input_ids, attention_mask, tail=tail)
+    hidden = whole() if shared is None else _after_prefix(model, shared, input_ids.device)
+    check_finite(model, hidden, attention_mask, whole)
+    return hidden
+
+
+def _after_prefix(model: nn.Module, shared: SharedPrefix, device: torch.device) -> torch.Tensor:
     rest = backbone(model)(
         input_ids=shared.ids[:, shared.length :],
         attention_mask=shared.mask,
@@ -54,7 +66,7 @@ def hidden_states(
         past_key_values=shared.cache,
         use_cache=True,
     ).last_hidden_state
-    return shared.in_place(rest.to(input_ids.device))
+    return shared.in_place(rest.to(device))
 
 
 def completion_states(

@@ -44,7 +44,7 @@ from safesteer.models.quantization import (
 )
 from safesteer.models.quiet import quiet_libraries
 from safesteer.models.tokenizer import load_chat, log_notes
-from safesteer.models.weights import load_adapter, load_weights
+from safesteer.models.weights import load_adapter, load_weights, require_finite
 
 _PROCESSOR = (
     "processor_config.json",
@@ -90,14 +90,15 @@ class ChatModel:
             template_kwargs: arguments of the template, see `ChatRenderer`.
 
         Raises:
-            InputError: the model has adapters or no blocks, the tokenizer has no chat template, or
-                the two do not belong together.
+            InputError: the model has adapters, no blocks, or a weight that is not finite, the
+                tokenizer has no chat template, or the two do not belong together.
         """
         if adapter_layers(model):
             raise InputError(
                 f"{type(model).__name__} has adapters, and the base must have none. Try:"
                 " model.merge_and_unload()"
             )
+        require_finite(model, type(model).__name__)
         chat = ChatRenderer(tokenizer, template_kwargs)
         name = type(model).__name__
         asked = model.generation_config.to_diff_dict() if model.generation_config else {}
@@ -287,7 +288,9 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         raise InputError(
             f"{adapter} is a {kind} adapter, which cannot be merged into weights. Try: a LoRA"
         )
-    return loaded.merge_and_unload()
+    merged = loaded.merge_and_unload()
+    require_finite(merged, adapter)  # a sum may overflow where its parts do not
+    return merged
 
 
 def _ready(model: Any, chat: ChatRenderer, name: str) -> Any:

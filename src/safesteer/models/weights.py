@@ -58,24 +58,31 @@ def load_adapter(model: Any, folder: Path, **arguments: Any) -> Any:
     loaded = PeftModel.from_pretrained(model, folder, **arguments)
     with safe_open(weights, "pt") as file:
         stored = set(file.keys())
+        for name in sorted(stored):
+            _require_finite(name, file.get_tensor(name), folder)
     # Without the embeddings: peft would ask the hub whether they are still those of the base.
     wanted = set(get_peft_model_state_dict(loaded, save_embedding_layers=False))
     _require_none(folder, "miss", wanted - stored, "of the adapter")
     known = wanted | set(loaded.state_dict())  # an adapter may bring embeddings of its own
     _require_none(folder, "hold", stored - known, "for which this base has no layer")
-    require_finite(loaded, folder, only=".lora_")
     return loaded
 
 
-def require_finite(model: Any, where: Any, only: str = "") -> None:
+def require_finite(model: Any, where: Any) -> None:
     """Raise InputError that names the first weight with a NaN or an infinity."""
     for name, tensor in model.named_parameters():
-        readable = tensor.is_floating_point() and not tensor.is_meta
-        if only in name and readable and not _is_finite(tensor):
-            raise InputError(
-                f"{where}: the weight {name} holds NaN or infinity. Try: download or save the model"
-                " again, in bfloat16 or float32 if it was float16"
-            )
+        _require_finite(name, tensor, where)
+
+
+def _require_finite(name: str, tensor: torch.Tensor, where: Any) -> None:
+    if not tensor.is_floating_point() or tensor.is_meta or _is_finite(tensor):
+        return
+    half = "" if tensor.dtype != torch.float16 else " in float16"
+    raise InputError(
+        f"{where}: the weight {name} holds NaN or infinity{half}. Try:"
+        f" {'--dtype bfloat16 (model.dtype), or ' if half else ''}download or save the model again,"
+        " in bfloat16 or float32 if it was float16"
+    )
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
