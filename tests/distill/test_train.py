@@ -108,3 +108,22 @@ def test_a_model_that_thinks_first_gets_no_prefill(tiny_chat_model, tmp_path, mo
     monkeypatch.setattr(type(tiny_chat_model.chat), "thinks", True)
     with pytest.raises(InputError, match="prefill_share"):
         run(tiny_chat_model, tmp_path, prefill_share=0.5)
+
+
+def test_rollouts_follow_no_wish_of_the_model(new_chat_model, tmp_path):
+    """What generation_config.json asks for changes no step of a training."""
+    plain, wishing = new_chat_model(), new_chat_model()
+    wishes = {
+        "suppress_tokens": list(range(3, 200)),
+        "min_new_tokens": 7,
+        "stop_strings": ["e"],
+        "repetition_penalty": 9.0,
+        "return_dict_in_generate": True,
+    }
+    wishing.model.generation_config.update(**wishes)
+    steps = [
+        without_timing(run(model, tmp_path / name)[1])
+        for name, model in (("plain", plain), ("wishing", wishing))
+    ]
+    assert steps[0] == steps[1] and len(steps[0]) == 2
+    assert wishing.model.generation_config.stop_strings == ["e"]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from tiny import CHAT_TEMPLATE
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
 )
 
 from safesteer.errors import SafeSteerError
+from safesteer.events import Reporter
 from safesteer.export import formats, merged
 from safesteer.export.formats import export
+from safesteer.export.source import load_source
+from safesteer.files import read_json, write_json
+from safesteer.runs.directory import RunDirectory
 
 EXACT = 1e-4
 
@@ -60,3 +65,17 @@ def test_what_llama_cpp_says_is_compared(make_run, tmp_path, monkeypatch):
     with pytest.raises(SafeSteerError, match=r"differs by 0\.2"):
         export(run, "gguf", tmp_path / "other.gguf", dtype="float32")
     assert not (tmp_path / "other.gguf").exists()
+
+
+def test_an_export_is_compared_on_the_day_of_the_run(make_run, tmp_path, monkeypatch):
+    """Its own template would write today's date, and the run's model reads the run's."""
+    monkeypatch.setattr("tiny.CHAT_TEMPLATE", "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE)
+    path = make_run()
+    manifest = read_json(path / "manifest.json")
+    manifest["model"]["date"] = "2025-01-02T03:04:05"
+    write_json(path / "manifest.json", manifest)
+    source = load_source(RunDirectory.load(path), "aligned", Reporter(), dequantize=True)
+    assert source.chat.text([{"role": "user", "content": "Hi"}]).startswith("02 Jan 2025")
+    assert export(path, "merged", tmp_path / "out").difference <= EXACT
+    template = (tmp_path / "out" / "chat_template.jinja").read_text("utf-8")
+    assert "strftime_now" in template

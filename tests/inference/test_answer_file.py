@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,16 @@ def test_a_device_gets_all_answers_at_the_end():
     file.add(rows(0))
     file.finish()
     assert not Path("/dev/null.partial").exists()
+
+
+def test_the_date_of_the_template_stays_that_of_the_first_answers(tmp_path):
+    path, date = tmp_path / "a.jsonl", "2026-11-30T23:59:58"
+    file = AnswerFile(path, 2, FACTS)
+    assert file.date is None
+    file.start("model", date)
+    file.add(rows(1))
+    resumed = AnswerFile(path, 2, FACTS)
+    assert resumed.date == datetime.fromisoformat(date)
+    assert resumed.start("model", date) and resumed.missing == [0]
+    with pytest.raises(InputError, match="another date"):
+        AnswerFile(path, 2, FACTS).start("model", "2026-12-01T00:00:00")

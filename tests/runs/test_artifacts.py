@@ -91,3 +91,16 @@ def test_what_models_say_is_private(run):
     }
     assert any("samples" in name for name in private)
     assert found == private
+
+
+def test_conversations_are_rendered_before_the_weights_are_read(run, monkeypatch):
+    monkeypatch.setattr("safesteer.runs.artifacts.load_model", None)
+    kept = run.parent / "base" / "chat_template.jinja"
+    refusing = "{% if messages | length > 1 %}{{ raise_exception('One turn') }}{% endif %}"
+    settings = {"model": {"chat_template": str(run.parent / "refusing.jinja")}}
+    (run.parent / "refusing.jinja").write_text(refusing + kept.read_text("utf-8"), "utf-8")
+    turn = {"role": "user", "content": "Hello."}
+    for name in (run, run.parent / "base"):
+        target = find_target(str(name), sections=settings)
+        with pytest.raises(InputError, match=r"cannot render .*One turn"):
+            load_variants(target, ["base"], conversations=[[turn], [turn] * 3])

@@ -88,13 +88,16 @@ def generate(
         from safesteer.models.generate import Decoding
         from safesteer.runs.artifacts import load_variants
 
-        (variant,) = load_variants(found, [name], reporter)
-        resumed = file.start(variant.identity)
+        conversations = [row.messages for row in rows]
+        (variant,) = load_variants(
+            found, [name], reporter, conversations=conversations, now=file.date
+        )
+        resumed = file.start(variant.identity, variant.model.chat.date)
         missing = file.missing
         if resumed:
             reporter.note(f"resuming: {len(rows) - len(missing)} of {len(rows)} answers are there")
         for answers in variant.generate_batches(
-            [rows[number].messages for number in missing],
+            [conversations[number] for number in missing],
             Decoding(max_new_tokens, temperature),
             batch_size=found.settings.evaluate.advanced.batch_size,
             seed=None if resumed else found.settings.seed,

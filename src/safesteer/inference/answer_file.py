@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,19 @@ class AnswerFile:
         """Numbers of the prompts without an answer."""
         return [number for number in range(self._count) if number not in self._rows]
 
-    def start(self, model: str) -> bool:
+    @property
+    def date(self) -> datetime | None:
+        """The time that the chat template read for the answers that are there, if it reads one."""
+        date = (self._found or {}).get("date")
+        return datetime.fromisoformat(date) if date else None
+
+    def start(self, model: str, date: str | None = None) -> bool:
         """Begin with the model of this identity; returns whether answers are there already.
 
-        Then torch's generator is in the state in which the last of them left it.
+        `date` is what its chat template reads, see `ChatRenderer.date`. Where answers are there,
+        torch's generator is in the state in which the last of them left it.
         """
-        self._facts["model"] = model
+        self._facts |= {"model": model, "date": date}
         self._check(self._facts)
         if self._random is not None:
             _set_random_state(self._random)

@@ -144,7 +144,7 @@ class ChatRenderer:
         if self.change:
             notes.append(f"the chat template {self.change} the user's text")
         if self.date:
-            notes.append(f"the chat template writes the date: here it is {self.date}")
+            notes.append(f"the chat template writes the date, here always {self.date}")
         if self.unclosed:
             notes.append(
                 f"whether the model thinks is unknown: the chat template opens {self.unclosed} and"

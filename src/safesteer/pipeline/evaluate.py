@@ -89,7 +89,9 @@ def evaluate_target(
     suite.prepare()
     # A win rate compares with the base, which then has to answer too.
     contest = target.is_run and name == "aligned" and suite.comparer is not None
-    variants = load_variants(target, ["base", name] if contest else [name], reporter)
+    names = ["base", name] if contest else [name]
+    conversations = [item.prompt.messages for loaded in suite.benchmarks for item in loaded.items]
+    variants = load_variants(target, names, reporter, conversations=conversations)
     measured = suite.measure(variants, kept, reporter)
     missing = suite.missing(measured)
     variant, results = list(measured.items())[-1]

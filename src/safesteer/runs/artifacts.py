@@ -5,7 +5,8 @@ Each is loaded when it is first asked for. Nothing here writes into the run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from safesteer.errors import InputError
 from safesteer.events import Reporter
 from safesteer.files import load_tensors, read_json
 from safesteer.inference.variant import ModelVariant
-from safesteer.models.chat import ChatRenderer
+from safesteer.models.chat import ChatRenderer, Message
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.lora_dtype import compute_in_model_dtype
 from safesteer.models.tokenizer import load_chat
@@ -143,13 +144,28 @@ class RunArtifacts:
 
 
 def load_variants(
-    target: Target, names: Sequence[str] = ("aligned",), reporter: Reporter | None = None
+    target: Target,
+    names: Sequence[str] = ("aligned",),
+    reporter: Reporter | None = None,
+    *,
+    conversations: Iterable[Sequence[Message]] = (),
+    now: datetime | None = None,
 ) -> list[ModelVariant]:
-    """Load the variants `names` of a run, or the one model that `target` is."""
+    """Load the variants `names` of a run, or the one model that `target` is.
+
+    Args:
+        target: the run or the model.
+        names: base, teacher or aligned, for a run.
+        reporter: receives progress.
+        conversations: rendered before the weights are loaded, so that what the template cannot
+            render is found first.
+        now: the time that a model's template reads; a run has its own.
+    """
     reporter = reporter or Reporter()
     if target.is_run:
         run = RunDirectory.load(target.path)
         artifacts = RunArtifacts(run, reporter, settings=target.settings)
+        _render_all(artifacts.chat, conversations)
         # The aligned one first: its adapter changes the modules that the others run on.
         order = sorted(names, key=lambda name: name != "aligned")
         variants = {name: artifacts.variant(name) for name in order}
@@ -159,5 +175,12 @@ def load_variants(
             f"{target.settings.model.id} is a model and has no teacher. Try: the folder of a run"
         )
     reporter.stage("model", f"loading {target.settings.model.id}")
-    model = load_model(target.settings.model)
+    chat = load_chat(target.settings.model, now)
+    _render_all(chat, conversations)
+    model = load_model(target.settings.model, chat=chat)
     return [ModelVariant("model", model, model.model)]
+
+
+def _render_all(chat: ChatRenderer, conversations: Iterable[Sequence[Message]]) -> None:
+    for messages in conversations:
+        chat.ids(messages)
