@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
 import pytest
+import trl
 from tiny import CHAT_TEMPLATE, make_tokenizer
 
 from safesteer.errors import InputError
@@ -79,3 +81,16 @@ def test_a_tokenizer_without_an_end_and_padding_is_refused():
     tokenizer.eos_token = tokenizer.pad_token = None
     with pytest.raises(InputError, match=r"no token that ends a text.*Try: set eos_token"):
         ChatRenderer(tokenizer)
+
+
+TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_templates_of_real_models_are_read_rightly(path):
+    """None is refused, and the most that one does to the user's text is to trim it."""
+    chat = with_template(path.read_text("utf-8"))
+    assert chat.change in ("", "removes white space at the ends of")
+    assert not chat.unclosed
+    turns = [*HELLO, {"role": "assistant", "content": "Yes."}, *HELLO]
+    assert chat.ids(HELLO) and chat.ids(turns)

@@ -74,8 +74,9 @@ def generate(
     found = find_target(target, **settings.arguments())
     with make_reporter(quiet) as reporter:
         rows = load_prompts(prompts, column=column, keep_duplicates=True)
+        asked = [row.messages for row in rows]
         facts = {
-            "prompts": canonical_hash([row.messages for row in rows]),
+            "prompts": canonical_hash(asked),
             "variant": name if found.is_run else "model",
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -88,16 +89,13 @@ def generate(
         from safesteer.models.generate import Decoding
         from safesteer.runs.artifacts import load_variants
 
-        conversations = [row.messages for row in rows]
-        (variant,) = load_variants(
-            found, [name], reporter, conversations=conversations, now=file.date
-        )
+        (variant,) = load_variants(found, [name], reporter, conversations=asked, now=file.date)
         resumed = file.start(variant.identity, variant.model.chat.date)
         missing = file.missing
         if resumed:
             reporter.note(f"resuming: {len(rows) - len(missing)} of {len(rows)} answers are there")
         for answers in variant.generate_batches(
-            [conversations[number] for number in missing],
+            [asked[number] for number in missing],
             Decoding(max_new_tokens, temperature),
             batch_size=found.settings.evaluate.advanced.batch_size,
             seed=None if resumed else found.settings.seed,

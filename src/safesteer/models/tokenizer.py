@@ -48,7 +48,7 @@ def log_notes(chat: ChatRenderer, name: str, asked: Mapping[str, Any]) -> None:
     """Log what a person should know of the template, and of a generation config `asked`."""
     notes = list(chat.notes)
     if wishes := unused_wishes(asked):
-        notes.append(f"not used of its {GENERATION_CONFIG}: {', '.join(wishes)}")
+        notes.append(f"not used of its generation_config.json: {', '.join(wishes)}")
     for note in notes:
         _log.warning("%s: %s", name, note)
 
