@@ -17,6 +17,12 @@ JOINED: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         ["input"],
     ),
     "Alpaca without input": ({"instruction": "Sing.", "input": ""}, "instruction", "Sing.", []),
+    "Alpaca, no input": (
+        {"instruction": "Sing.", "input": "<noinput>"},
+        "instruction",
+        "Sing.",
+        [],
+    ),
     "HarmBench": (
         {"Behavior": "Rewrite it.", "ContextString": "Dear all"},
         "Behavior",

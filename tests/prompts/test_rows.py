@@ -64,6 +64,9 @@ def test_no_row_left_names_the_reason(tmp_path: Path) -> None:
     path.write_text('{"prompt": "Sing.", "image": "a.png"}\n' * 5)
     with pytest.raises(InputError, match=r"none of its 5 rows can be used: 5 with a picture"):
         load_prompts(path)
+    path.write_text(path.read_text() + '{"prompt": ""}\n')  # one bad row is no reason to refuse
+    with pytest.raises(InputError, match=r"none of its 6 rows .*: 5 with a picture .*, 1 empty"):
+        load_prompts(path)
 
 
 def test_columns_of_published_sets_are_known() -> None:

@@ -99,7 +99,10 @@ def _with_fields(
         if name in others and (before := _text(others[name], name)) not in text:
             text = before + between + text
             joined.append(name)
-    if _INPUT in others and (after := _text(others[_INPUT], _INPUT)) not in text:
+    said = others.get(_INPUT)
+    if isinstance(said, str) and said.strip().lower() in ("<noinput>", "no input"):
+        said = None
+    if said is not None and (after := _text(said, _INPUT)) not in text:
         if message["content"] in after:  # the prompt once more, as a model was asked it
             after = ""
         else:

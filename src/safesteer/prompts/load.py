@@ -85,7 +85,7 @@ def prompts_of_table(
 ) -> list[Prompt]:
     """Make prompts of the rows of `table`; see `load_prompts`."""
     tally = Tally(table)
-    prompt_column = _find_prompt_column(table, column)
+    prompt_column = _find_prompt_column(table, column, of_set=name is not None)
     labels = Labels(table, name, prompt_column) if name else None
     prompts: list[Prompt] = []
     seen: set[tuple[tuple[str, str], ...]] = set()
@@ -131,7 +131,7 @@ def unlogged() -> Iterator[None]:
         _log.disabled = before
 
 
-def _find_prompt_column(table: Table, named: str | None) -> str:
+def _find_prompt_column(table: Table, named: str | None, *, of_set: bool) -> str:
     columns, source = table.columns, table.source
     shown = ", ".join(f"{name!r:.60}" for name in columns[:12]) or "no columns"
     shown += ", ..." if len(columns) > 12 else ""
@@ -140,7 +140,7 @@ def _find_prompt_column(table: Table, named: str | None) -> str:
             return named
         raise InputError(
             f"{source} has no column {named!r}{nearest(named, columns)}; it has {shown}."
-            " Try: another column"
+            " Try: another column" + ", or one per set: harmful=NAME,harmless=NAME" * of_set
         )
     if all(row.fault is not None for row in table.rows):
         return "prompt"  # the faults are reported, not the lack of columns
@@ -158,7 +158,7 @@ def _find_prompt_column(table: Table, named: str | None) -> str:
 def _optional(row: Row, column: str) -> str:
     """The text of an optional column, whose name is matched in any case; "" without it."""
     for name, value in row.values.items():
-        if name.lower() == column and value is not None:
+        if name.lower() == column and value is not None and value == value:  # not NaN
             return str(value).strip()
     return ""
 

@@ -108,7 +108,7 @@ class Tally:
         """Raise InputError where too many rows are bad, or none is left."""
         rows = len(self.table.rows)
         bad = [(row, why) for row, why in self.skipped if why.is_bad]
-        if bad and (len(bad) > max(1, MAXIMUM_BAD_SHARE * rows) or not self.kept):
+        if len(bad) > max(1, MAXIMUM_BAD_SHARE * rows) or len(bad) == rows:
             hint = bad[0][1].hint or "correct or delete them"
             places: dict[str, list[str]] = defaultdict(list)
             for row, why in bad:
