@@ -11,7 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.hostile_cases.case import Case, demand, stops, works
+from bench.hostile_cases.case import (
+    Case,
+    check_error_line,
+    command,
+    demand,
+    stops,
+    works,
+)
 from bench.hostile_cases.room import Room, cut, empty, rows_of
 
 KIND = "prompt formats"
@@ -105,8 +112,7 @@ def _preferred(text: str) -> dict[str, Any]:
 
 
 def _parts(text: str) -> list[dict[str, str]]:
-    half = len(text) // 2
-    return [{"type": "text", "text": text[:half]}, {"type": "text", "text": text[half:]}]
+    return [{"type": "text", "text": part} for part in text.split(" ", 3)]
 
 
 def _same(text: str) -> Any:
@@ -116,6 +122,10 @@ def _same(text: str) -> Any:
 # {name: (file name, writer)}
 FORMATS: dict[str, tuple[str, Write]] = {
     "txt": ("p.txt", lambda path, given: path.write_text("\n".join(given) + "\n", "utf-8")),
+    "txt without its extension": (
+        "given",
+        lambda path, given: path.write_text("\n".join(given) + "\n", "utf-8"),
+    ),
     "CSV": ("p.csv", _table()),
     "CSV with a byte-order mark": ("p.csv", _table(encoding="utf-8-sig")),
     "CSV in UTF-16": ("p.csv", _table(encoding="utf-16")),
@@ -131,6 +141,7 @@ FORMATS: dict[str, tuple[str, Write]] = {
     "JSON, strings under prompts": ("p.json", _json(_same, "prompts")),
     "JSON, gzip": ("p.json.gz", _zipped(_json(_plain))),
     "JSON with lines in it": ("p.json", _lines(_plain)),
+    "YAML": ("p.yaml", _lines(lambda text: [_plain(text)])),
     "JSONL": ("p.jsonl", _lines(_plain)),
     "JSONL, strings": ("p.jsonl", _lines(_same)),
     "JSONL, gzip": ("p.jsonl.gz", _zipped(_lines(_plain))),
@@ -153,15 +164,13 @@ TABLES = ("CSV", "TSV", "JSON, objects", "JSONL", "NDJSON", "parquet", "column t
 SHOWS_A_CUT = [
     name
     for name in FORMATS
-    if name not in ("txt", "a saved data set") and not name.startswith(("CSV", "TSV"))
+    if "txt" not in name and name != "a saved data set" and not name.startswith(("CSV", "TSV"))
 ] + ["CSV, gzip"]
 FOREIGN = {
-    "YAML": ("p.yaml", b"- prompt: Hello?\n"),
     "a workbook": ("p.xlsx", b"PK\x03\x04" + bytes(100)),
     "a pickle": ("p.pkl", b"\x80\x04\x95\x0c\x00\x00\x00\x00\x00\x00\x00]\x94."),
     "a PDF": ("p.pdf", b"%PDF-1.7\n"),
     "a zip file": ("p.zip", b"PK\x03\x04" + bytes(100)),
-    "no extension": ("prompts", b"Hello?\n"),
     "text called parquet": ("p.parquet", b"Hello?\n"),
     "text called gzip": ("p.jsonl.gz", b'{"prompt": "Hello?"}\n'),
     "bytes called JSONL": ("p.jsonl", bytes(range(256))),
@@ -183,7 +192,8 @@ def _write(file: str, write: Write, count: int, room: Room) -> list[str]:
 
 
 def _answered(room: Room) -> list[str]:
-    return [row["prompt"] for row in rows_of(room / "answers.jsonl")]
+    """The prompts that were answered, with parts joined by spaces."""
+    return [" ".join(row["prompt"].split()) for row in rows_of(room / "answers.jsonl")]
 
 
 def _generate(file: str, write: Write, room: Room) -> None:
@@ -202,6 +212,18 @@ def _damaged(file: str, write: Write, damage: Any, room: Room) -> None:
     _write(file, write, 30, room)
     damage(room / file)
     stops(room, "generate", "model", "--prompts", file, *ASK, names=file.replace(".", r"\."))
+
+
+def _cut(file: str, write: Write, room: Room) -> None:
+    """Refused, or half a last line is skipped, counted and said."""
+    _write(file, write, 60, room)
+    cut(room / file)
+    outcome = command(room, "generate", "model", "--prompts", file, *ASK)
+    if outcome.code:
+        check_error_line(outcome, file.replace(".", r"\."))
+        return
+    demand("skipped 1" in outcome.said, f"nothing said: {outcome.said!r}", silent=True)
+    demand(16 <= len(_answered(room)) <= 30, f"{len(_answered(room))} prompts of half a file")
 
 
 def _no_rows(file: str, write: Write, room: Room) -> None:
@@ -237,7 +259,7 @@ def cases() -> Iterator[Case]:
         if given[0] != "saved":
             yield Case(KIND, f"{name} / empty", partial(_damaged, *given, empty))
     for name in SHOWS_A_CUT:
-        yield Case(KIND, f"{name} / cut", partial(_damaged, *FORMATS[name], cut))
+        yield Case(KIND, f"{name} / cut", partial(_cut, *FORMATS[name]))
     for name in TABLES:
         yield Case(KIND, f"{name} / no such column", partial(_no_such_column, *FORMATS[name]))
     for name, (file, data) in FOREIGN.items():

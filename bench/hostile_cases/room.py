@@ -134,7 +134,7 @@ def flip_a_bit(path: Path) -> None:
 def cut(path: Path) -> None:
     """As a full disk or a broken download leaves a file."""
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
+    path.write_bytes(data[: len(data) * 3 // 7])
 
 
 def empty(path: Path) -> None:
