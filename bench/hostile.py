@@ -1,6 +1,7 @@
 """Hostile cases: inputs that are wrong, damaged or odd, and kills, each with what must hold.
 
-    python -m bench.hostile [OUT] [--share 10] [--kinds A,B] [--only TEXT] [--failed] [--table]
+    python -m bench.hostile [OUT] [--jobs 2] [--share 10] [--kinds A,B] [--only TEXT] [--failed]
+        [--table]
     python bench/hostile.py
 
 Every case gets the same room, with a tiny model, its prompts and finished runs, damages one thing
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", type=int, default=1, help="only every so many-th case of a kind")
     parser.add_argument("--kinds", type=names, default=list(KINDS), help=", ".join(KINDS))
     parser.add_argument("--only", default="", help="only cases whose name holds this")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; each needs 1 GB of memory")
     parser.add_argument("--failed", action="store_true", help="only cases that did not hold")
     parser.add_argument("--table", action="store_true", help="print the table of stored results")
 
@@ -62,9 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = [
         case for case in all_cases(arguments.kinds, arguments.share) if arguments.only in case.id
     ]
+    todo = [case for case in chosen if results.wants(case.id, arguments.failed)]
     if not arguments.table:
-        with suppress(KeyboardInterrupt):
-            _run_all(chosen, results, out, arguments.failed)
+        _run_all(todo, results, out, arguments.jobs)
     missing = print_table(chosen, results)
     if missing:
         raise SystemExit(1)
@@ -76,14 +78,21 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.version = version()
+        self.read()
+
+    def read(self) -> None:
+        """Read the file, in which the last line of a case counts."""
         self.rows: dict[str, dict[str, Any]] = {}
         self.last: dict[str, bool] = {}
-        if path.exists():
-            for line in path.read_text("utf-8").splitlines():
-                row = json.loads(line)
-                self.last[row["case"]] = row["held"]
-                if row["version"] == self.version:
-                    self.rows[row["case"]] = row
+        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        for row in map(json.loads, lines):
+            self.last[row["case"]] = row["held"]
+            if row["version"] == self.version:
+                self.rows[row["case"]] = row
+
+    def wants(self, case: str, failed: bool) -> bool:
+        """Whether a case has to be run: it has no result, or did not hold if these are wanted."""
+        return not self.last.get(case, True) if failed else case not in self.rows
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a result."""
@@ -118,29 +127,46 @@ def all_cases(kinds: Sequence[str] = KINDS, share: int = 1) -> list[Any]:
     return found
 
 
-def _run_all(cases: Sequence[Any], results: Results, out: Path, failed: bool) -> None:
-    from bench.hostile_cases.room import Room
-
-    room = Room(out / "work")
-    todo = [
-        case
-        for case in cases
-        if (not results.last.get(case.id, True) if failed else case.id not in results.rows)
-    ]
+def _run_all(todo: Sequence[Any], results: Results, out: Path, jobs: int) -> None:
+    """Run the cases in `jobs` processes, each with a room of its own."""
     if not todo:
         return
     _import_all()
+    workers = []
+    for job in range(jobs):
+        worker = os.fork()
+        if worker == 0:
+            status = 1
+            try:
+                _work(todo[job::jobs], results, out / f"work-{job}")
+                status = 0
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        workers.append(worker)
+    failed = [worker for worker in workers if os.waitpid(worker, 0)[1]]
+    results.read()
+    if failed:
+        raise SystemExit("interrupted, or a room could not be built. Try: the same command again")
+
+
+def _work(todo: Sequence[Any], results: Results, folder: Path) -> None:
+    from bench.hostile_cases.room import Room
+
+    room = Room(folder)
     stamp = room.folder / "built"
-    if not (stamp.exists() and stamp.read_text() == version()):
-        if _in_child(room.build, 240) != 0:
+    if not (stamp.exists() and stamp.read_text() == results.version):
+        if _in_child(room.build, 600) != 0:
             raise SystemExit("the room of the cases cannot be built")
-        stamp.write_text(version())
+        stamp.write_text(results.version)
     for number, case in enumerate(todo, start=1):
         row = _run_case(case, room)
         results.add(row)
         if not row["held"]:
             print(f"{number}/{len(todo)} {case.id}: {row['why']}", flush=True)
-    os.chdir(out)
 
 
 def _import_all() -> None:

@@ -20,7 +20,8 @@ PAGES = [
 ]
 PACKAGES = {
     "bench.speed": [
-        *("direction", "lengths", "loss", "update", "products", "compiled", "scaling", "processes")
+        *("direction", "lengths", "loss", "update", "products", "compiled", "scaling"),
+        *("processes", "hashes"),
     ],
     "bench.memory": ["prediction", "gpus"],
     "bench.evidence": ["benchmarks", "unseen", "solutions", "probe", "gate"],

@@ -5,5 +5,15 @@ from bench.command_line import run_package
 if __name__ == "__main__":
     run_package(
         "bench.speed",
-        ("direction", "lengths", "loss", "update", "products", "compiled", "scaling", "processes"),
+        (
+            "direction",
+            "lengths",
+            "loss",
+            "update",
+            "products",
+            "compiled",
+            "scaling",
+            "processes",
+            "hashes",
+        ),
     )
