@@ -74,6 +74,7 @@ JOINED: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         ["choices"],
     ),
     "counts of pictures": ({"prompt": "Sing.", "image_count": 0}, "prompt", "Sing.", []),
+    "no tools": ({"prompt": "Sing.", "functions": "chemistry"}, "prompt", "Sing.", []),
     "empty tools": ({"prompt": "Sing.", "tools": "[]", "images": []}, "prompt", "Sing.", []),
 }
 

@@ -57,6 +57,16 @@ FILES = {
         "".join(json.dumps(row, indent=1) + "\n" for row in ROWS),
     ),
     "CSV as .txt": ("a.txt", "id,prompt\n" + QUOTED.replace('"', '1,"', 1).replace('\n"', '\n1,"')),
+    "a header in .txt": ("a.txt", "prompt\n" + "\n".join(TEXTS)),
+    "objects under the name of a column": ("a.json", json.dumps({"prompts": ROWS})),
+    "a list of conversations": (
+        "a.json",
+        json.dumps([[{"role": "user", "content": text}] for text in TEXTS]),
+    ),
+    "a conversation per line": (
+        "a.jsonl",
+        "".join(json.dumps([{"role": "user", "content": text}]) + "\n" for text in TEXTS),
+    ),
     "repeated header": ("a.csv", "prompt,prompt\n" + QUOTED.replace("\n", ",x\n")),
     "YAML": ("a.yaml", "".join(f"- prompt: {json.dumps(text)}\n" for text in TEXTS)),
     "TSV": ("a.tsv", "prompt\tid\n" + "".join(f"{text}\tx\n" for text in TEXTS)),

@@ -40,6 +40,7 @@ READ: dict[str, tuple[Any, list[dict[str, str]]]] = {
         [SING],
     ),
     "JSON in a cell": (json.dumps([SING]), [SING]),
+    "a single message": (SING, [SING]),
     "two turns of the user": ([HISTORY[0], SING], [HISTORY[0], SING]),
 }
 

@@ -68,7 +68,7 @@ def read_prompt(
         if not all(isinstance(cell, bool | int | float) for cell in cells_of):  # counts, flags
             raise Skipped(f"with {what}", hint="rows of text alone")
     for name in _TOOLS:
-        if name in others and str(others[name]).strip() not in ("[]", "{}"):
+        if not is_missing(cell := decoded(others.get(name))) and isinstance(cell, list | dict):
             raise Skipped("asking with tools", hint="rows without tools")
     joined: list[str] = []
     if not isinstance(value, list) or len(messages) == 1:

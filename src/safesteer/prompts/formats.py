@@ -41,7 +41,10 @@ def parse_text(text: str, suffix: str, source: str, column: str | None) -> Table
     if _is_header(text.lstrip().split("\n", 1)[0]):
         return _parse_csv(text, ".csv", source, column)
     lines = enumerate(text.split("\n"), start=1)
-    return Table(source, [Row(f"line {n}", {name: s.strip()}) for n, s in lines if s.strip()])
+    rows = [Row(f"line {n}", {name: line.strip()}) for n, line in lines if line.strip()]
+    if known_column([str(rows[0].values[name]).strip('"')]) is None:
+        return Table(source, rows)
+    return Table(source, rows[1:], ("its first line is taken for the name of a column",))
 
 
 def read_binary(path: Path, suffix: str, source: str) -> Table:
@@ -77,7 +80,7 @@ def _parse_json(text: str, source: str, column: str) -> list[Row]:
     try:
         value: object = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and not text.lstrip().startswith("["):
+        if error.msg == "Extra data":
             return list(_parse_lines(text, column))
         raise InputError(
             f"{source}, line {error.lineno}: invalid JSON ({error.msg} at column {error.colno})."
@@ -147,11 +150,18 @@ def _rows_of(value: object, source: str, column: str) -> list[Row]:
 def _list_in(document: dict[str, object], source: str) -> list[object]:
     name = known_column(document)
     values = list(document.values())
-    if name is not None and _is_conversation(name, document[name]):
+    if (
+        name is not None
+        and name.lower() in CONVERSATION_COLUMNS
+        and _is_conversation(document[name])
+    ):
         return [document]
     if name is not None and all(isinstance(v, list | dict) for v in values):  # as pandas writes it
         columns = {k: list(v.values()) if isinstance(v, dict) else v for k, v in document.items()}
-        if len({len(cells) for cells in columns.values() if isinstance(cells, list)}) == 1:
+        first = columns[name]
+        objects = isinstance(first, list) and any(isinstance(cell, dict) for cell in first)
+        lengths = {len(cells) for cells in columns.values() if isinstance(cells, list)}
+        if len(lengths) == 1 and not objects:
             names, cells = columns.keys(), columns.values()
             return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
     if values and all(isinstance(v, dict) and known_column(v) is not None for v in values):
@@ -168,17 +178,17 @@ def _list_in(document: dict[str, object], source: str) -> list[object]:
     )
 
 
-def _is_conversation(name: str, value: object) -> bool:
-    return (
-        name.lower() in CONVERSATION_COLUMNS
-        and isinstance(value, list)
-        and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
+def _is_conversation(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value
     )
 
 
 def _row(value: object, place: str, column: str) -> Row:
     if isinstance(value, str):
         return Row(place, {column: value})
+    if isinstance(value, list) and value and _is_conversation(value):
+        return Row(place, {CONVERSATION_COLUMNS[0]: value})
     if not isinstance(value, dict):
         detail = f"must be an object, not {_kind(value)}"
         return Row(place, {}, Skipped("not an object", detail, '{"prompt": "..."}'))

@@ -62,6 +62,8 @@ def parse_prompt(value: object, column: str) -> tuple[Messages, str]:
         if isinstance(value, str) and column.lower() != "turns" and not is_missing(value):
             detail = f"{column!r} must be a list of {{role, content}}"
             raise _bad("not a conversation", detail, "a .json or .jsonl file for conversations")
+    if isinstance(value, Mapping) and ("role" in value or "from" in value):  # a single message
+        value = [value]
     if is_missing(value):
         missing = "missing" if value is None else "empty"
         raise _bad(

@@ -17,6 +17,8 @@ OTHER_COLUMNS = (
     "forbidden_prompt",  # StrongREJECT
     "user_input",  # ToxicChat
     "user_prompt",
+    "prompt_text",
+    "prompts",
     "query",
     "request",
     "problem",
@@ -25,6 +27,8 @@ OTHER_COLUMNS = (
     "vanilla",
     "text",
     "input",
+    "user",
+    "human",
     "chosen",  # of a preference data set without a prompt
     "transcript",
 )
