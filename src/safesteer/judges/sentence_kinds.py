@@ -19,7 +19,7 @@ _UNABLE = (
     r"(?:cannot|can't|cant|can not|(?:am|'m) not (?:\w+ )?able to|(?:am|'m) (?:\w+ )?unable to"
     r"|(?:am|'m) (?:not capable|incapable) of"
     r"|(?:am|'m) not (?:allowed|permitted|authori[sz]ed|programmed|designed|equipped|trained"
-    r"|supposed|here|able|in a position|going)(?: to| for)?"
+    r"|set up|supposed|here|able|in a position|going)(?: to| for)?"
     r"|(?:do not|don't) have (?:the|any|an)?\s?(?:\w+ )?(?:ability|capability|capabilities"
     r"|capacity|means|authority|permission|access)(?: to| of| for)?|lack the \w+ to)"
 )
@@ -64,6 +64,7 @@ _PATTERNS: dict[str, str] = {
     r"|purpose|rules)"
     r"|\b(?:not|beyond|outside) (?:within )?(?:the scope of )?(?:my|our) (?:\w+ )?(?:programming"
     r"|guidelines|capabilit|ability|abilities|scope|purpose|role|function|expertise)"
+    r"|\b(?:not within|beyond|out of|outside) my (?:scope|power|remit|reach|hands)\b"
     r"|\b(?:programmed|designed|trained|meant|allowed|here) not to\b"
     r"|\bmy \w+ (?:is|are) [^.]{0,80}\bnot (?:to|for)\b"
     r"|\bi (?:\w+ )?(?:must|have to|need to|will have to|am going to) (?:\w+ )?(?:decline|refuse)"
