@@ -112,7 +112,8 @@ def test_every_adapter_is_measured_on_what_its_layer_reads_and_adds_to(new_chat_
             output.register_hook(added.append)
 
         hook = layer.register_forward_hook(keep)
-        for prompt, answer in zip(prompts, answers, strict=True):
+        texts = sorted(zip(prompts, answers, strict=True), key=lambda text: len(text[0] + text[1]))
+        for prompt, answer in texts:  # one by one, which needs no padding
             ids = torch.tensor([prompt + answer])
             logits = model.model(ids).logits[0, len(prompt) - 1 : -1]
             token = torch.multinomial(logits.softmax(-1), 1, generator=drawn)[:, 0]

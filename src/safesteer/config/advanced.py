@@ -133,6 +133,11 @@ class ModelAdvanced(Section):
     """Spread one model over all devices of one process with auto. For models that are too large
     for a single GPU."""
 
+    gguf_cache: bool = True
+    """Keep the dequantized weights of a GGUF file in the user's cache folder (~/.cache/safesteer),
+    where the next start loads them in seconds. false saves the disk space: two bytes per weight in
+    16 bits."""
+
 
 class DirectionAdvanced(Section):
     """Advanced settings of the search for the refusal direction."""

@@ -21,23 +21,28 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
 
 from safesteer.distill.attention import sound_attention
 from safesteer.errors import SafeSteerError
-from safesteer.models.chat import Message
+from safesteer.events import Progress
+from safesteer.models.chat import Message, pad_left
 from safesteer.models.generate import Decoding, generate
-from safesteer.models.hidden_states import completion_states
+from safesteer.models.hidden_states import positions
+from safesteer.models.layers import backbone
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
+from safesteer.models.oom import in_batches
 
 PROMPTS = 128
 ANSWER_TOKENS = 24
+_BATCH = 16  # prompts in a pass
 
 
 def measure_kfac(
@@ -46,6 +51,8 @@ def measure_kfac(
     anchors: Sequence[Sequence[Message]],
     damping: float,
     seed: int,
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
     """Compute the preconditioner of a fresh student on anchor prompts.
 
@@ -55,21 +62,25 @@ def measure_kfac(
         anchors: chat messages of harmless prompts; at most PROMPTS different ones are used.
         damping: added to the eigenvalues, as a multiple of their mean.
         seed: draws the prompts, and the tokens whose gradients are taken.
+        progress: called with the parts of the work done and all parts.
 
     Returns:
         W [d, d] for every linear factor A and V [e, e] for every B, float32, by the factor's name
-        in `student`; none for layers that the prompts never reach.
+        in `student`; none for layers that the prompts never reach. Factors that read the same
+        input share one tensor.
 
     Raises:
         SafeSteerError: the second moments are not finite.
     """
     different = list({json.dumps(messages): messages for messages in anchors}.values())
     chosen = random.Random(seed).sample(different, min(PROMPTS, len(different)))
+    report = progress or (lambda done, total: None)
     with sound_attention():
-        moments = _second_moments(model, student, chosen, seed)
-    preconditioner = {}
-    while moments:  # each is as large as the matrix that replaces it
-        name, moment = moments.popitem()
+        moments, sharing = _second_moments(
+            model, student, chosen, seed, lambda done, total: report(done, 2 * total)
+        )
+    preconditioner: dict[str, torch.Tensor] = {}
+    for done, (name, moment) in enumerate(moments.items()):
         if not moment.isfinite().all():
             raise SafeSteerError(
                 f"the K-FAC statistics of {name} are not finite: the activations or gradients on"
@@ -77,7 +88,9 @@ def measure_kfac(
                 " train.lora.kfac_damping=null"
             )
         if moment.trace() > 0:
-            preconditioner[name] = inverse_root(moment, damping)
+            moment.copy_(inverse_root(moment, damping))  # in place: both are large
+            preconditioner |= dict.fromkeys([name, *sharing[name]], moment)
+        report(len(moments) + done + 1, 2 * len(moments))
     return preconditioner
 
 
@@ -86,7 +99,7 @@ def inverse_root(moment: torch.Tensor, damping: float) -> torch.Tensor:
 
     It has the Frobenius norm of the identity, and the type of `moment`.
     """
-    values, vectors = torch.linalg.eigh(moment.double())
+    values, vectors = torch.linalg.eigh(moment)
     scale = (values.clamp(min=0) / values.mean() + damping).rsqrt()
     scale = scale / scale.square().mean().sqrt()
     return ((vectors * scale) @ vectors.T).to(moment)
@@ -137,34 +150,105 @@ def _apply(matrix: torch.Tensor, name: str, factor: torch.Tensor) -> torch.Tenso
     return matrix @ factor if ".lora_B." in name else factor @ matrix
 
 
+class _Batch(NamedTuple):
+    """What a batch of texts adds to the moments."""
+
+    real: torch.Tensor  # [B, T], False for padding
+    inputs: dict[str, torch.Tensor]  # of the adapted layers, [B, T, d], by the names of A
+    gradients: dict[str, torch.Tensor]  # at their outputs, [B, T, e], by the names of B
+
+
 def _second_moments(
-    model: ChatModel, student: Any, anchors: Sequence[Sequence[Message]], seed: int
-) -> dict[str, torch.Tensor]:
+    model: ChatModel,
+    student: Any,
+    anchors: Sequence[Sequence[Message]],
+    seed: int,
+    progress: Progress,
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """Sums of x x^T [d, d] by the names of A, and of g g^T [e, e] by those of B.
 
     They run over the tokens of prompts and greedy answers: x is the input of an adapted layer, g
-    the gradient at its output of the sum of log p over the positions of the answer.
+    the gradient at its output of the sum of log p over the positions of the answer. The second
+    result names, by the first A that reads an input, the others that read the same.
     """
     prompts = [model.chat.ids(messages) for messages in anchors]
     answers = generate(
         model.model, model.chat.tokenizer, prompts, Decoding(ANSWER_TOKENS), batch_size=64
     )
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]) + len(answers[row]))
+    sampler = torch.Generator().manual_seed(seed)
     sums: dict[str, torch.Tensor] = {}
-    outputs: list[tuple[str, torch.Tensor]] = []  # of the current prompt
+    sharing: dict[str, list[str]] = defaultdict(list)
 
-    def add(name: str, rows: torch.Tensor) -> None:
-        rows = rows.detach().reshape(-1, rows.shape[-1]).float()
+    def add(name: str, rows: torch.Tensor, real: torch.Tensor) -> None:
+        rows = rows.detach().reshape(-1, rows.shape[-1])
+        if len(rows) == real.numel():  # an expert gets a part of the rows, padding included
+            rows = rows[real.flatten().to(rows.device)]
+        rows = rows.float()
         sums[name] = sums.get(name, 0) + rows.T @ rows
 
-    def recorder(layer: str, adapter: str) -> Callable[..., None]:
-        def record(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            add(f"{layer}.lora_A.{adapter}.weight", inputs[0])
-            outputs.append((f"{layer}.lora_B.{adapter}.weight", output))
+    def measure(rows: Sequence[int]) -> _Batch:
+        texts = [(prompts[row], answers[row]) for row in rows]
+        return _measure(student, texts, model.tokenizer.pad_token_id, sampler)
+
+    done = 0
+    for batch in in_batches(order, _BATCH, measure):
+        readers: dict[int, str] = {}
+        for name, rows in batch.inputs.items():
+            first = readers.setdefault(id(rows), name)
+            if first == name:
+                add(name, rows, batch.real)
+            elif name not in sharing[first]:
+                sharing[first].append(name)
+        for name, rows in batch.gradients.items():
+            add(name, rows, batch.real)
+        done += len(batch.real)
+        progress(done, len(order))
+    return sums, sharing
+
+
+def _measure(
+    student: Any,
+    texts: Sequence[tuple[list[int], list[int]]],
+    pad_id: int,
+    sampler: torch.Generator,
+) -> _Batch:
+    """One pass, forward and backward, over prompts and their answers."""
+    ids, mask = pad_left([prompt + answer for prompt, answer in texts], pad_id, student.device)
+    head = OutputHead.of(student)
+    with _recorded(student) as (inputs, outputs), torch.enable_grad():
+        # Not `hidden_states`, since a prefix that rows share would sum up their gradients.
+        hidden = backbone(student)(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False
+        ).last_hidden_state.to(ids.device)
+        likelihoods = []
+        for (_, answer), states in zip(texts, hidden, strict=True):
+            log_p = torch.log_softmax(head.logits(states[-len(answer) - 1 : -1]), dim=-1)
+            token = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=sampler)
+            likelihoods.append(log_p.gather(-1, token.to(log_p.device)).sum())
+        gradients = torch.autograd.grad(
+            torch.stack(likelihoods).sum(), list(outputs.values()), allow_unused=True
+        )
+    found = zip(outputs, gradients, strict=True)
+    return _Batch(mask.bool(), inputs, {name: each for name, each in found if each is not None})
+
+
+@contextmanager
+def _recorded(
+    student: Any,
+) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """Record the inputs and outputs of adapted layers, by the names of their A and B."""
+    inputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
+
+    def recorder(factors: str, adapter: str):  # type: ignore[no-untyped-def]
+        def record(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            inputs[f"{factors}.lora_A.{adapter}.weight"] = args[0]
+            outputs[f"{factors}.lora_B.{adapter}.weight"] = output
 
         return record
 
-    head, sampler = OutputHead.of(student), torch.Generator().manual_seed(seed)
-    with ExitStack() as hooks, torch.enable_grad():
+    with ExitStack() as hooks:
         for layer, module in student.named_modules():
             if not isinstance(module, LoraLayer):
                 continue
@@ -174,18 +258,4 @@ def _second_moments(
                         recorder(layer, adapter)
                     )
                     hooks.callback(hook.remove)
-        for prompt, answer in zip(prompts, answers, strict=True):
-            (states,) = completion_states(
-                student, [prompt], [answer], model.tokenizer.pad_token_id, run_last=True
-            )
-            log_p = torch.log_softmax(head.logits(states), dim=-1)
-            token = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=sampler)
-            log_likelihood = log_p.gather(-1, token.to(log_p.device)).sum()
-            gradients = torch.autograd.grad(
-                log_likelihood, [output for _, output in outputs], allow_unused=True
-            )
-            for (name, _), gradient in zip(outputs, gradients, strict=True):
-                if gradient is not None:
-                    add(name, gradient)
-            outputs.clear()
-    return sums
+        yield inputs, outputs

@@ -27,10 +27,13 @@ _log = logging.getLogger(__name__)
 GENERATION = 2
 
 
-def user_cache() -> Path:
-    """The folder for answers of models outside any run; it may be deleted at any time."""
+def user_cache(kind: str = "answers") -> Path:
+    """The user's folder for what is kept outside any run; it may be deleted at any time.
+
+    `kind` is "answers" of models, or "models" dequantized from GGUF files.
+    """
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "safesteer" / "answers"
+    return Path(root) / "safesteer" / kind
 
 
 def identity(parts: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from safesteer.models.chat import ChatRenderer
 from safesteer.models.devices import check_device_map, pick_device, pick_dtype
 from safesteer.models.files import GENERATION_CONFIG, adapter_base, fingerprint, locate
 from safesteer.models.generate import IDS
+from safesteer.models.gguf import load_gguf
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.quantization import (
     BITSANDBYTES,
@@ -192,7 +193,7 @@ def _load(
 ) -> PreTrainedModel:
     """The model; an adapter is merged into its base, which may be an adapter too."""
     if kind == "gguf":
-        return _load_gguf(path, dtype)
+        return load_gguf(path, dtype, keep=settings.advanced.gguf_cache)
     base = adapter_base(path)
     if base is None:
         return _load_folder(path, dtype, settings, device)
@@ -259,21 +260,6 @@ def _check_placement(path: Path, model: PreTrainedModel) -> None:
             f" {' and '.join(sorted(places & {'cpu', 'disk'}))}. Try: more or larger GPUs, or a"
             " smaller model.dtype"
         )
-
-
-def _load_gguf(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    where: dict[str, Any] = {"gguf_file": path.name}
-    model = load_weights(AutoModelForCausalLM, path.parent, dtype=dtype, **where)
-    # A model with a GGUF origin cannot be saved: put its tensors into one made from the plain
-    # configuration.
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    plain.load_state_dict(model.state_dict(), assign=True)
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    return plain
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:

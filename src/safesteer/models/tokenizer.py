@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from safesteer.files import read_object
 from safesteer.models.chat import ChatRenderer
 from safesteer.models.files import GENERATION_CONFIG, adapter_base, locate, whole_model
 from safesteer.models.generate import unused_wishes
+from safesteer.models.gguf import load_gguf_tokenizer
 from safesteer.models.quiet import quiet_libraries
 
 _log = logging.getLogger(__name__)
@@ -56,23 +57,26 @@ def log_notes(chat: ChatRenderer, name: str, asked: Mapping[str, Any]) -> None:
 def _load(settings: ModelSettings, trust: bool) -> Any:
     kind, path = locate(settings)
     if kind == "gguf":
-        return _from_pretrained(path, path.parent, gguf_file=path.name)
+        keep = settings.advanced.gguf_cache
+        return _readable(path, lambda: load_gguf_tokenizer(path, keep=keep))
     base = adapter_base(path)
     if base is not None and not (path / "tokenizer_config.json").is_file():
         return _load(base, trust)
     for name in _FILES:
         if (path / name).is_file():
             read_object(path / name)
-    tokenizer = _from_pretrained(path, path, trust_remote_code=trust)
+    tokenizer = _readable(
+        path, lambda: AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    )
     older = path / "chat_template.json"  # of older vision-language models' processors
     if not tokenizer.chat_template and older.is_file():
         tokenizer.chat_template = read_object(older).get("chat_template")
     return tokenizer
 
 
-def _from_pretrained(where: Path, folder: Path, **arguments: Any) -> Any:
+def _readable(where: Path, load: Callable[[], Any]) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder, **arguments)
+        return load()
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise InputError(
             f"cannot load the tokenizer in {where}{reason(error)}. Try: download it again"

@@ -122,7 +122,7 @@ class Pipeline(RunArtifacts):
             mode="json",
             exclude={
                 # Where the weights lie does not change what they are.
-                "model": {"id": True, "revision": True, "advanced": {"device_map"}},
+                "model": {"id": True, "revision": True, "advanced": {"device_map", "gguf_cache"}},
                 # Nor does who writes the rollouts: they are drawn from the same distribution.
                 "train": {"rollouts": True, "advanced": {"vllm"}},
             },
