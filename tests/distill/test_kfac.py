@@ -14,13 +14,14 @@ from safesteer.distill import config
 from safesteer.distill.kfac import (
     ANSWER_TOKENS,
     inverse_root,
+    load_or_measure,
     measure_kfac,
     start_preconditioned,
     step_preconditioned,
 )
 from safesteer.distill.lora import with_lora
 from safesteer.distill.plan import TrainingPrompts
-from safesteer.distill.train import train
+from safesteer.distill.train import TrainingOutput, train
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.layers import find_blocks
@@ -134,6 +135,57 @@ def test_a_moment_that_is_not_finite_is_no_layer_that_was_never_reached(new_chat
     spoiled.register_full_backward_hook(lambda _, down, up: tuple(g * torch.inf for g in down))
     with pytest.raises(SafeSteerError, match=r"K-FAC statistics of \S*lora_B\S* are not finite"):
         measure_kfac(model, student, HARMLESS, 0.1, seed=0)
+
+
+def test_kept_matrices_are_read_for_the_same_measurement_alone(tmp_path):
+    path, made = tmp_path / "kfac.safetensors", []
+
+    def measure() -> dict[str, torch.Tensor]:
+        made.append(1)
+        shared = torch.eye(3)
+        return {"q.lora_A": shared, "v.lora_A": shared, "q.lora_B": torch.full((2, 2), 1 / 3)}
+
+    first = load_or_measure(path, ["model", 0.1], measure)
+    again = load_or_measure(path, ["model", 0.1], measure)
+    assert len(made) == 1
+    assert again["q.lora_A"] is again["v.lora_A"]
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    load_or_measure(path, ["model", 0.2], measure)
+    assert len(made) == 2
+    path.write_bytes(path.read_bytes()[:-9])  # damaged
+    assert load_or_measure(path, ["model", 0.2], measure).keys() == first.keys()
+    assert len(made) == 3
+
+
+def test_a_stopped_training_does_not_measure_again(new_chat_model, tmp_path, monkeypatch):
+    """Stopped before its first checkpoint; at the end nothing large is left."""
+    settings = plain_training(
+        max_steps=2,
+        prompts_per_step=2,
+        anchor_share=0.5,
+        max_completion_length=2,
+        lora={"r": 2, "alpha": 4, "kfac_damping": 0.1},
+    )
+    prompts = TrainingPrompts(HARMLESS, HARMLESS)
+    shown: list[tuple[str, int, int]] = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):  # type: ignore[no-untyped-def]
+        raise Stopped
+
+    def run(**follow):  # type: ignore[no-untyped-def]
+        output = TrainingOutput(tmp_path, **follow)
+        train(new_chat_model(), REFUSES, [1, 2], prompts, settings, output=output)
+
+    with pytest.raises(Stopped):
+        run(on_step=stop, on_progress=lambda *what: shown.append(what))
+    assert shown[-1] == ("K-FAC statistics", 12, 12)
+    assert (tmp_path / "kfac.safetensors").is_file()
+    monkeypatch.setattr("safesteer.distill.train.measure_kfac", stop)
+    run()
+    assert not (tmp_path / "kfac.safetensors").exists()
 
 
 def test_cudnn_has_no_part_in_what_is_measured(new_chat_model, monkeypatch):

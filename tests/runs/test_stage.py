@@ -159,10 +159,13 @@ def test_what_ended_a_stage_is_recorded(open_run, error, status):
     assert stage.resumes
 
 
-def test_seconds_of_all_attempts_add_up(open_run):
+def test_seconds_of_saved_work_add_up(open_run):
+    """What an attempt did after its last checkpoint is done again, and counts once."""
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), open_run().stage("train", INPUTS):
+        with pytest.raises(KeyboardInterrupt), open_run().stage("train", INPUTS) as stage:
             time.sleep(0.1)
+            stage.save_progress()
+            time.sleep(1.5)
             raise KeyboardInterrupt
     run = open_run()
     with run.stage("train", INPUTS):

@@ -19,19 +19,24 @@ directions out instead of weighing them (Adam-NSCL, arXiv 2103.07113; AlphaSteer
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
 
 from safesteer.distill.attention import sound_attention
 from safesteer.errors import SafeSteerError
 from safesteer.events import Progress
+from safesteer.files import save_tensors
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import positions
@@ -39,6 +44,8 @@ from safesteer.models.layers import backbone
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import in_batches
+
+_log = logging.getLogger(__name__)
 
 PROMPTS = 128
 ANSWER_TOKENS = 24
@@ -62,7 +69,7 @@ def measure_kfac(
         anchors: chat messages of harmless prompts; at most PROMPTS different ones are used.
         damping: added to the eigenvalues, as a multiple of their mean.
         seed: draws the prompts, and the tokens whose gradients are taken.
-        progress: called with the parts of the work done and all parts.
+        progress: called with the parts of the work that are done, and all parts.
 
     Returns:
         W [d, d] for every linear factor A and V [e, e] for every B, float32, by the factor's name
@@ -74,11 +81,14 @@ def measure_kfac(
     """
     different = list({json.dumps(messages): messages for messages in anchors}.values())
     chosen = random.Random(seed).sample(different, min(PROMPTS, len(different)))
-    report = progress or (lambda done, total: None)
+    count = len(chosen)
+
+    def report(done: int) -> None:  # half of the time is spent on the prompts
+        if progress is not None:
+            progress(done, 2 * count)
+
     with sound_attention():
-        moments, sharing = _second_moments(
-            model, student, chosen, seed, lambda done, total: report(done, 2 * total)
-        )
+        moments, sharing = _second_moments(model, student, chosen, seed, report)
     preconditioner: dict[str, torch.Tensor] = {}
     for done, (name, moment) in enumerate(moments.items()):
         if not moment.isfinite().all():
@@ -90,8 +100,38 @@ def measure_kfac(
         if moment.trace() > 0:
             moment.copy_(inverse_root(moment, damping))  # in place: both are large
             preconditioner |= dict.fromkeys([name, *sharing[name]], moment)
-        report(len(moments) + done + 1, 2 * len(moments))
+        report(count + count * (done + 1) // len(moments))
     return preconditioner
+
+
+def load_or_measure(
+    path: Path, of: Any, measure: Callable[[], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Read a preconditioner from a file that keeps it, or measure it and keep it there.
+
+    Measuring can take as long as many steps, and a run may be stopped before its first checkpoint.
+
+    Args:
+        path: the file, which may not exist.
+        of: JSON values that name all that `measure` depends on; kept for others it is not read.
+        measure: calls `measure_kfac`.
+    """
+    key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+    with suppress(OSError, SafetensorError, ValueError, KeyError), safe_open(path, "pt") as file:
+        known = file.metadata()
+        if known["of"] == key:
+            names = json.loads(known["names"])
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: kept[first] for name, first in names.items()}
+    found = measure()
+    seen: dict[int, str] = {}
+    names = {name: seen.setdefault(id(matrix), name) for name, matrix in found.items()}
+    try:
+        metadata = {"of": key, "names": json.dumps(names)}
+        save_tensors(path, {name: found[name] for name in seen.values()}, metadata)
+    except SafeSteerError as error:
+        _log.warning("the K-FAC matrices are not kept: %s", error)
+    return found
 
 
 def inverse_root(moment: torch.Tensor, damping: float) -> torch.Tensor:
@@ -163,7 +203,7 @@ def _second_moments(
     student: Any,
     anchors: Sequence[Sequence[Message]],
     seed: int,
-    progress: Progress,
+    report: Callable[[int], None],
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """Sums of x x^T [d, d] by the names of A, and of g g^T [e, e] by those of B.
 
@@ -203,7 +243,7 @@ def _second_moments(
         for name, rows in batch.gradients.items():
             add(name, rows, batch.real)
         done += len(batch.real)
-        progress(done, len(order))
+        report(done)
     return sums, sharing
 
 

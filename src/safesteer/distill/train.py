@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from safesteer.config.settings import TrainSettings
 from safesteer.distill.attention import training_attention
 from safesteer.distill.checkpoints import prepare_resume
 from safesteer.distill.config import SafeSteerConfig
-from safesteer.distill.kfac import measure_kfac, start_preconditioned
+from safesteer.distill.kfac import load_or_measure, measure_kfac, start_preconditioned
 from safesteer.distill.lora import extrapolate, with_lora
 from safesteer.distill.metrics import MetricsFile, OnStep
 from safesteer.distill.plan import Plan, TrainingPrompts, completions_per_process, plan_training
@@ -28,12 +28,15 @@ from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.distill.vllm import check_rollouts, release
 from safesteer.errors import InputError, SafeSteerError
+from safesteer.models.chat import Message
 from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import attempt
 from safesteer.teacher import Teacher
 
 _log = logging.getLogger(__name__)
+
+_KFAC = "kfac.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,13 @@ class TrainingOutput:
         folder: gets metrics.jsonl and the checkpoints.
         report_to: trackers, such as tensorboard or wandb.
         on_step: called after every step with its line of metrics.jsonl and the number of steps.
+        on_progress: called with (what, done, total) while something is measured before the steps.
     """
 
     folder: str | Path
     report_to: Sequence[str] = ()
     on_step: OnStep | None = None
+    on_progress: Callable[[str, int, int], None] | None = None
 
 
 def train(
@@ -103,8 +108,8 @@ def train(
         student = _student(model, settings, seed, teacher)
         if not full and settings.lora.kfac_damping is not None:
             # Measured once: a checkpoint continues with the preconditioner that it began with.
-            preconditioner = preconditioner or measure_kfac(
-                model, student, prompts.anchors, settings.lora.kfac_damping, seed
+            preconditioner = preconditioner or _preconditioner(
+                model, student, prompts.anchors, settings, seed, output
             )
             start_preconditioned(student, preconditioner)
         run = partial(
@@ -128,6 +133,7 @@ def train(
             model.model.load_state_dict(base_model.state_dict())
         else:
             student.unload()
+    (Path(output.folder) / _KFAC).unlink(missing_ok=True)
     if not full:
         extrapolate(student, settings.lora.extrapolation)
     return student.eval()
@@ -141,6 +147,34 @@ def _student(model: ChatModel, settings: TrainSettings, seed: int, teacher: Teac
         return model.model
     steered = None if teacher.direction is None else teacher.direction.layer
     return with_lora(model.model, settings, seed, steered)
+
+
+def _preconditioner(
+    model: ChatModel,
+    student: Any,
+    anchors: Sequence[Sequence[Message]],
+    settings: TrainSettings,
+    seed: int,
+    output: TrainingOutput,
+) -> dict[str, torch.Tensor]:
+    """The K-FAC preconditioner of a fresh student, kept until the training is finished."""
+    damping, report = settings.lora.kfac_damping, output.on_progress
+    assert damping is not None
+    factors = dict(student.named_parameters())
+    trained = sorted(name for name, factor in factors.items() if factor.requires_grad)
+    found = load_or_measure(
+        Path(output.folder) / _KFAC,
+        [model.sha256, trained, [list(each) for each in anchors], damping, seed],
+        lambda: measure_kfac(
+            model,
+            student,
+            anchors,
+            damping,
+            seed,
+            progress=report and partial(report, "K-FAC statistics"),
+        ),
+    )
+    return {name: matrix.to(factors[name].device) for name, matrix in found.items()}
 
 
 def _run(student: Any, config: SafeSteerConfig, output: TrainingOutput, **arguments: Any) -> bool:

@@ -8,7 +8,7 @@ manifest records. The main process runs all stages; other processes train with i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from safesteer.evaluate.stored import write_results
 from safesteer.evaluate.suite import Suite, unfinished
 from safesteer.files import save_tensors, sha256_file, write_json
 from safesteer.inference import VARIANTS
+from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
 from safesteer.models.load import ChatModel, load_model
 from safesteer.prompts import Prompt, PromptSet
@@ -268,7 +269,9 @@ class Pipeline(RunArtifacts):
                 [m for name in settings.advanced.anchor_sets for m in _messages(sets[name].train)],
             ),
             settings,
-            output=TrainingOutput(self.run.path / "train", self.settings.report_to, on_step),
+            output=TrainingOutput(
+                self.run.path / "train", self.settings.report_to, on_step, self.reporter.progress
+            ),
             seed=self.settings.seed,
             base_model=model.model if full else None,
         )
@@ -292,8 +295,9 @@ class Pipeline(RunArtifacts):
         if stage is None:
             return
         with stage:
-            variants = (self.variant(name) for name in VARIANTS)
-            results = self.suite.measure(variants, cache_dir(self.run.path), self.reporter)
+            results = self.suite.measure(
+                self._variants(stage), cache_dir(self.run.path), self.reporter
+            )
             rows = {
                 name: {key: result.rows() for key, result in found.items()}
                 for name, found in results.items()
@@ -310,6 +314,13 @@ class Pipeline(RunArtifacts):
                 self.reporter.result("evaluate", {"model": name, "benchmarks": entries[name]})
             if problem := self.suite.missing(results):
                 raise Incomplete(problem)
+
+    def _variants(self, stage: StageRecord) -> Iterator[ModelVariant]:
+        """Base, teacher and aligned model; the answers of those before are kept."""
+        for name in VARIANTS:
+            stage.save_progress()
+            yield self.variant(name)
+        stage.save_progress()
 
     def _drift(self) -> dict[str, Any]:
         """Next-token agreement and KL of the aligned model with its base, on harmless prompts."""

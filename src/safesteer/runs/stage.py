@@ -99,10 +99,11 @@ class StageRecord:
         self._outputs.append(self._run.path / absolute.relative_to(run))
 
     def save_progress(self) -> None:
-        """Record time and memory so far, so that they count even if the process is killed.
+        """Count the time so far. Time since the last call is lost if the stage is stopped.
 
         Call it when the stage has saved work that a later attempt resumes from.
         """
+        self._saved = time.monotonic() - self._started
         self._record("running")
 
     def __enter__(self) -> StageRecord:
@@ -112,6 +113,7 @@ class StageRecord:
         self.changed = []
         self._sampler = MemorySampler()
         self._started = time.monotonic()
+        self._saved = 0.0  # seconds of work that a later attempt need not repeat
         self._record("running")
         self._sampler.start()
         return self
@@ -144,7 +146,7 @@ class StageRecord:
     def _record(
         self, status: Status, outputs: dict[str, str] | None = None, problem: str = ""
     ) -> None:
-        seconds = time.monotonic() - self._started
+        seconds = self._saved if outputs is None else time.monotonic() - self._started
         peak, gpu_peak = self._sampler.peak_bytes, self._sampler.gpu_peak_bytes
         if self._earlier is not None:
             seconds += self._earlier["seconds"]
