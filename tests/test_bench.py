@@ -20,7 +20,7 @@ PAGES = [
 ]
 PACKAGES = {
     "bench.speed": [
-        *("direction", "lengths", "loss", "update", "products", "compiled", "scaling"),
+        *("direction", "lengths", "loss", "update", "profile", "compiled", "scaling"),
         *("processes", "hashes"),
     ],
     "bench.memory": ["prediction", "gpus"],

@@ -10,7 +10,7 @@ if __name__ == "__main__":
             "lengths",
             "loss",
             "update",
-            "products",
+            "profile",
             "compiled",
             "scaling",
             "processes",

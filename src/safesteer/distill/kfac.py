@@ -215,7 +215,6 @@ def _second_moments(
     answers = generate(
         model.model, model.chat.tokenizer, prompts, Decoding(ANSWER_TOKENS), batch_size=64
     )
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]) + len(answers[row]))
     sampler = torch.Generator().manual_seed(seed)
     sums: dict[str, torch.Tensor] = {}
     sharing: dict[str, list[str]] = defaultdict(list)
@@ -232,7 +231,8 @@ def _second_moments(
         return _measure(student, texts, model.tokenizer.pad_token_id, sampler)
 
     done = 0
-    for batch in in_batches(order, _BATCH, measure):
+    whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    for _, batch in in_batches(whole, _BATCH, measure, student.device):
         readers: dict[int, str] = {}
         for name, rows in batch.inputs.items():
             first = readers.setdefault(id(rows), name)

@@ -107,7 +107,6 @@ def train(
     while True:
         student = _student(model, settings, seed, teacher)
         if not full and settings.lora.kfac_damping is not None:
-            # Measured once: a checkpoint continues with the preconditioner that it began with.
             preconditioner = preconditioner or _preconditioner(
                 model, student, prompts.anchors, settings, seed, output
             )
@@ -157,7 +156,10 @@ def _preconditioner(
     seed: int,
     output: TrainingOutput,
 ) -> dict[str, torch.Tensor]:
-    """The K-FAC preconditioner of a fresh student, kept until the training is finished."""
+    """The K-FAC preconditioner of a fresh student, kept until the training is finished.
+
+    A checkpoint continues with the preconditioner that it began with.
+    """
     damping, report = settings.lora.kfac_damping, output.on_progress
     assert damping is not None
     factors = dict(student.named_parameters())

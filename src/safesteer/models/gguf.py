@@ -112,6 +112,6 @@ def _keep(made: Any, folder: Path, path: Path) -> None:
     except Exception as error:
         if not (folder / _HASHES).is_file():  # another process may have been faster
             where = folder.parent
-            _log.warning("what was read from %s is not kept in %s: %s", path, where, one_line(error))
+            _log.warning("%s cannot be kept in %s: %s", path, where, one_line(error))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
