@@ -22,3 +22,12 @@ def test_a_byte_that_is_no_text_is_said_and_survived(safesteer, finished_run, mo
         assert outcome.code == 0, outcome.err
         assert outcome.out.count("base>") == 2
         assert outcome.out.count("note: bytes that are not text were read as \ufffd") == 1
+
+
+def test_a_conversation_longer_than_the_model_reads_is_said(safesteer, finished_run, monkeypatch):
+    typed = "Hello\n" + "Hello there. " * 400 + "\nHi\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    outcome = safesteer("chat", finished_run, "--max-new-tokens=3")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("base>") == 2
+    assert "cannot read a conversation this long. Try: /reset" in " ".join(outcome.out.split())

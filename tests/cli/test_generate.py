@@ -112,3 +112,26 @@ def test_generate_says_which_rows_gave_no_prompt(safesteer, tiny_model_folder, t
     said = " ".join(outcome.out.split())
     assert said.count("3 rows, 2 prompts; skipped 1 empty (line 3)") == 1
     assert len(output.read_text("utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--temperature=nan", "neither 0 nor from 0.001 to 100"),
+        ("--temperature=inf", "neither 0 nor from 0.001 to 100"),
+        ("--temperature=-1", "neither 0 nor from 0.001 to 100"),
+        ("--temperature=1e-300", "neither 0 nor from 0.001 to 100"),
+        ("--temperature=warm", "Invalid value for '--temperature'"),
+        ("--max-new-tokens=0", "Invalid value for '--max-new-tokens'"),
+        ("--max-new-tokens=99999999999999999999", "Invalid value for '--max-new-tokens'"),
+        (
+            "--max-new-tokens=500",
+            "3 of 3 prompts (first: number 1) and answers",
+        ),
+        ("--set=evaluate.advanced.batch_size=0", "greater than or equal to 1"),
+    ],
+)
+def test_an_odd_argument_is_one_line(ask, tmp_path, option, says):
+    outcome = ask(option)
+    assert outcome.code == 2 and says in outcome.error
+    assert not list(tmp_path.glob("answers*"))

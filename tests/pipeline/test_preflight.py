@@ -68,6 +68,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("answers without room", {"evaluate": {"max_new_tokens": 512}}, "reads 512 tokens"),
     ("a direction's layer", {"direction": {"advanced": {"layers": [1, 4]}}}, "layers than 4"),
     ("no layer is left", {"direction": {"advanced": {"layers": [3]}}}, "leaves none of the layers"),
+    (
+        "prompts without room",
+        {"train": {"advanced": {"max_prompt_length": 16}}},
+        "no harmful prompt of the training has at most",
+    ),
     ("a device that is none", {"model": {"device": "meta"}}, "cannot be used"),
     ("a second CPU", {"model": {"device": "cpu:1"}}, "cannot be used"),
     ("the share of anchors", {"train": {"anchor_share": 0.99}}, "anchor_share"),

@@ -19,10 +19,12 @@ from safesteer.cli.options import (
     chosen_variant,
     with_model_settings,
 )
+from safesteer.errors import InputError
 
 if TYPE_CHECKING:
     from safesteer.models.chat import Response
     from safesteer.prompts.load import Prompt
+    from safesteer.runs.target import Target
 
 
 @with_model_settings
@@ -67,7 +69,6 @@ def generate(
     from safesteer.cli.reporter import make_reporter
     from safesteer.inference.answer_file import AnswerFile
     from safesteer.prompts import load_prompts
-    from safesteer.runs.manifest import canonical_hash
     from safesteer.runs.target import find_target
 
     name = chosen_variant(base, teacher)
@@ -75,28 +76,27 @@ def generate(
     with make_reporter(quiet) as reporter:
         rows = load_prompts(prompts, column=column, keep_duplicates=True)
         asked = [row.messages for row in rows]
-        facts = {
-            "prompts": canonical_hash(asked),
-            "variant": name if found.is_run else "model",
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "seed": found.settings.seed,
-            "model settings": found.settings.model.model_dump(mode="json"),
-            "teacher settings": found.settings.teacher.model_dump(mode="json") if teacher else None,
-        }
+        facts = _facts(found, rows, name, max_new_tokens, temperature)
         file = AnswerFile(output, len(rows), facts, force=force, inputs=(prompts,))
         reporter.start(target)
         from safesteer.models.generate import Decoding
         from safesteer.runs.artifacts import load_variants
 
         (variant,) = load_variants(found, [name], reporter, conversations=asked, now=file.date)
+        decoding = Decoding(max_new_tokens, temperature)
+        if long := variant.without_room(asked, decoding):
+            raise InputError(
+                f"{prompts}: {len(long)} of {len(rows)} prompts (first: number {long[0] + 1}) and"
+                f" answers of {max_new_tokens} tokens exceed the {variant.positions} tokens that"
+                " the model reads. Try: a smaller --max-new-tokens, or shorter prompts"
+            )
         resumed = file.start(variant.identity, variant.model.chat.date)
         missing = file.missing
         if resumed:
             reporter.note(f"resuming: {len(rows) - len(missing)} of {len(rows)} answers are there")
         for answers in variant.generate_batches(
             [asked[number] for number in missing],
-            Decoding(max_new_tokens, temperature),
+            decoding,
             batch_size=found.settings.evaluate.advanced.batch_size,
             seed=None if resumed else found.settings.seed,
         ):
@@ -106,6 +106,24 @@ def generate(
         reporter.finish()
         line = f"wrote {len(rows)} answer{'s' * (len(rows) != 1)} to {output}"
         reporter.console.print(line, soft_wrap=True)
+
+
+def _facts(
+    target: Target, rows: list[Prompt], variant: str, max_new_tokens: int, temperature: float
+) -> dict[str, Any]:
+    """What decides the answers, besides the model's weights."""
+    from safesteer.runs.manifest import canonical_hash
+
+    model, teacher = target.settings.model, target.settings.teacher
+    return {
+        "prompts": canonical_hash([row.messages for row in rows]),
+        "variant": variant if target.is_run else "model",
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": target.settings.seed,
+        "model settings": model.model_dump(mode="json"),
+        "teacher settings": teacher.model_dump(mode="json") if variant == "teacher" else None,
+    }
 
 
 def _row(prompt: Prompt, answer: Response) -> dict[str, Any]:

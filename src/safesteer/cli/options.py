@@ -88,11 +88,24 @@ Base = Annotated[bool, typer.Option("--base", help="Take the run's base model.")
 TeacherOfRun = Annotated[bool, typer.Option("--teacher", help="Take the run's safety teacher.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
 MaxNewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Cut answers after this many tokens.")
+    int,
+    typer.Option("--max-new-tokens", min=1, max=10**6, help="Cut answers after this many tokens."),
 ]
+
+
+def _temperature(value: float) -> float:
+    if value and not 1e-3 <= value <= 100:  # also if it is no number
+        raise typer.BadParameter(f"{value} is neither 0 nor from 0.001 to 100")
+    return value
+
+
 Temperature = Annotated[
     float,
-    typer.Option("--temperature", min=0.0, help="Sample at this temperature; 0 decodes greedily."),
+    typer.Option(
+        "--temperature",
+        callback=_temperature,
+        help="Sample at this temperature; 0 decodes greedily.",
+    ),
 ]
 
 

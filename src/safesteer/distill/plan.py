@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from safesteer import distributed
 from safesteer.config.settings import TrainSettings
 from safesteer.errors import InputError
-from safesteer.models.chat import Message
+from safesteer.models.chat import ChatRenderer, Message
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,29 @@ class Plan(NamedTuple):
     rows: list[dict[str, Any]]  # of `plan_rows`, in the order in which the trainer reads them
     steps: int  # of the optimizer
     window: int  # steps whose rollouts are generated at once
+
+
+def longest_prompt(settings: TrainSettings, chat: ChatRenderer) -> int:
+    """The most tokens of a training prompt, which leave room for the longest prefill."""
+    longest = settings.advanced.max_prompt_length
+    if settings.prefill_share:
+        longest -= max(len(chat.answer_ids(words)) for words in settings.advanced.prefills)
+    return longest
+
+
+def check_lengths(settings: TrainSettings, prompts: TrainingPrompts, chat: ChatRenderer) -> None:
+    """Raise InputError if all prompts of a kind are too long to train on."""
+    longest = longest_prompt(settings, chat)
+    kinds = {"harmful prompt": prompts.harmful}
+    if settings.anchors_per_step:
+        kinds["anchor"] = prompts.anchors
+    for kind, found in kinds.items():
+        if found and not any(len(chat.ids(messages)) <= longest for messages in found):
+            raise InputError(
+                f"no {kind} of the training has at most {longest} tokens, as"
+                f" train.advanced.max_prompt_length = {settings.advanced.max_prompt_length}"
+                f" demands{' with prefills' if settings.prefill_share else ''}. Try: a larger one"
+            )
 
 
 def plan_training(settings: TrainSettings, prompts: TrainingPrompts, seed: int) -> Plan:

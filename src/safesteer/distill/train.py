@@ -23,7 +23,13 @@ from safesteer.distill.config import SafeSteerConfig
 from safesteer.distill.kfac import load_or_measure, measure_kfac, start_preconditioned
 from safesteer.distill.lora import extrapolate, with_lora
 from safesteer.distill.metrics import MetricsFile, OnStep
-from safesteer.distill.plan import Plan, TrainingPrompts, completions_per_process, plan_training
+from safesteer.distill.plan import (
+    Plan,
+    TrainingPrompts,
+    completions_per_process,
+    longest_prompt,
+    plan_training,
+)
 from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.distill.vllm import check_rollouts, release
@@ -260,10 +266,8 @@ def _even_batch(completions: int, most: int) -> int:
 def _short_enough(
     prompts: TrainingPrompts, model: ChatModel, settings: TrainSettings
 ) -> TrainingPrompts:
-    """The prompts that fit into `max_prompt_length` together with the longest prefill."""
-    chat, longest = model.chat, settings.advanced.max_prompt_length
-    if settings.prefill_share:
-        longest -= max(len(chat.answer_ids(words)) for words in settings.advanced.prefills)
+    """The prompts that have at most `longest_prompt` tokens."""
+    chat, longest = model.chat, longest_prompt(settings, model.chat)
     harmful = [m for m in prompts.harmful if len(chat.ids(m)) <= longest]
     anchors = [m for m in prompts.anchors if len(chat.ids(m)) <= longest]
     skipped = len(prompts.harmful) + len(prompts.anchors) - len(harmful) - len(anchors)

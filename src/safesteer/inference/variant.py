@@ -18,6 +18,7 @@ from safesteer.events import Progress
 from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import Message, Response
 from safesteer.models.generate import Decoding, end_of_turn_ids, generate_batches
+from safesteer.models.layers import text_config
 from safesteer.models.load import ChatModel
 from safesteer.models.quantization import quantization_of
 from safesteer.teacher import Teacher
@@ -121,6 +122,28 @@ class ModelVariant:
                 cache=cache,
             ):
                 yield {row: response(row, ids) for row, ids in found.items()}
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that the model reads, prompt and answer together; None without limit."""
+        return getattr(text_config(self.model.model), "max_position_embeddings", None)
+
+    def without_room(
+        self, conversations: Sequence[Sequence[Message]], decoding: Decoding
+    ) -> list[int]:
+        """Numbers of the conversations whose longest answers would exceed `positions`.
+
+        There a model fails or writes noise.
+        """
+        if self.positions is None:
+            return []
+        chat, teacher = self.model.chat, self.teacher or Teacher()
+        room = self.positions - decoding.max_new_tokens
+        return [
+            number
+            for number, messages in enumerate(conversations)
+            if len(chat.ids(teacher.messages(messages))) > room
+        ]
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from typing import Any
 from safesteer import distributed
 from safesteer.config.rules import PREFILLS_AND_THOUGHTS
 from safesteer.config.settings import Settings
-from safesteer.distill.plan import completions_per_process
+from safesteer.distill.plan import check_lengths, completions_per_process
 from safesteer.distill.trackers import check_trackers
 from safesteer.distill.vllm import check_model, check_rollouts
 from safesteer.errors import InputError
@@ -30,7 +30,7 @@ from safesteer.models.files import fingerprint, locate
 from safesteer.models.quantization import check_quantization
 from safesteer.models.tokenizer import load_chat
 from safesteer.pipeline.model_rules import check_model_rules, read_model
-from safesteer.pipeline.stages import Pipeline, plan_suite
+from safesteer.pipeline.stages import Pipeline, plan_suite, training_prompts
 from safesteer.prompts import PromptSet
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.manifest import changed_keys, read_manifest
@@ -91,6 +91,8 @@ def open_pipeline(
         with distributed.single_process():
             chat = load_chat(settings.model) if earlier is None else earlier.chat
             check_conversations(chat, settings, prompts, suite.benchmarks if suite else ())
+            if trains:
+                check_lengths(settings.train, training_prompts(settings.train, prompts), chat)
             if suite is not None and (earlier is None or earlier.must_run("evaluate")):
                 suite.prepare()
     with open_run(path, settings, fresh=fresh, date=chat.date if chat else None) as run:

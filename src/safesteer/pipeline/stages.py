@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safesteer import distributed
-from safesteer.config.settings import ModelSettings, Settings
+from safesteer.config.settings import ModelSettings, Settings, TrainSettings
 from safesteer.direction.extract import extract_direction
 from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.save import save_student
@@ -245,7 +245,7 @@ class Pipeline(RunArtifacts):
 
     def _distil(self, stage: StageRecord | None) -> tuple[Any, Any]:
         """The trained student and its tokenizer; every process does this alike."""
-        settings, sets = self.settings.train, self.prompts
+        settings = self.settings.train
         teacher, tokens = self.load_teacher(), self.load_tokens()
         model = self._model_to_train()
         full = settings.method == "full"
@@ -264,10 +264,7 @@ class Pipeline(RunArtifacts):
             student,
             teacher,
             tokens,
-            TrainingPrompts(
-                _messages(sets["harmful"].train),
-                [m for name in settings.advanced.anchor_sets for m in _messages(sets[name].train)],
-            ),
+            training_prompts(settings, self.prompts),
             settings,
             output=TrainingOutput(
                 self.run.path / "train", self.settings.report_to, on_step, self.reporter.progress
@@ -364,6 +361,14 @@ def plan_suite(run: Path, settings: Settings, prompts: Mapping[str, PromptSet]) 
     """Plan the evaluation of a run: our own prompt sets, and the settings' benchmarks."""
     names = [*prompts, *settings.evaluate.benchmarks]
     return Suite.plan(names, settings, prompts, cache_dir(run))
+
+
+def training_prompts(settings: TrainSettings, sets: Mapping[str, PromptSet]) -> TrainingPrompts:
+    """The harmful prompts and the anchors of a training."""
+    return TrainingPrompts(
+        _messages(sets["harmful"].train),
+        [m for name in settings.advanced.anchor_sets for m in _messages(sets[name].train)],
+    )
 
 
 def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:
