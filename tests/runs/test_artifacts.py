@@ -10,7 +10,10 @@ from safetensors.torch import load_file, save_file
 from tiny import JOB_OF_SECONDS
 
 import safesteer
+from safesteer import files
+from safesteer.config.settings import ModelSettings, Settings
 from safesteer.errors import InputError
+from safesteer.models.files import fingerprint
 from safesteer.runs.artifacts import RunArtifacts, load_variants
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.target import find_target
@@ -104,3 +107,23 @@ def test_conversations_are_rendered_before_the_weights_are_read(run, monkeypatch
         target = find_target(str(name), sections=settings)
         with pytest.raises(InputError, match=r"cannot render .*One turn"):
             load_variants(target, ["base"], conversations=[[turn], [turn] * 3])
+
+
+def test_weights_are_hashed_once_in_a_process(tiny_model_folder, tmp_path, monkeypatch):
+    """By the check of the outputs, and for the identity of the model that is loaded."""
+    base = ModelSettings(id=str(tiny_model_folder))
+    with RunDirectory.open(
+        tmp_path / "run", settings=Settings(model=base), model=fingerprint(base)
+    ) as run:
+        shutil.copytree(tiny_model_folder, run.path / "model")
+        with run.stage("train", {}) as stage:
+            stage.add_output("model")
+    hashed = []
+    monkeypatch.setattr(files, "_LARGE", 0)
+    real = files._sha256
+    monkeypatch.setattr(files, "_sha256", lambda path: hashed.append(path) or real(path))
+    files._sha256_of_version.cache_clear()
+    assert RunArtifacts(RunDirectory.load(run.path)).student is not None
+    weights = [path for path in map(str, hashed) if path.endswith(".safetensors")]
+    assert weights.count(str(run.path / "model" / "model.safetensors")) == 1
+    assert len(weights) == len(set(weights))

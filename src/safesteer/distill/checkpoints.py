@@ -112,10 +112,10 @@ def _trim_metrics(path: Path, steps: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= steps:
                 kept.append(line)
-        except (ValueError, KeyError):  # a kill cut this line short
+        except (ValueError, KeyError, TypeError):  # a kill cut this line short
             break
     write_text(path, "".join(line + "\n" for line in kept))

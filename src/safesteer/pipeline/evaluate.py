@@ -107,7 +107,7 @@ def _compare_with_stored(
 ) -> None:
     """Add ``versus_base`` to entries whose prompts the run's base has answered alike."""
     run = RunDirectory.load(target.path)
-    if not run.output_hashes("evaluate"):
+    if not run.output_hashes("evaluate", incomplete=True):
         return
     stored = read_results(run.path).get("base", {})
     samples = read_samples(run.path).get("base", {})
