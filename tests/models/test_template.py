@@ -48,6 +48,12 @@ def test_a_template_that_leaves_out_the_users_text_is_refused(content):
         with_template(template)
 
 
+def test_a_template_that_draws_at_random_is_refused():
+    """No frozen clock could make its tokens the same again."""
+    with pytest.raises(InputError, match="differently each time"):
+        with_template("{{ range(9) | random }}" + CHAT_TEMPLATE)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

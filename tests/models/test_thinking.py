@@ -103,7 +103,7 @@ def test_a_block_that_nothing_closes_is_unknown(new_chat_model, end, tag):
     assert chat.thinking is None and chat.unclosed == tag
     assert any("unknown" in note and tag in note for note in chat.notes) == bool(tag)
     if tag:
-        assert "unknown" in thinking_words({"unclosed": tag})
+        assert "unknown" in thinking_words(None, tag)
 
 
 def test_as_is_leaves_the_template_alone(chat):

@@ -16,12 +16,14 @@ from safesteer.config.load import load_settings
 from safesteer.evaluate.stored import read_results
 from safesteer.evaluate.suite import Suite
 from safesteer.events import Reporter
+from safesteer.export.commands import commands
 from safesteer.inference import variant as variants
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.files import fingerprint
 from safesteer.models.load import load_model
 from safesteer.pipeline.stages import Pipeline
 from safesteer.prompts import load_prompt_sets
+from safesteer.report.words import thinking_of
 from safesteer.runs.directory import RunDirectory
 
 EMPTY = "<think>\n\n</think>\n\n"
@@ -121,6 +123,24 @@ def test_every_stage_answers_after_an_empty_block(
     assert ("--default-chat-template-kwargs '{\"enable_thinking\": false}'" in lines) == switched
     assert ('"chat_template_args": {"enable_thinking": false}' in lines) == switched
     assert ("# The run's answers follow an empty thinking block" in lines) == (not switched)
+
+
+def test_a_block_that_nothing_closes_is_recorded_as_unknown(
+    model_folder, new_prompt_sets, tmp_path
+):
+    """Report and card then do not pass over it, and the commands of an export are made."""
+    template = OPENED.replace(".split('</think>')[-1]", "")
+    settings = settings_for(model_folder(template), new_prompt_sets(6, 3))
+    tokenizer = tmp_path / "model" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text("utf-8").replace("</think>", "</other>"), "utf-8")
+    model = fingerprint(settings.model)
+    with RunDirectory.open(tmp_path / "run", settings=settings, model=model) as directory:
+        assert Pipeline(directory).model.chat.unclosed == "<think>"
+    recorded = RunDirectory.load(tmp_path / "run").manifest["model"]
+    assert recorded["unclosed_thinking"] == "<think>" and "thinking" not in recorded
+    assert "unknown, since its chat template opens <think>" in thinking_of(recorded)
+    (tmp_path / "run" / "model").mkdir()
+    assert "vllm serve" in commands(tmp_path / "run", settings, recorded)
 
 
 def test_a_model_that_is_let_think_is_scored_on_its_answers(

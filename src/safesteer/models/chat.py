@@ -31,6 +31,7 @@ Message = dict[str, str]
 # no control token and survive a template's trimming.
 _MARK = "\ue000{}\ue001"
 _PROBE = "Qxzv probe"
+_RENDERINGS = 9  # of one conversation, which show whether a template draws at random
 _MAX_RENDERED = 4096  # prompts whose token ids are kept
 
 
@@ -301,11 +302,18 @@ class ChatRenderer:
     def _detect_parts(self) -> bool:
         # Templates of some vision-language models read a list of parts and skip plain text.
         try:
+            if len({self._turn(_PROBE) for _ in range(_RENDERINGS)}) > 1:
+                raise InputError(
+                    "the chat template renders the same conversation differently each time. Try:"
+                    " --chat-template FILE (a Jinja file) without anything random"
+                )
             for self.reads_parts in (False, True):
                 turn = self._turn(_PROBE)
                 # A list that is printed as it is was not read.
                 if shows(turn, _PROBE) and "'type': 'text'" not in turn:
                     return self.reads_parts
+        except InputError:
+            raise
         except Exception as error:  # a template is a program: it can fail in any way
             raise InputError(
                 f"the chat template cannot render a single user turn ({one_line(error)}). Try:"

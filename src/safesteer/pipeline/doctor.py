@@ -106,7 +106,7 @@ def model_facts(model: ChatModel) -> dict[str, Any]:
 def _thinking(chat: ChatRenderer) -> str:
     """The thinking block of the template, and what is done about it."""
     if chat.unclosed:
-        return thinking_words({"unclosed": chat.unclosed})
+        return thinking_words(None, chat.unclosed)
     if chat.thinking is None:
         return "the template has no thinking block"
     tags = f"{chat.thinking.opening.strip()} ... {chat.thinking.closing.strip()}"

@@ -69,14 +69,16 @@ class Pipeline(RunArtifacts):
     def model(self) -> ChatModel:
         """The base model; the manifest records what is done about its thinking block."""
         model = super().model
-        record = {}
+        record: dict[str, Any] = {}
         if model.chat.thinking is not None:
             record = {"thinking": model.chat.thinking.record}
         elif model.chat.unclosed:
-            record = {"thinking": {"unclosed": model.chat.unclosed}}
+            record = {"unclosed_thinking": model.chat.unclosed}
         known = self.run.manifest["model"]
-        if self.run.is_open and known.get("thinking") != record.get("thinking"):
-            known.pop("thinking", None)
+        names = ("thinking", "unclosed_thinking")
+        if self.run.is_open and {key: known[key] for key in names if key in known} != record:
+            for key in names:
+                known.pop(key, None)
             known.update(record)
             self.run.save_manifest()
         return model

@@ -28,7 +28,7 @@ from safesteer.report.words import (
     figure,
     label,
     metric_words,
-    thinking_words,
+    thinking_of,
 )
 
 BUILTIN_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -58,7 +58,7 @@ def render_card(findings: Findings) -> str:
         direction=findings.direction,
         tokens=findings.tokens,
         steps=len(findings.steps),
-        thinking=thinking_words(findings.run.manifest["model"].get("thinking")),
+        thinking=thinking_of(findings.run.manifest["model"]),
         prompts=_prompts(findings),
         own_prompts=all(getattr(settings.prompts, name) == "builtin" for name in PROMPT_SETS),
         attacked=any(

@@ -15,7 +15,7 @@ from safesteer.config.load import dump_settings
 from safesteer.report import direction_map, insides, results, template
 from safesteer.report.findings import Findings
 from safesteer.report.transcripts import transcripts
-from safesteer.report.words import duration, size, thinking_words
+from safesteer.report.words import duration, size, thinking_of
 
 _STATUS = {"running": "is unfinished", "failed": "failed", "interrupted": "was interrupted"}
 
@@ -54,7 +54,7 @@ def _facts(findings: Findings) -> list[str]:
     done, planned = len(findings.steps), settings.train.max_steps
     steps = f"{done} steps" if planned in (None, done) else f"{done} of {planned} steps"
     facts = [method, steps if done else "not trained", f"seed {settings.seed}"]
-    if thinking := thinking_words(findings.run.manifest["model"].get("thinking")):
+    if thinking := thinking_of(findings.run.manifest["model"]):
         facts.append(thinking)
     seconds = sum(cost.seconds for cost in findings.run.summary())
     facts.append(f"{duration(seconds)} in total")

@@ -205,17 +205,24 @@ def place_words(direction: Mapping[str, Any]) -> str:
 # Texts -------------------------------------------------------------------------------------------
 
 
-def thinking_words(record: Mapping[str, Any] | None) -> str:
+def thinking_of(model: Mapping[str, Any]) -> str:
+    """`thinking_words` for the model in a run's manifest."""
+    return thinking_words(model.get("thinking"), model.get("unclosed_thinking", ""))
+
+
+def thinking_words(record: Mapping[str, Any] | None, unclosed: str = "") -> str:
     """How a run treats a model's thinking block; empty for a model without one.
 
-    `record` is `safesteer.models.thinking.Thinking.record`, as the manifest has it.
+    `record` is `safesteer.models.thinking.Thinking.record`, as the manifest has it; `unclosed` is
+    a tag that opens thoughts which nothing is known to close.
     """
+    if record is None and unclosed:
+        return (
+            "thoughts would count as answers: whether the model thinks is unknown, since its chat"
+            f" template opens {unclosed} and names no closing tag"
+        )
     if record is None:
         return ""
-    if "unclosed" in record:
-        return (
-            f"unknown: the chat template opens {record['unclosed']} and names no tag that closes it"
-        )
     if record["on"]:
         return "thinking is on; only the answer after it is judged"
     kwargs = ", ".join(f"{key}={value}" for key, value in record["template_kwargs"].items())
