@@ -106,7 +106,7 @@ def _read(path: Path) -> Entrant:
         return _read_file(path)
     run = RunDirectory.load(path)
     if not run.output_hashes("evaluate"):
-        raise InputError(f"{path} has not been evaluated. Try: `safesteer eval {path}`")
+        raise InputError(f"{path} has no complete evaluation. Try: `safesteer eval {path}`")
     run.check_outputs("evaluate")
     costs = run.summary()
     return Entrant(
