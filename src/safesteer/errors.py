@@ -99,6 +99,8 @@ def _spelled(found: re.Match[str]) -> str:
 def hide_keys(text: str) -> str:
     """`text` without what looks like a key or password, or is one of this process's environment."""
     for name, value in os.environ.items():
-        if len(value) >= 12 and name.endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")):
+        if not name.endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")):
+            continue
+        if len(value) >= 12 and not os.path.exists(value):  # a path names the file of a key
             text = text.replace(value, f"${name}")
     return _KEY.sub("(hidden)", text)

@@ -118,3 +118,8 @@ def test_a_key_in_any_setting_is_refused_and_not_shown(override, monkeypatch):
         "eyJ",
     ):
         assert load_settings(overrides=[f"model.id={word}"]).model.id == word
+
+
+def test_the_path_of_a_key_is_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGNING_KEY", str(tmp_path))
+    assert load_settings(overrides=[f"model.id={tmp_path}"]).model.id == str(tmp_path)
