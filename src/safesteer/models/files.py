@@ -202,7 +202,7 @@ def _download(settings: ModelSettings, patterns: Sequence[str]) -> Path:
         )
     except Exception as error:  # unknown id, gated, no network: the library has a class for each
         raise InputError(
-            f"no model '{_shown(settings.id)}' here or on the hub ({type(error).__name__}:"
-            f" {one_line(error)[:160]}). Try: a hub id, a folder, a .gguf file or"
+            f"no model '{_shown(settings.id)}' here or on the hub"
+            f" ({one_line(error)[:160].rstrip('.')}). Try: a hub id, a folder, a .gguf file or"
             f" {BUILTIN}{nearest(settings.id, [BUILTIN])}"
         ) from None
