@@ -82,3 +82,19 @@ def test_a_script_reads_it_from_the_command_line(tmp_path):
         [f"--output_dir={tmp_path}", "--divergence=forward", "--short_rollout_length=4"]
     )
     assert (config.divergence, config.short_rollout_length) == ("forward", 4)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"top_p": 0.9},
+        {"top_k": 20},
+        {"min_p": 0.1},
+        {"repetition_penalty": 1.1},
+        {"generation_kwargs": {"suppress_tokens": [3]}},
+    ],
+)
+def test_rollouts_are_drawn_from_the_student_itself(option, tmp_path):
+    """TRL's other options of sampling are refused, and not passed over."""
+    with pytest.raises(InputError, match=rf"{next(iter(option))} = .* on-policy\. Try: without"):
+        SafeSteerConfig(str(tmp_path), **option)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ _AT_LEAST = {
     "rollout_batch_size": 1,
     "teacher_batch_tokens": 1,
 }
+# TRL's options that would draw rollouts from another distribution than the student's.
+_OFF_POLICY = ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -124,6 +126,13 @@ class SafeSteerConfig(DistillationConfig):
             raise InputError(
                 f"short_rollout_share = {self.short_rollout_share} is no share. Try: 0 to 1"
             )
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in _OFF_POLICY:
+            if getattr(self, name, None) != defaults.get(name):
+                raise InputError(
+                    f"{name} = {getattr(self, name)}: rollouts are samples of the student itself,"
+                    f" or the loss is not on-policy. Try: without {name}"
+                )
         if self.max_completion_length is None:
             raise InputError("max_completion_length = None: rollouts need a limit. Try: 64")
 
