@@ -38,7 +38,7 @@ TINY = {
     "num_hidden_layers": 4,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 2048,
 }
 
 # The method without what this project adds to it: no context, anchors, prefills or short rollouts.

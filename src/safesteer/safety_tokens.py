@@ -19,6 +19,7 @@ from safesteer.errors import SafeSteerError
 from safesteer.events import Progress
 from safesteer.models.base_weights import base_weights
 from safesteer.models.chat import Message
+from safesteer.models.context import fitting_prompts
 from safesteer.models.generate import Decoding, end_of_turn_ids, generate
 from safesteer.models.hidden_states import completion_states
 from safesteer.models.lm_head import OutputHead
@@ -97,6 +98,7 @@ def select_safety_tokens(
         progress: called with the continuations done and all.
 
     Raises:
+        PromptTooLong: no prompt fits into the model's positions.
         SafeSteerError: no token passes the filters, or every continuation is empty.
 
     Source: SafeSteer (arXiv 2606.02530), section 3.2.
@@ -105,7 +107,9 @@ def select_safety_tokens(
     model = model.without_thinking
     torch.manual_seed(seed)
     chat, device = model.chat, model.model.device
-    samples = [list(messages) for messages in prompts for _ in range(settings.num_generations)]
+    read_by_teacher = [chat.ids(teacher.messages(messages)) for messages in prompts]
+    fits = fitting_prompts(model.model, read_by_teacher, settings.horizon, "prompts of the tokens")
+    samples = [list(prompts[row]) for row in fits for _ in range(settings.num_generations)]
     taught = [chat.ids(teacher.messages(messages)) for messages in samples]
     plain = [chat.ids(messages) for messages in samples]
     with teacher.active(model.model):

@@ -125,7 +125,7 @@ def test_generate_says_which_rows_gave_no_prompt(safesteer, tiny_model_folder, t
         ("--max-new-tokens=0", "Invalid value for '--max-new-tokens'"),
         ("--max-new-tokens=99999999999999999999", "Invalid value for '--max-new-tokens'"),
         (
-            "--max-new-tokens=500",
+            "--max-new-tokens=2040",
             "3 of 3 prompts (first: number 1) and answers",
         ),
         ("--set=evaluate.advanced.batch_size=0", "greater than or equal to 1"),

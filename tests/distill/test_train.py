@@ -127,3 +127,17 @@ def test_rollouts_follow_no_wish_of_the_model(new_chat_model, tmp_path):
     ]
     assert steps[0] == steps[1] and len(steps[0]) == 2
     assert wishing.model.generation_config.stop_strings == ["e"]
+
+
+def test_prompts_beyond_the_models_positions_are_skipped(
+    new_chat_model, recorded, tmp_path, caplog
+):
+    """With room for the answer."""
+    model = new_chat_model()
+    lengths = sorted(len(model.chat.ids(m)) for m in prompts("harmful") + prompts("harmless"))
+    model.model.config.max_position_embeddings = lengths[6] + 4
+    with caplog.at_level("WARNING", "safesteer"):
+        run(model, tmp_path, max_completion_length=4)
+    used = [len(model.chat.ids(row["prompt"])) for update in recorded for row in update["rows"]]
+    assert max(used) <= lengths[6] < lengths[-1]
+    assert "positions less 4 for the answer" in caplog.text

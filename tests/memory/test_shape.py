@@ -31,4 +31,4 @@ def test_the_shape_of_an_adapter_is_its_bases(tiny_model_folder, tmp_path):
     (tmp_path / "adapter_model.safetensors").touch()
     expected = read_shape(ModelSettings(id=str(tiny_model_folder)))
     assert read_shape(ModelSettings(id=str(tmp_path))) == expected
-    assert expected.positions == 512
+    assert expected.positions == 2048

@@ -63,8 +63,9 @@ def generate(
 ) -> None:
     """Write a model's answers to a file of prompts, one row per prompt in the same order.
 
-    A row also has "thinking" where the model thinks before it answers. The same command resumes
-    after an interruption.
+    A prompt that the model's positions do not hold is skipped: its completion is null, and
+    "skipped" says why. A row also has "thinking" where the model thinks before it answers. The same
+    command resumes after an interruption.
     """
     from safesteer.cli.reporter import make_reporter
     from safesteer.inference.answer_file import AnswerFile
@@ -84,7 +85,7 @@ def generate(
 
         (variant,) = load_variants(found, [name], reporter, conversations=asked, now=file.date)
         decoding = Decoding(max_new_tokens, temperature)
-        if long := variant.without_room(asked, decoding):
+        if len(long := variant.without_room(asked, decoding)) == len(rows):
             raise InputError(
                 f"{prompts}: {len(long)} of {len(rows)} prompts (first: number {long[0] + 1}) and"
                 f" answers of {max_new_tokens} tokens exceed the {variant.positions} tokens that"
@@ -128,7 +129,9 @@ def _facts(
 
 def _row(prompt: Prompt, answer: Response) -> dict[str, Any]:
     """A row of the file."""
-    row = {"prompt": prompt.text, "completion": answer.answer}
+    if answer.skipped:
+        return {"prompt": prompt.text, "completion": None, "skipped": "too long for the model"}
+    row: dict[str, Any] = {"prompt": prompt.text, "completion": answer.answer}
     if answer.thinking or not answer.finished:
         row["thinking"] = answer.thinking
     return row

@@ -23,6 +23,8 @@ from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import row_by_row
 
+OBSERVED_TOKENS = 24  # of each answer
+
 
 @dataclass(frozen=True)
 class Behavior:
@@ -38,7 +40,7 @@ def observe(
     direction: Direction | None,
     prompts: Sequence[Sequence[Message]],
     *,
-    max_new_tokens: int = 24,
+    max_new_tokens: int = OBSERVED_TOKENS,
     batch_size: int = 64,
 ) -> Behavior:
     """Judge the model's greedy answers, steered unless `direction` is None, with adapters off."""

@@ -16,7 +16,7 @@ import torch
 
 from safesteer.config.settings import DirectionSettings
 from safesteer.direction.activations import Keep, answer_means, prompt_means
-from safesteer.direction.behavior import answer_nll, observe
+from safesteer.direction.behavior import OBSERVED_TOKENS, answer_nll, observe
 from safesteer.direction.candidates import (
     Candidate,
     empty_contrast,
@@ -28,6 +28,7 @@ from safesteer.direction.refusal_tokens import refusal_first_tokens
 from safesteer.direction.vector import Direction
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.chat import Message
+from safesteer.models.context import fitting_prompts
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.load import ChatModel
 from safesteer.models.steering import steer
@@ -90,15 +91,29 @@ def extract_direction(
         The choice; if no candidate meets every threshold, the best of them with a note.
 
     Raises:
-        InputError: `layers` names no layer of the model, or none that may be chosen.
+        InputError: no prompt of a set fits into the model's positions, or `layers` names no layer
+            of the model, or none that may be chosen.
         SafeSteerError: there is no candidate, because the activations of the two sides do not
             differ, or because the model refuses too few prompts for harmful-harmless alone.
 
     Source: SafeSteer (arXiv 2606.02530), section 3.1.
     """
     settings = settings or DirectionSettings()
+    model = model.without_thinking
+    openings = settings.advanced.refusing_openings + settings.advanced.complying_openings
+    answer = max(OBSERVED_TOKENS, *(len(model.chat.answer_ids(text)) for text in openings))
+    harmful_train, harmless_train, harmful_validation, harmless_validation = (
+        [prompts[row] for row in fitting_prompts(model.model, rendered, answer, f"{name} prompts")]
+        for name, prompts in (
+            ("harmful training", harmful_train),
+            ("harmless training", harmless_train),
+            ("harmful validation", harmful_validation),
+            ("harmless validation", harmless_validation),
+        )
+        for rendered in [[model.chat.ids(messages) for messages in prompts]]
+    )
     search = _Search(
-        model.without_thinking,
+        model,
         harmful_validation,
         harmless_validation,
         settings,

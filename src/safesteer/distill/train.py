@@ -33,8 +33,9 @@ from safesteer.distill.plan import (
 from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS
 from safesteer.distill.trainer import SafeSteerTrainer
 from safesteer.distill.vllm import check_rollouts, release
-from safesteer.errors import InputError, SafeSteerError
+from safesteer.errors import InputError, SafeSteerError, without_advice
 from safesteer.models.chat import Message
+from safesteer.models.context import PromptTooLong, fitting_prompts
 from safesteer.models.layers import backbone
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import attempt
@@ -101,7 +102,7 @@ def train(
     settings = settings or TrainSettings()
     output = output if isinstance(output, TrainingOutput) else TrainingOutput(output)
     full = settings.method == "full"
-    prompts = _short_enough(prompts, model, settings)
+    prompts = _short_enough(prompts, model, teacher, settings)
     _check(model, settings, prompts)
     plan = plan_training(settings, prompts, seed)
     if full and base_model is None:
@@ -264,15 +265,42 @@ def _even_batch(completions: int, most: int) -> int:
 
 
 def _short_enough(
-    prompts: TrainingPrompts, model: ChatModel, settings: TrainSettings
+    prompts: TrainingPrompts, model: ChatModel, teacher: Teacher, settings: TrainSettings
 ) -> TrainingPrompts:
-    """The prompts that have at most `longest_prompt` tokens."""
-    chat, longest = model.chat, longest_prompt(settings, model.chat)
-    harmful = [m for m in prompts.harmful if len(chat.ids(m)) <= longest]
-    anchors = [m for m in prompts.anchors if len(chat.ids(m)) <= longest]
-    skipped = len(prompts.harmful) + len(prompts.anchors) - len(harmful) - len(anchors)
-    if skipped:
-        _log.warning("%d training prompts are longer than %d tokens and skipped", skipped, longest)
+    """The prompts that fit into `max_prompt_length`, and with an answer into the model's positions.
+
+    Both with the longest prefill, and the second also with the teacher's context.
+    """
+    chat, longest, prefill = model.chat, longest_prompt(settings, model.chat), ""
+    if settings.prefill_share:
+        prefill = max(settings.advanced.prefills, key=lambda text: len(chat.answer_ids(text)))
+    answer = len(chat.answer_ids(prefill)) + settings.max_completion_length
+
+    def fitting(sets: Sequence[Sequence[Message]], what: str, taught: bool) -> list[Any]:
+        if not sets:
+            return []
+        read = [chat.ids(messages) for messages in sets]
+        kept = [sets[row] for row in fitting_prompts(model.model, read, answer, what, longest)]
+        if not taught or not teacher.context:
+            return kept
+        read = [chat.ids(teacher.messages(messages, prefill)) for messages in kept]
+        what += " with the teacher's context"
+        return [kept[row] for row in fitting_prompts(model.model, read, answer, what)]
+
+    try:
+        harmful = fitting(prompts.harmful, "harmful training prompts", taught=True)
+    except PromptTooLong as error:
+        raise InputError(
+            f"no harmful training prompts are left to train on: {without_advice(error)}. Try:"
+            " shorter prompts, a larger train.advanced.max_prompt_length, or a smaller"
+            " train.max_completion_length"
+        ) from None
+    try:
+        anchors = fitting(prompts.anchors, "anchors", taught=False)
+    except PromptTooLong:
+        if settings.anchors_per_step:
+            raise
+        anchors = []
     return TrainingPrompts(harmful, anchors)
 
 

@@ -24,8 +24,8 @@ from trl import DistillationConfig
 from safesteer import distributed
 from safesteer.config.settings import ModelSettings, TrainSettings
 from safesteer.errors import InputError
+from safesteer.models.context import max_positions
 from safesteer.models.files import locate
-from safesteer.models.layers import text_config
 
 _ASKED = "train.rollouts = 'vllm'"
 _PLAIN = "train.rollouts=transformers"
@@ -139,7 +139,7 @@ def vllm_arguments(settings: TrainSettings, student: Any) -> dict[str, Any]:
         return {}
     # A model's own length would reserve memory for a context that no rollout has.
     longest = _longest(settings)
-    limit = getattr(text_config(student), "max_position_embeddings", None) or longest
+    limit = max_positions(student) or longest
     vllm = settings.advanced.vllm
     return {
         "use_vllm": True,

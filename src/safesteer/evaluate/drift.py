@@ -21,6 +21,7 @@ from safesteer.events import Progress
 from safesteer.models.base_weights import base_weights
 from safesteer.models.batch_size import rows_that_fit
 from safesteer.models.chat import Message
+from safesteer.models.context import fitting_prompts
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import completion_states, hidden_states
 from safesteer.models.lm_head import OutputHead
@@ -89,9 +90,12 @@ def measure_drift(
         progress: called with (done, total) answers.
 
     Returns:
-        Agreement and KL of each prompt; `Drift.to_json` has their means and 95% intervals.
+        Agreement and KL of each prompt that fits into the model's positions; `Drift.to_json` has
+        their means and 95% intervals.
     """
     rendered = [base.chat.ids(messages) for messages in prompts]
+    fits = fitting_prompts(base.model, rendered, max_new_tokens, "prompts of the drift")
+    rendered = [rendered[row] for row in fits]
     with base_weights(base.model if student is None else student):
         answers = generate(
             base.model,

@@ -24,7 +24,7 @@ from safesteer.models.load import ChatModel
 from safesteer.prompts import Prompt
 from safesteer.teacher import Teacher
 
-NO_ANSWER = Verdict(note="no answer: the model did not finish thinking")
+NO_ANSWER = Verdict(note="no answer: unfinished thinking, or too long a prompt")
 
 
 @dataclass(frozen=True)

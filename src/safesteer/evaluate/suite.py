@@ -173,7 +173,12 @@ class Suite:
                     cache=cache,
                     progress=partial(reporter.progress, loaded.name),
                 )
-        finished = [response.finished for found in answers.values() for response in found]
+        finished = [
+            response.finished
+            for found in answers.values()
+            for response in found
+            if not response.skipped
+        ]
         if not all(finished):
             reporter.note(
                 f"{finished.count(False)} of {len(finished)} answers of {_label(variant)} are not"

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message
+from safesteer.models.context import PromptTooLong
 from safesteer.models.generate import Decoding
 
 NO_ANSWER = "(no answer: the model did not finish thinking. Try: a larger --max-new-tokens)"
+TOO_LONG = (
+    "(no answer: the conversation is longer than the model's positions. Try: /reset, or a smaller"
+    " --max-new-tokens)"
+)
 
 
 class Conversation:
@@ -36,7 +41,14 @@ class Conversation:
         answers = {}
         for variant, turns in zip(self._variants, self._turns, strict=True):
             turns.append({"role": "user", "content": text})
-            (response,) = variant.generate([turns], self._decoding, seed=self._seed + len(turns))
+            try:
+                (response,) = variant.generate(
+                    [turns], self._decoding, seed=self._seed + len(turns)
+                )
+            except PromptTooLong:
+                turns.pop()
+                answers[variant.name] = TOO_LONG
+                continue
             turns.append({"role": "assistant", "content": response.answer})
             answers[variant.name] = response.answer if response.finished else NO_ANSWER
         return answers

@@ -17,8 +17,8 @@ import torch
 from safesteer.events import Progress
 from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import Message, Response
+from safesteer.models.context import fitting_prompts, max_positions
 from safesteer.models.generate import Decoding, end_of_turn_ids, generate_batches
-from safesteer.models.layers import text_config
 from safesteer.models.load import ChatModel
 from safesteer.models.quantization import quantization_of
 from safesteer.teacher import Teacher
@@ -91,6 +91,11 @@ class ModelVariant:
 
         The model stays `active` until the last batch. Arguments as for `generate`; without a seed,
         sampling goes on from the state of torch's generator.
+
+        Prompts that the model's positions do not hold together with an answer are skipped.
+
+        Raises:
+            PromptTooLong: this leaves none of them.
         """
         chat, teacher = self.model.chat, self.teacher or Teacher()
         starts = prefills or [""] * len(conversations)
@@ -99,6 +104,7 @@ class ModelVariant:
             for messages, prefill in zip(conversations, starts, strict=True)
         ]
         ends = end_of_turn_ids(self.runner, chat.tokenizer)
+        fits = fitting_prompts(self.runner, prompts, decoding.max_new_tokens)
 
         def response(row: int, ids: list[int]) -> Response:
             # Prefill and answer are decoded together: on its own, an answer may lose the space
@@ -110,23 +116,25 @@ class ModelVariant:
             )
             return replace(made, cut=ids[-1] not in ends)
 
+        if skipped := set(range(len(prompts))) - set(fits):
+            yield {row: Response("", finished=False, skipped=True) for row in sorted(skipped)}
         if seed is not None:
             torch.manual_seed(seed)
         with self.active():
             for found in generate_batches(
                 self.runner,
                 self.model.tokenizer,
-                prompts,
+                [prompts[row] for row in fits],
                 decoding,
                 batch_size=batch_size,
                 cache=cache,
             ):
-                yield {row: response(row, ids) for row, ids in found.items()}
+                yield {fits[row]: response(fits[row], ids) for row, ids in found.items()}
 
     @property
     def positions(self) -> int | None:
         """The most tokens that the model reads, prompt and answer together; None without limit."""
-        return getattr(text_config(self.model.model), "max_position_embeddings", None)
+        return max_positions(self.model.model)
 
     def without_room(
         self, conversations: Sequence[Sequence[Message]], decoding: Decoding

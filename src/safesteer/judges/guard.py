@@ -20,10 +20,10 @@ from safesteer.judges.guard_weights import check_architecture, find_weights, loa
 from safesteer.judges.verdict import Verdict
 from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import ChatRenderer, pad_left
+from safesteer.models.context import max_positions
 from safesteer.models.files import is_local
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import positions
-from safesteer.models.layers import text_config
 from safesteer.models.oom import in_batches
 
 BATCH = 8
@@ -134,8 +134,7 @@ class GuardJudge:
             return []
         self.prepare()
         prompts = [self._ids(prompt, answer) for prompt, answer in pairs]
-        context = getattr(text_config(self.model), "max_position_embeddings", None)
-        room = (context or 1 << 30) - self.guard.max_new_tokens
+        room = (max_positions(self.model) or 1 << 30) - self.guard.max_new_tokens
         verdicts = [
             Verdict(note=f"no verdict: {len(ids)} tokens, more than the judge's context")
             for ids in prompts

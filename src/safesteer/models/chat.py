@@ -43,6 +43,7 @@ class Response:
     thinking: str = ""
     finished: bool = True  # False if it ended inside the thinking block
     cut: bool = False  # whether it reached the token limit before the end of the turn
+    skipped: bool = False  # the model's positions do not hold the prompt, so there is no answer
 
 
 class ChatRenderer:
