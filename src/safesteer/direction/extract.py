@@ -7,7 +7,7 @@ models that cannot refuse yet. `auto` tries the first and falls back to the seco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -100,18 +100,10 @@ def extract_direction(
     """
     settings = settings or DirectionSettings()
     model = model.without_thinking
-    openings = settings.advanced.refusing_openings + settings.advanced.complying_openings
-    answer = max(OBSERVED_TOKENS, *(len(model.chat.answer_ids(text)) for text in openings))
-    harmful_train, harmless_train, harmful_validation, harmless_validation = (
-        [prompts[row] for row in fitting_prompts(model.model, rendered, answer, f"{name} prompts")]
-        for name, prompts in (
-            ("harmful training", harmful_train),
-            ("harmless training", harmless_train),
-            ("harmful validation", harmful_validation),
-            ("harmless validation", harmless_validation),
-        )
-        for rendered in [[model.chat.ids(messages) for messages in prompts]]
-    )
+    train = {"harmful": harmful_train, "harmless": harmless_train}
+    validation = {"harmful": harmful_validation, "harmless": harmless_validation}
+    harmful_train, harmless_train = _fitting(model, settings, "training", train)
+    harmful_validation, harmless_validation = _fitting(model, settings, "validation", validation)
     search = _Search(
         model,
         harmful_validation,
@@ -167,6 +159,20 @@ def layers_to_consider(settings: DirectionSettings, count: int) -> list[int]:
             f" {layers[:5]} of this model, which has {count}. Try: a smaller share"
         )
     return layers
+
+
+def _fitting(
+    model: ChatModel, settings: DirectionSettings, part: str, sets: Mapping[str, Prompts]
+) -> list[Prompts]:
+    """The prompts of each set that fit into the model's positions, together with every answer."""
+    openings = settings.advanced.refusing_openings + settings.advanced.complying_openings
+    answer = max(OBSERVED_TOKENS, *(len(model.chat.answer_ids(text)) for text in openings))
+    kept: list[Prompts] = []
+    for name, prompts in sets.items():
+        rendered = [model.chat.ids(messages) for messages in prompts]
+        rows = fitting_prompts(model.model, rendered, answer, f"{name} {part} prompts")
+        kept.append([prompts[row] for row in rows])
+    return kept
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
