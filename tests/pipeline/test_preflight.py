@@ -64,8 +64,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("the output head", {"train": {"lora": {"target_modules": ["lm_head"]}}}, "output head"),
     ("a rank above the width", {"train": {"lora": {"r": 33}}}, "width of this model, 32"),
     ("more tokens than there are", {"tokens": {"num_tokens": 9999}}, "more than the vocabulary"),
-    ("rollouts without room", {"train": {"max_completion_length": 512}}, "reads 512 tokens"),
-    ("answers without room", {"evaluate": {"max_new_tokens": 512}}, "reads 512 tokens"),
+    ("rollouts without room", {"train": {"max_completion_length": 2048}}, "reads 2048 tokens"),
+    ("answers without room", {"evaluate": {"max_new_tokens": 2048}}, "reads 2048 tokens"),
     ("a direction's layer", {"direction": {"advanced": {"layers": [1, 4]}}}, "layers than 4"),
     ("no layer is left", {"direction": {"advanced": {"layers": [3]}}}, "leaves none of the layers"),
     (
