@@ -197,3 +197,27 @@ def test_wrong_addresses(fails):
         "--set=train.advanced.vllm.server_base_url=localhost:8000"
     )
     assert "'colocate'" in fails("--set=train.advanced.vllm.mode=colocated")
+
+
+def test_a_model_worse_than_its_base_ends_with_1(safesteer, worse_run, tmp_path, monkeypatch):
+    """It is said in the last line, on top of page and card; nothing is pushed or exported."""
+    sent = []
+    monkeypatch.setattr("safesteer.pipeline.align.check_hub", lambda hub: set())
+    monkeypatch.setattr("safesteer.pipeline.align.push", lambda run, hub: sent.append(hub))
+    outcome = safesteer("run", worse_run, "--push-to-hub", "me/safe")
+    said = "refuses 2 fewer of 4 harmful prompts (-50.0 points, 95% -90 to -10) than its base"
+    assert outcome.code == 1 and not sent
+    assert f"the aligned model {said}. The run is kept" in outcome.error
+    assert "--allow-worse" in outcome.error
+    assert "before and after" in outcome.out
+    for form, output in (("adapter", tmp_path / "out"), ("commands", tmp_path / "lines.sh")):
+        arguments = ("export", worse_run, "--format", form, "--output", output)
+        outcome = safesteer(*arguments)
+        assert outcome.code == 1 and said in outcome.error and not output.exists()
+        assert safesteer(*arguments, "--allow-worse").code == 0 and output.exists()
+    assert safesteer("report", worse_run).code == 0
+    page, card = ((worse_run / name).read_text("utf-8") for name in ("report.html", "README.md"))
+    assert f"The aligned model is worse than its base: it {said}." in page
+    assert page.index(said) < page.index("Before and after")
+    assert card.index(f"**This model is worse than its base:** it {said}.") < card.index("**Base:**")
+    assert safesteer("run", worse_run, "--allow-worse").code == 0

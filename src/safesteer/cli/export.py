@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import Quiet
+from safesteer.cli.options import AllowWorse, Quiet
 from safesteer.errors import InputError, printable
 from safesteer.export.output import DTYPES, NAMES, check_export, check_name
 
@@ -44,6 +44,7 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier export at the same path.")
     ] = False,
+    allow_worse: AllowWorse = False,
     quiet: Quiet = False,
 ) -> None:
     """Export the aligned model or the teacher for another tool.
@@ -56,12 +57,14 @@ def export(
     from safesteer.cli.reporter import make_reporter
     from safesteer.files import check_output, write_text
     from safesteer.runs.directory import RunDirectory
+    from safesteer.runs.worse import check_not_worse
 
     check_name(form, dtype)
     found = RunDirectory.load(run)
     if form == "commands":
         from safesteer.export.commands import commands
 
+        check_not_worse(found, allow_worse=allow_worse)
         lines = commands(found.path, found.settings, found.manifest["model"])
         if output is None:
             print(printable(lines), end="")
@@ -76,7 +79,15 @@ def export(
         reporter.start(run, str(output))
         from safesteer.export.formats import export as write
 
-        made = write(run, form, output, dtype=dtype, force=force, reporter=reporter)
+        made = write(
+            run,
+            form,
+            output,
+            dtype=dtype,
+            force=force,
+            allow_worse=allow_worse,
+            reporter=reporter,
+        )
         reporter.finish()
         line = (
             f"wrote {form} to {output} ({made.dtype}). Read back with"

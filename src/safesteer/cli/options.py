@@ -86,6 +86,14 @@ Fresh = Annotated[
 ]
 Base = Annotated[bool, typer.Option("--base", help="Take the run's base model.")]
 TeacherOfRun = Annotated[bool, typer.Option("--teacher", help="Take the run's safety teacher.")]
+AllowWorse = Annotated[
+    bool,
+    typer.Option(
+        "--allow-worse",
+        help="Accept an aligned model that refuses fewer harmful prompts than its base, or many"
+        " more harmless ones.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
 MaxNewTokens = Annotated[
     int,

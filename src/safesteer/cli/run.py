@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from safesteer.cli.options import Fresh, GivenSettings, OutputDir, Quiet, with_settings
+from safesteer.cli.options import AllowWorse, Fresh, GivenSettings, OutputDir, Quiet, with_settings
 from safesteer.cli.stages import work
 from safesteer.errors import InputError
 
@@ -39,6 +39,7 @@ def run(
         bool,
         typer.Option("--transcripts", help="Also push report.html and every prompt and answer."),
     ] = False,
+    allow_worse: AllowWorse = False,
     resume: Fresh = True,
     quiet: Quiet = False,
 ) -> None:
@@ -54,4 +55,13 @@ def run(
             "--public and --transcripts need --push-to-hub. Try: --push-to-hub USER/NAME"
         )
     hub = None if push_to_hub is None else HubTarget(push_to_hub, public, transcripts)
-    work(model, settings, output_dir, last="report", fresh=not resume, quiet=quiet, hub=hub)
+    work(
+        model,
+        settings,
+        output_dir,
+        last="report",
+        fresh=not resume,
+        quiet=quiet,
+        hub=hub,
+        allow_worse=allow_worse,
+    )

@@ -23,24 +23,40 @@ def work(
     fresh: bool,
     quiet: bool,
     hub: HubTarget | None = None,
+    allow_worse: bool = False,
 ) -> None:
     """Run the stages up to `last` for RUN_OR_MODEL, push the run if asked, print a summary."""
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import print_summary
     from safesteer.pipeline.align import run_stages
+    from safesteer.runs.directory import RunDirectory
     from safesteer.runs.stage import stages_to
     from safesteer.runs.target import find_target
+    from safesteer.runs.worse import WorseThanBase
 
     started = time.monotonic()
     found = find_target(target, **settings.arguments(), output_dir=output_dir)
     with make_reporter(quiet) as reporter:
-        run = run_stages(found, stages=stages_to(last), fresh=fresh, reporter=reporter, hub=hub)
+        stages, problem = stages_to(last), None
+        try:
+            run = run_stages(
+                found,
+                stages=stages,
+                fresh=fresh,
+                reporter=reporter,
+                hub=hub,
+                allow_worse=allow_worse,
+            )
+        except WorseThanBase as error:  # the run is complete, and its summary shows the figures
+            run, problem = RunDirectory.load(found.path), error
         reporter.finish()
         if not quiet and distributed.is_main():
             from safesteer.evaluate.stored import read_results
 
             seconds = time.monotonic() - started
             print_summary(reporter.console, run, read_results(run.path), last, seconds)
+    if problem is not None:
+        raise problem
 
 
 def _up_to(last: str, help_: str) -> Callable[..., None]:

@@ -26,6 +26,7 @@ from safesteer.files import write_json
 from safesteer.models.quiet import quiet_libraries
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.system import versions
+from safesteer.runs.worse import check_not_worse
 
 
 class Format(NamedTuple):
@@ -66,17 +67,21 @@ def export(
     *,
     dtype: str | None = None,
     force: bool = False,
+    allow_worse: bool = False,
     reporter: Reporter | None = None,
 ) -> Export:
     """Write a run's aligned model or teacher for other tools, and verify that it is the same.
 
     Without `dtype`, weights keep the dtype of the base's files. Raises InputError for wrong input,
-    and SafeSteerError if the export is not the run's model; neither leaves anything behind.
+    SafeSteerError if the export is not the run's model, and WorseThanBase for an aligned model that
+    is worse than its base, unless `allow_worse`; none leaves anything behind.
     """
     reporter, form, output = reporter or Reporter(), FORMATS[name], Path(output)
     run = RunDirectory.load(run_path)
     check_name(name, dtype)
     check_export(output, name, force)
+    if form.variant == "aligned":
+        check_not_worse(run, allow_worse=allow_worse)
     source = load_source(run, form.variant, reporter, dequantize=form.dequantize)
     stored = torch.float32
     if name in WITH_DTYPE:

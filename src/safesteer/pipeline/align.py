@@ -14,6 +14,7 @@ from safesteer.prompts import load_prompt_sets
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.stage import STAGES
 from safesteer.runs.target import Target, find_target
+from safesteer.runs.worse import check_not_worse
 
 
 def align(
@@ -25,6 +26,7 @@ def align(
     fresh: bool = False,
     reporter: Reporter | None = None,
     push_to_hub: HubTarget | None = None,
+    allow_worse: bool = False,
     **sections: Any,
 ) -> RunDirectory:
     """Do what ``safesteer run MODEL`` does, and print nothing.
@@ -41,6 +43,7 @@ def align(
         fresh: first delete what an earlier run has written to the folder.
         reporter: receives progress.
         push_to_hub: where to send the finished run.
+        allow_worse: accept, and push, a model that is worse than its base (docs/gates.md).
         sections: settings as dictionaries, one per section; `model` too.
 
     Returns:
@@ -48,10 +51,13 @@ def align(
 
     Raises:
         InputError: an input is wrong; raised before a model is loaded.
+        WorseThanBase: the run is complete, and its aligned model worse than its base.
         SafeSteerError: the work failed.
     """
     target = find_target(model, config=config, sections=sections, output_dir=output_dir)
-    return run_stages(target, fresh=fresh, reporter=reporter, hub=push_to_hub)
+    return run_stages(
+        target, fresh=fresh, reporter=reporter, hub=push_to_hub, allow_worse=allow_worse
+    )
 
 
 def run_stages(
@@ -61,8 +67,12 @@ def run_stages(
     fresh: bool = False,
     reporter: Reporter | None = None,
     hub: HubTarget | None = None,
+    allow_worse: bool = False,
 ) -> RunDirectory:
     """Run those of `stages` that are not done yet, then push the run if `hub` says where.
+
+    A whole run whose aligned model is worse than its base ends in WorseThanBase, with everything
+    written and nothing pushed, unless `allow_worse`.
 
     The one front door: every command and `align` come here, and `preflight` checks their input.
     """
@@ -81,6 +91,8 @@ def run_stages(
 
     with open_pipeline(target, prompts, stages=stages, fresh=fresh, reporter=reporter) as pipeline:
         pipeline.run_all(stages)
+    if tuple(stages) == STAGES and distributed.is_main():
+        check_not_worse(pipeline.run, allow_worse=allow_worse)
     if hub is not None:
         reporter.stage("push", f"sending the run to {hub.repo}")
         pushed = push(pipeline.run, hub)

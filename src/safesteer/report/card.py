@@ -30,6 +30,7 @@ from safesteer.report.words import (
     metric_words,
     thinking_of,
 )
+from safesteer.runs.worse import worse_than_base
 
 BUILTIN_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # accepted as --max-lora-rank
@@ -67,6 +68,7 @@ def render_card(findings: Findings) -> str:
         ),
         models=[name for name in VARIANTS if name in findings.results],
         incomplete=findings.incomplete,
+        worse=worse_than_base(findings.results),
         rows=_rows(findings),
         judges=_judges(findings),
         code=list(map(_line, _loading(findings))),

@@ -16,6 +16,7 @@ from safesteer.report import direction_map, insides, results, template
 from safesteer.report.findings import Findings
 from safesteer.report.transcripts import transcripts
 from safesteer.report.words import duration, size, thinking_of
+from safesteer.runs.worse import worse_than_base
 
 _STATUS = {"running": "is unfinished", "failed": "failed", "interrupted": "was interrupted"}
 
@@ -63,7 +64,10 @@ def _facts(findings: Findings) -> list[str]:
 
 def _banners(findings: Findings, note: str) -> list[str]:
     stages = findings.run.manifest["stages"]
-    found = [note] if note else []
+    found = []
+    if worse := worse_than_base(findings.results):
+        found.append(f"The aligned model is worse than its base: it {worse}.")
+    found += [note] if note else []
     if findings.incomplete:
         found.append(f"The evaluation is incomplete: {findings.incomplete}.")
     found += [
