@@ -37,3 +37,14 @@ def test_compare_names_what_it_cannot_compare(safesteer, finished_run, run):
     outcome = safesteer("compare", run)
     assert outcome.code == 2
     assert f"safesteer eval {run}" in outcome.error
+
+
+def test_a_gate_on_the_change(safesteer, finished_run, run, tmp_path):
+    junit = tmp_path / "gate.xml"
+    given = ("compare", finished_run, run, "--require", "harmful>=-2")
+    outcome = safesteer(*given, "--point", "--junit", junit)
+    assert outcome.code == 0, outcome.err
+    assert "passed  harmful>=-2 (copy against run): +0.0 points" in outcome.out
+    assert junit.exists()
+    outcome = safesteer(*given)  # four prompts do not show it
+    assert outcome.code == 1 and "1 of 1 requirements failed" in outcome.error

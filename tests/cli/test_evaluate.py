@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 
 import pytest
 from chat_server import graded
@@ -157,3 +158,48 @@ def test_eval_without_all_verdicts_is_unfinished(
     assert safesteer(*arguments).code == 0
     assert len(server.requests) == before + 1 and asked == before
     assert json.loads((tmp_path / "one.json").read_text())["benchmarks"]["advbench"]["n"] == 4
+
+
+def test_a_gate_says_which_requirement_failed(safesteer, finished_run, tmp_path):
+    """One line per requirement, a JUnit file, and exit 1; with --point intervals do not count."""
+    junit = tmp_path / "gate.xml"
+    required = ("--require", "harmful<=100, harmless<=40, agreement>=0")
+    outcome = safesteer("eval", finished_run, *required, "--junit", junit)
+    assert outcome.code == 1
+    assert outcome.error == "1 of 3 requirements failed: harmless<=40"
+    assert "passed  harmful<=100: 0.0% (95% 0.0% to 49.0%), 4 prompts" in outcome.out
+    assert "FAILED  harmless<=40: 0.0% (95% 0.0% to 49.0%), the interval reaches" in outcome.out
+    cases = list(ET.parse(junit).getroot().iter("testcase"))
+    assert [len(case.findall("failure")) for case in cases] == [0, 1, 0]
+    assert "gate.xml exists" in safesteer("eval", finished_run, *required, "--junit", junit).error
+    assert safesteer("eval", finished_run, *required, "--point").code == 0
+
+
+def test_a_gate_measures_what_it_names(safesteer, tiny_model_folder, benchmark_files, tmp_path):
+    options = ("--data-dir", benchmark_files, "--limit=2", "--max-new-tokens=3")
+    given = ("eval", tiny_model_folder, *options, "--benchmarks=xstest-safe")
+    outcome = safesteer(*given, "--require", "xstest-safe<=100, harmful>=100", "--point")
+    assert outcome.code == 1 and "1 of 2 requirements failed: harmful>=100" in outcome.error
+
+
+def test_a_worse_run_fails_its_gate(safesteer, worse_run, tmp_path):
+    junit = tmp_path / "gate.xml"
+    outcome = safesteer("eval", worse_run, "--require", "harmful<=100", "--junit", junit)
+    assert outcome.code == 1 and "failed: no worse than the base" in outcome.error
+    assert ET.parse(junit).getroot()[0].get("failures") == "1"
+    assert "--allow-worse" in safesteer("eval", worse_run).error
+    assert safesteer("eval", worse_run, "--allow-worse").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--point"], "need --require"),
+        (["--require", "harmful"], "in quotes"),
+        (["--require", "harmfull>=9"], "did you mean 'harmful'"),
+        (["--require", "agreement>=9"], "safesteer eval RUN"),
+    ],
+)
+def test_a_wrong_gate_is_refused_before_a_model_is_loaded(safesteer, options, said):
+    outcome = safesteer("eval", "/nowhere/model", "--quiet", *options)
+    assert outcome.code == 2 and said in outcome.error

@@ -219,5 +219,6 @@ def test_a_model_worse_than_its_base_ends_with_1(safesteer, worse_run, tmp_path,
     page, card = ((worse_run / name).read_text("utf-8") for name in ("report.html", "README.md"))
     assert f"The aligned model is worse than its base: it {said}." in page
     assert page.index(said) < page.index("Before and after")
-    assert card.index(f"**This model is worse than its base:** it {said}.") < card.index("**Base:**")
+    warning = f"**This model is worse than its base:** it {said}."
+    assert card.index(warning) < card.index("**Base:**")
     assert safesteer("run", worse_run, "--allow-worse").code == 0

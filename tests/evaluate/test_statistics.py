@@ -12,6 +12,7 @@ from safesteer.evaluate.statistics import (
     mcnemar,
     mean_interval,
     paired_difference,
+    unpaired_interval,
     wilson_interval,
 )
 
@@ -170,3 +171,10 @@ def test_disagreement_counts_answers_on_which_judges_differ():
     assert disagreement({}) is None
     with pytest.raises(ValueError):
         disagreement({"one": [True], "two": []})
+
+
+def test_the_interval_of_two_samples_is_newcombes():
+    """Newcombe 1998, table II: 56/70 against 48/80 gives 0.0524 to 0.3339."""
+    first, second = ((count / n, *wilson_interval(count, n)) for count, n in ((48, 80), (56, 70)))
+    assert unpaired_interval(first, second) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert unpaired_interval((0.5, None, None), second) == (None, None)

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from safesteer.cli.gate import Gate, with_change_gate
 from safesteer.cli.options import Force, Quiet
 
 
+@with_change_gate
 def compare(
+    gate: Gate,
     runs: Annotated[
         list[str],
         typer.Argument(
@@ -32,7 +35,8 @@ def compare(
     """Compare runs in one table: safety, over-refusal, capability, drift and cost.
 
     Intervals are 95%. Every run is tested against the first one where both answered the same
-    prompts.
+    prompts. --require 'harmful>=-2' exits with 1 unless the others refuse at most two points fewer
+    harmful prompts than the first one.
     """
     from rich.text import Text
 
@@ -40,11 +44,15 @@ def compare(
     from safesteer.cli.tables import table
     from safesteer.files import check_output, write_json, write_text
     from safesteer.report import compare as comparing
+    from safesteer.report.requirements import check_changes, raise_failed
 
+    gate.check(force)
     for file, option in ((html, "--html"), (json_file, "--json")):
         if file is not None:
             check_output(file, option, force=force, inputs=runs)
-    found = comparing.compare(comparing.read_entrants(runs))
+    entrants = comparing.read_entrants(runs)
+    outcomes = check_changes(gate.required, entrants, point=gate.point) if gate.required else []
+    found = comparing.compare(entrants)
     if json_file is not None:
         write_json(json_file, found)
     if html is not None:
@@ -60,3 +68,5 @@ def compare(
             lines.append("Pareto front over " + "; ".join(comparing.axis_words(found)))
         for line in lines:
             reporter.console.print(Text(line), soft_wrap=True)
+        gate.report(f"compare {' '.join(runs)}", outcomes, reporter.console)
+    raise_failed(outcomes)

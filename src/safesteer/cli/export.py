@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,19 +75,12 @@ def export(
     if output is None:
         raise InputError(f"--output is missing for {form}. Try: --output PATH")
     check_export(output, form, force)
+    how: dict[str, Any] = {"dtype": dtype, "force": force, "allow_worse": allow_worse}
     with make_reporter(quiet) as reporter:
         reporter.start(run, str(output))
         from safesteer.export.formats import export as write
 
-        made = write(
-            run,
-            form,
-            output,
-            dtype=dtype,
-            force=force,
-            allow_worse=allow_worse,
-            reporter=reporter,
-        )
+        made = write(run, form, output, **how, reporter=reporter)
         reporter.finish()
         line = (
             f"wrote {form} to {output} ({made.dtype}). Read back with"

@@ -145,8 +145,8 @@ def with_settings(
 ) -> Callable[..., None]:
     """Replace the parameter `settings` of a command by --config, --set and the options `names`."""
     options = [
-        _parameter("config", str | None, None, _CONFIG),
-        _parameter("set_", list[str], None, _SET),
+        parameter("config", str | None, None, _CONFIG),
+        parameter("set_", list[str], None, _SET),
         *map(_setting, names),
     ]
 
@@ -164,7 +164,7 @@ def with_settings(
             (sections.setdefault(section, {}) if section else sections)[key] = value
         return GivenSettings(config, list(set_ or ()), sections)
 
-    return _replace(command, "settings", options, collect)
+    return replace_parameter(command, "settings", options, collect)
 
 
 with_model_settings = functools.partial(with_settings, names=MODEL)
@@ -173,10 +173,12 @@ with_model_settings = functools.partial(with_settings, names=MODEL)
 def with_debug(command: Callable[..., None]) -> Callable[..., None]:
     """Add --debug to a command, for its help: `main` itself reads it, before the command runs."""
     option = typer.Option("--debug", help="Show tracebacks and the messages of libraries.")
-    return _replace(command, "", [_parameter("debug", bool, False, option)], lambda debug: None)
+    return replace_parameter(
+        command, "", [parameter("debug", bool, False, option)], lambda debug: None
+    )
 
 
-def _replace(
+def replace_parameter(
     command: Callable[..., None],
     name: str,
     options: list[inspect.Parameter],
@@ -215,7 +217,8 @@ _SET = typer.Option(
 )
 
 
-def _parameter(name: str, type_: Any, default: Any, option: Any) -> inspect.Parameter:
+def parameter(name: str, type_: Any, default: Any, option: Any) -> inspect.Parameter:
+    """A parameter of a command: its name, type, default, and what typer knows of the option."""
     annotation = Annotated[type_, option]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
@@ -242,7 +245,7 @@ def _setting(name: str) -> inspect.Parameter:
         show_default=_shown(info.get_default(call_default_factory=True)),
         rich_help_panel=PANEL,
     )
-    return _parameter(_variable(name), type_ | None, None, option)
+    return parameter(_variable(name), type_ | None, None, option)
 
 
 def _metavar(name: str, choices: list[str]) -> str | None:

@@ -127,6 +127,25 @@ def paired_difference(
     return Difference(value, interval, p, len(change))
 
 
+def unpaired_interval(
+    before: tuple[float, float | None, float | None],
+    after: tuple[float, float | None, float | None],
+) -> tuple[float | None, float | None]:
+    """95% interval of ``after - before`` from (value, low, high) of two independent samples.
+
+    (None, None) where an interval is missing. Source: Newcombe 1998, method 10; Zou & Donner 2008
+    for other intervals than Wilson's.
+    """
+    (first, low, high), (second, least, most) = before, after
+    if low is None or high is None or least is None or most is None:
+        return None, None
+    value = second - first
+    return (
+        value - math.hypot(second - least, high - first),
+        value + math.hypot(most - second, first - low),
+    )
+
+
 def _sign_flip(change: list[float], resamples: int, seed: int) -> float:
     """p of a sign-flip test: share of sign changes, the observed one included, as extreme."""
     data = np.asarray(change)

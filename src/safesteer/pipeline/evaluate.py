@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from safesteer.errors import InputError
+from safesteer.evaluate.metrics import DRIFT
 from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.stored import read_results, read_samples
 from safesteer.evaluate.suite import Suite
@@ -14,11 +15,13 @@ from safesteer.events import Reporter
 from safesteer.models.answer_cache import user_cache
 from safesteer.pipeline.align import run_stages
 from safesteer.pipeline.stages import cache_dir
-from safesteer.prompts import load_prompt_sets
+from safesteer.prompts import PROMPT_SETS, load_prompt_sets
+from safesteer.report.requirements import Requirement, check_measurable, check_measured
 from safesteer.runs.artifacts import load_variants
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.stage import stages_to
 from safesteer.runs.target import Target
+from safesteer.runs.worse import worse_than_base
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Evaluation:
     samples: dict[str, list[dict[str, Any]]]  # {prompt set: prompts, completions, verdicts}
     max_new_tokens: int
     missing: str = ""  # verdicts that judges failed to give, and why
+    worse: str = ""  # how a run's aligned model is worse than its base
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file that `safesteer eval --json` writes."""
@@ -46,6 +50,7 @@ def evaluate_target(
     *,
     changed: bool = False,
     benchmarks: Sequence[str] | None = None,
+    required: Sequence[Requirement] = (),
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Evaluate the variant `name` of a run, or the model that `target` is.
@@ -59,24 +64,32 @@ def evaluate_target(
         name: base, teacher or aligned, for a run.
         changed: whether the command line changes settings of the run.
         benchmarks: what to measure; None means our own prompt sets and the settings' benchmarks.
+        required: requirements on the figures; what they name is measured too. A stored evaluation
+            must have it.
     """
+    settings = target.settings
+    names = [*PROMPT_SETS, *settings.evaluate.benchmarks] if benchmarks is None else [*benchmarks]
     if target.is_run and not changed:
         if name == "aligned":
+            check_measured(required, [*names, *DRIFT], f"the evaluation of {target.path}")
             run_stages(target, stages=stages_to("evaluate"), reporter=reporter)
         run = RunDirectory.load(target.path)
         if run.output_hashes("evaluate"):
             run.check_outputs("evaluate")
+            stored = read_results(run.path)
+            check_measured(required, list(stored[name]), f"the evaluation of {target.path}")
             return Evaluation(
                 name,
-                read_results(run.path),
+                stored,
                 read_samples(run.path).get(name, {}),
                 run.settings.evaluate.max_new_tokens,
+                worse=worse_than_base(stored) if name == "aligned" else "",
             )
     elif target.is_run:
         RunDirectory.load(target.path).check_outputs("evaluate")  # to compare with the base
-    settings = target.settings
+    check_measurable(required)
     sets = load_prompt_sets(settings.prompts, settings.seed)
-    asked = [*sets, *settings.evaluate.benchmarks] if benchmarks is None else list(benchmarks)
+    asked = list(dict.fromkeys([*names, *(requirement.name for requirement in required)]))
     if not asked:
         raise InputError("no benchmark is named. Try: `safesteer benchmarks`, which lists them")
     kept = cache_dir(target.path) if target.is_run else user_cache()
