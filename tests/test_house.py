@@ -253,6 +253,27 @@ def test_every_module_says_what_it_is():
     )
 
 
+def test_every_error_says_what_to_try():
+    """Where a message ends with another one, that one does."""
+
+    def advises(message: ast.expr) -> bool:
+        if isinstance(message, ast.Constant):
+            return "Try" in str(message.value)
+        if isinstance(message, ast.JoinedStr):
+            return "Try" in ast.unparse(message) or not isinstance(message.values[-1], ast.Constant)
+        return True
+
+    forbid(
+        f"{module}, line {node.lineno}: {ast.unparse(node.args[0])[:80]}"
+        for module, tree in modules().items()
+        if module != "distill.checkpoints"  # `prepare_resume` adds what to try
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("InputError", "SafeSteerError")
+        and not advises(node.args[0])
+    )
+
+
 def test_no_denied_words():
     files = [
         ROOT / "README.md",

@@ -69,7 +69,9 @@ def _overflow(dtype: str, command: list[str], room: Room) -> None:
     tensors_edited(
         lambda t: {n: v * 3000 if "mlp" in n or "embed" in n else v for n, v in t.items()}
     )(room / "model")
-    stops(room, *words(command), f"--dtype={dtype}", names="float16.*bfloat16", may_write="^new/")
+    stops(
+        room, *words(command), f"--dtype={dtype}", names="float16.*bfloat16", may_write="^(new/|a)"
+    )
 
 
 def _too_large(room: Room) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from bench.hostile_cases.case import Case, command, demand, stops, works
-from bench.hostile_cases.room import SHORT, Room, completions, garbage, product, rows_of
+from bench.hostile_cases.room import SHORT, Room, completions, garbage, product
 
 KIND = "outputs"
 # {command: words before the path; the path is a folder or a file}
@@ -115,7 +116,8 @@ def _unwritable(place: Place, writer: str, room: Room) -> None:
     if writer not in ("compare --html", "compare --json", "export commands"):
         # Found before the model is loaded: these weights would be complained about.
         garbage(room / "model" / "model.safetensors")
-    stops(room, *WRITERS[writer], path, names="" if len(path) < 2 else "out|there|circle|aaa|a")
+    names = re.escape(path.partition("\0")[0][:40])
+    stops(room, *WRITERS[writer], path, names=names)
     demand(not (room / "file").is_dir(), "replaced a file by a folder")
 
 
@@ -174,7 +176,7 @@ def _appends(signal_after: int, room: Room) -> None:
     LlamaForCausalLM.generate = interrupted
     stopped = command(room, *words)
     demand(stopped.code == 130, f"exit code {stopped.code}: {stopped.err!r}")
-    kept = len(rows_of(room / "answers.jsonl")) if (room / "answers.jsonl").exists() else 0
+    kept = sum(path.read_bytes().count(b'"completion"') for path in room.path.glob("answers*"))
     demand(
         kept >= 2 * (signal_after - 1), f"{kept} answers kept of {2 * signal_after}", silent=True
     )

@@ -69,7 +69,7 @@ def reason(error: BaseException) -> str:
 
     Empty for an error that speaks of Python's objects, as damaged content causes them.
     """
-    text = one_line(error)
+    text = re.sub(r"\b[A-Z]\w*(Error|Exception): ", "", one_line(error))
     if isinstance(error, _OF_PYTHON) or text == type(error).__name__:
         return ""
     return f": {text[:_REASON].rstrip('.')}{'...' if len(text) > _REASON else ''}"

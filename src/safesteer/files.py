@@ -31,11 +31,15 @@ TEMPORARY_PATTERN = ".safesteer-*.tmp"
 _PRIVATE = 0o600
 _LARGE = 1 << 24  # bytes of a file whose hash is remembered
 
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your disk quota is used up",
+    errno.EFBIG: "files of that size are not allowed here (ulimit -f)",
+}
 # Libraries that have no error number say it so: safetensors, torch.save, numpy.
 _FULL_WORDS = re.compile(
-    r"No space left|quota exceeded|\(os error (28|122)\)|inline_container.*(unexpected pos|failed)"
-    r"| requested and .* written"
+    r"No space left|quota exceeded|\(os error (27|28|122)\)"
+    r"|inline_container.*(unexpected pos|failed)| requested and .* written"
 )
 _FORBIDDEN = {
     errno.EACCES: "permission denied",
@@ -85,16 +89,21 @@ def check_output(
         force: whether another file at `path` may be replaced.
         inputs: files that the command reads, which are never replaced.
     """
+    check_place(path)
     if any(os.path.exists(each) and path.exists() and path.samefile(each) for each in inputs):
         raise InputError(f"{option} {path} is a file that this command reads. Try: another path")
     if path.is_dir():
         raise InputError(f"{option} {path} is a folder. Try: a file in it")
-    if path.exists() and not path.is_file():
-        return  # a pipe or a device, such as /dev/stdout
-    if not force and path.exists() and path.stat().st_size:
+    if not force and path.is_file() and path.stat().st_size:
         raise InputError(f"{option} {path} exists. Try: another path, or --force to replace it")
-    place = path.resolve()
+
+
+def check_place(path: Path) -> None:
+    """Raise the error of writing `path` if nothing can be written there; nothing is left there."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            return  # a pipe or a device, such as /dev/stdout
+        place = path.resolve()
         with suppress(FileNotFoundError):
             os.lstat(place.with_name(place.name + PARTIAL))  # a name may be too long
         folder = place.parent
@@ -105,6 +114,8 @@ def check_output(
         probe.unlink()
     except OSError as error:
         raise write_error(path, error) from error
+    except RuntimeError:  # pathlib's own, for a link that leads to itself
+        raise write_error(path, OSError(errno.ELOOP, os.strerror(errno.ELOOP))) from None
 
 
 def append_line(path: str | Path, line: bytes) -> None:
@@ -225,6 +236,8 @@ def _sha256(path: str | Path) -> str:
 def write_error(path: str | Path, error: Exception) -> SafeSteerError:
     """The error to raise when writing `path` failed."""
     number: Any = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
     if is_disk_full(error):
         return SafeSteerError(
             f"cannot write {path}: {_FULL.get(number) or _FULL[errno.ENOSPC]}. Try: free some space"

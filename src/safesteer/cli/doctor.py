@@ -38,7 +38,7 @@ def doctor(
     from safesteer.cli.tables import facts
     from safesteer.runs.target import find_target
 
-    found = find_target(model, **settings.arguments()) if model else None
+    found = find_target(model, **settings.arguments()) if model is not None else None
     with make_reporter(quiet=False) as reporter:
         from safesteer.pipeline.doctor import machine_facts, memory_needed, model_facts
 

@@ -71,6 +71,7 @@ def _address(address: str) -> str:
         parts = urlsplit(address)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname)
         valid = valid and (parts.port is None or parts.port > 0)
+        valid = valid and not re.search(r"[\x00-\x20\x7f-\x9f]", address)
     except ValueError:
         valid = False
     if not valid:

@@ -20,6 +20,7 @@ from safesteer.config.yaml_text import parse_yaml, read_config
 from safesteer.errors import InputError, hide_keys, nearest
 
 _EXTENDS = "extends"  # the key with which a file names the recipe that it changes
+_KEYS = "`safesteer recipes show default --all`, which explains every key"
 _LIST = "a name that `safesteer recipes list` shows"
 
 
@@ -89,7 +90,9 @@ def load_settings(
         with suppress(ValidationError):
             Settings.model_validate(_resolved(where, text))
             where = "settings"  # the file is right, so an option is wrong
-        raise InputError(f"{where}: {_explain(error)}") from None
+        message = _explain(error)
+        advice = "" if "Try: " in message else f". Try: {_KEYS}"
+        raise InputError(f"{where}: {message}{advice}") from None
 
 
 def recipe_base(name: str) -> str | None:
@@ -164,7 +167,8 @@ def _read(config: str | Path) -> tuple[str, str]:
         return str(path), read_config(path)
     if str(config) in accelerate_names():
         raise InputError(
-            f"recipe {config}: this is a file for `accelerate launch --config_file`, not a recipe"
+            f"recipe {config}: this is a file for `accelerate launch --config_file`, not a recipe."
+            f" Try: {_LIST}"
         )
     return f"recipe {config}", recipe_text(str(config))
 
@@ -175,7 +179,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     override = hide_keys(override)
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        raise InputError(f"--set {override}: expected section.key=value")
+        raise InputError(f"--set {override}: expected section.key=value. Try: {_KEYS}")
     if not raw.strip():
         raise InputError(f"--set {override}: the value is missing. Try: {key}=null to unset it")
     try:
@@ -192,7 +196,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             place[part] = {}
         place = place[part]
         if not isinstance(place, dict):
-            raise InputError(f"--set {override}: '{part}' is not a section")
+            raise InputError(f"--set {override}: '{part}' is not a section. Try: {_KEYS}")
     before, section = place.get(parts[-1]), _section_class(parts)
     if section and isinstance(before, dict) and isinstance(value, dict):
         value = _merged(before, value, section)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from safesteer.errors import InputError
+from safesteer.errors import InputError, reason
 
 _DEPTH = 20  # of sections within sections; ours have four
 _SIZE = 2**20  # characters
@@ -62,7 +62,9 @@ def read_config(path: Path) -> str:
         ) from None
     except OSError as error:
         why = error.strerror or error
-        raise InputError(f"cannot read the config file {path}: {why}") from None
+        raise InputError(
+            f"cannot read the config file {path}: {why}. Try: check the path"
+        ) from None
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -80,7 +82,10 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}: " if mark is not None else ""
         problem = " ".join((error.problem or "not readable").split())
-        raise InputError(f"{where}: not valid YAML ({place}{problem})") from None
+        raise InputError(
+            f"{where}: not valid YAML ({place}{problem}). Try: keys and values, as in"
+            " `safesteer recipes show default`"
+        ) from None
     except yaml.reader.ReaderError as error:
         raise InputError(
             f"{where}: not valid YAML (the character U+{error.character:04X} is not allowed). Try:"
@@ -88,4 +93,6 @@ def parse_yaml(text: str, where: str) -> Any:
         ) from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError) as error:
         # Numbers of thousands of digits, dates such as 2020-99-99, keys that are lists.
-        raise InputError(f"{where}: not valid YAML ({type(error).__name__})") from None
+        raise InputError(
+            f"{where}: not valid YAML{reason(error)}. Try: put quotes around the value"
+        ) from None

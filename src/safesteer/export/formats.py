@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from safesteer.errors import SafeSteerError
+from safesteer.errors import SafeSteerError, reason
 from safesteer.events import Reporter
 from safesteer.export import adapter, gguf_file, merged, steered, teacher
 from safesteer.export.output import (
@@ -116,7 +116,8 @@ def _read(form: Format, source: Source, target: Path) -> Candidate:
         raise
     except Exception as error:  # every tool raises its own classes
         raise SafeSteerError(
-            f"{form.tool} cannot read the export ({type(error).__name__}: {error}); it was deleted"
+            f"{form.tool} cannot read the export, which was deleted{reason(error)}. Try: another"
+            " --dtype or --format"
         ) from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from safesteer.errors import InputError, SafeSteerError
+from safesteer.errors import InputError, SafeSteerError, reason
 
 OPTION = "--push-to-hub"
 _TOKENS = "https://huggingface.co/settings/tokens"
@@ -113,10 +113,12 @@ def explained(repo: str) -> Iterator[None]:
                 " another token"
             ) from None
         message = f": {error.server_message}" if error.server_message else ""
-        raise SafeSteerError(f"{where}: the hub answers {status}{message}") from error
+        raise SafeSteerError(f"{where}: the hub answers {status}{message}. Try: later") from error
     except ValueError as error:  # the hub rejects the card's header
-        raise SafeSteerError(f"{where}: {error}") from error
+        raise SafeSteerError(
+            f"{where}: the hub rejects the card{reason(error)}. Try: correct README.md in the run"
+        ) from error
     except Exception as error:  # every HTTP library raises its own classes
         raise SafeSteerError(
-            f"{where}: cannot reach {constants.ENDPOINT} ({type(error).__name__}: {error})"
+            f"{where}: cannot reach {constants.ENDPOINT}{reason(error)}. Try: check the network"
         ) from error

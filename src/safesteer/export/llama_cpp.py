@@ -49,7 +49,8 @@ def _ask(file: Path, prompts: Sequence[str]) -> list[Answer]:
         rows = json.loads(done.stdout.strip().splitlines()[-1])
     except (subprocess.TimeoutExpired, ValueError, IndexError):
         raise SafeSteerError(
-            f"llama.cpp ({PACKAGE}) cannot read the GGUF file; it was deleted"
+            f"llama.cpp ({PACKAGE}) cannot read the GGUF file, which was deleted. Try:"
+            " another --dtype, or --format merged"
         ) from None
     return [Answer(row["tokens"], {int(k): v for k, v in row["top"].items()}) for row in rows]
 

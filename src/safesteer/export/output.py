@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safesteer.errors import InputError, SafeSteerError, nearest
-from safesteer.files import PARTIAL, is_disk_full, write_error
+from safesteer.files import PARTIAL, check_place, is_disk_full, write_error
 
 NAMES = ("adapter", "merged", "gguf", "teacher", "steered", "commands")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -39,6 +39,7 @@ def check_export(output: Path, name: str, force: bool) -> None:
     """Raise InputError unless `output` is free, or an earlier export and `force` is set."""
     if name == "gguf" and output.suffix != ".gguf":
         raise InputError(f"--output {output} does not end in .gguf. Try: a name that does")
+    check_place(output)
     if not os.path.lexists(output) or (
         name != "gguf" and output.is_dir() and not any(output.iterdir())
     ):

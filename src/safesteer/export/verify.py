@@ -117,7 +117,10 @@ def _compare_llama_cpp(expected: Expected, candidate: Candidate, texts: Sequence
 
 def mismatch(reason: str) -> SafeSteerError:
     """The error for an export that is not the run's model."""
-    return SafeSteerError(f"the export is not the run's model and was deleted: {reason}")
+    return SafeSteerError(
+        f"the export is not the run's model and was deleted: {reason}. Try: another --dtype or"
+        " --format"
+    )
 
 
 def _other_tokens(who: str, conversation: Sequence[Message]) -> SafeSteerError:

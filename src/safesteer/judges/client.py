@@ -350,7 +350,8 @@ def _read_cache(path: Path | None) -> dict[str, str]:
             if isinstance(row, dict) and isinstance(row.get("reply"), str):
                 replies[str(row.get("request"))] = row["reply"]
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        why = error.strerror or error
+        raise InputError(f"cannot read {path}: {why}. Try: check its permissions") from None
     return replies
 
 

@@ -104,8 +104,8 @@ class RunDirectory:
     def load(cls, path: str | Path) -> RunDirectory:
         """Read a run without locking it; its stages can be queried but not run."""
         path = Path(path)
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
+        if not os.path.exists(path):  # False for a name that no file can have
+            raise InputError(f"{str(path)[:200]} does not exist. Try: the folder of a run")
         if not cls.is_run(path):
             raise InputError(
                 f"{path} is not a run of safesteer: it has no {MANIFEST_NAME}. Try: `safesteer run`"
@@ -189,7 +189,8 @@ def _make_folder(path: Path, fresh: bool) -> None:
     except OSError as error:
         if is_disk_full(error):
             raise write_error(path, error) from error
-        raise InputError(f"cannot use {path} as --output-dir: {error.strerror or error}") from None
+        why = error.strerror or error
+        raise InputError(f"cannot use {path}: {why}. Try: another --output-dir") from None
     if MANIFEST_NAME in names:
         check = recorded_outputs if fresh else read_manifest
         check(path)

@@ -56,7 +56,8 @@ def delete_own_files(run: Path, recorded: Collection[str]) -> None:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(f"cannot delete {path}: {error.strerror or error}") from None
+            why = error.strerror or error
+            raise InputError(f"cannot delete {path}: {why}. Try: another --output-dir") from None
 
 
 def check_own_files(run: Path, recorded: Collection[str], names: Iterable[str]) -> None:

@@ -175,7 +175,9 @@ class StageRecord:
                 if file.is_dir():
                     continue
                 if not file.is_file():
-                    raise SafeSteerError(f"stage {self.name} did not write {file}")
+                    raise SafeSteerError(
+                        f"stage {self.name} did not write {file}. Try: the same command again"
+                    )
                 hashes[file.relative_to(self._run.path).as_posix()] = sha256_file(file)
         return hashes
 
