@@ -170,10 +170,12 @@ def _work(todo: Sequence[Any], results: Results, folder: Path) -> None:
 
 
 def _import_all() -> None:
-    """Import what commands import late, so that a fork of this process starts at once."""
+    """Import what commands import late, so that a fork of this process starts at once.
+
+    Torch must not compute here: its pool of threads does not survive a fork.
+    """
     import datasets  # noqa: F401
     import peft  # noqa: F401
-    import torch
     import trl  # noqa: F401
 
     import safesteer.cli.main
@@ -182,8 +184,6 @@ def _import_all() -> None:
     import safesteer.pipeline.doctor
     import safesteer.pipeline.evaluate
     import safesteer.pipeline.report  # noqa: F401
-
-    torch.set_num_threads(1)
 
 
 def _run_case(case: Any, room: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -24,3 +26,11 @@ def test_there_are_enough_cases_and_a_tenth_of_each_kind(hostile):
     assert len(every) / 10 <= len(tenth) <= len(every) / 10 + len(hostile.KINDS)
     assert {case.kind for case in tenth} == {case.kind for case in every}
     assert max(Counter(case.kind for case in every).values()) < len(every) / 2
+
+
+@pytest.mark.timeout(900)
+def test_a_tenth_of_the_cases_holds(tmp_path):
+    """In processes of its own: cases are forks of a process that has run nothing."""
+    command = [sys.executable, "-m", "bench.hostile", str(tmp_path), "--share", "10", "--jobs", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

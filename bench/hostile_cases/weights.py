@@ -98,7 +98,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     ),
     "config.json with two blocks less": (
         json_edited("config.json", num_hidden_layers=2),
-        r"layers\.[23]",
+        r"layers\.[23]|layers \[1\]",
     ),
     "config.json of GPT-NeoX": (json_edited("config.json", model_type="gpt_neox"), "model"),
     "config.json of BERT": (json_edited("config.json", model_type="bert"), "model"),
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Edit, str]] = {
     "the file cut": (file_edited("model.safetensors", cut), "model"),
     "the file empty": (file_edited("model.safetensors", empty), "model"),
     "the file is no safetensors": (file_edited("model.safetensors", garbage), "model"),
-    "no weights": (file_edited("model.safetensors", delete), "model"),
+    "no weights": (file_edited("model.safetensors", delete), "safetensors"),
     "a shard missing": (sharded(True), "model"),
     "pickled weights only": (pickled, "safetensors"),
 }

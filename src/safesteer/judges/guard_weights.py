@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from safesteer.errors import InputError, one_line
+from safesteer.errors import InputError, reason
 from safesteer.files import read_object
 from safesteer.models.files import is_local
 from safesteer.models.weights import load_adapter, require_finite
@@ -34,9 +34,9 @@ def find_weights(judge: str, model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=_FILES))
     except Exception as error:  # gated, unknown, no network: the library has a class for each
         raise InputError(
-            f"judge {judge}: cannot download {model} ({type(error).__name__}:"
-            f" {one_line(error)[:200]}). Try: request access at https://huggingface.co/{model} if"
-            f" it is gated, and run `hf auth login`, or a local folder: {judge}=FOLDER"
+            f"judge {judge}: cannot download {model}{reason(error)}. Try: request"
+            f" access at https://huggingface.co/{model} if it is gated, and run `hf auth login`, or"
+            f" a local folder: {judge}=FOLDER"
         ) from None
 
 
@@ -99,8 +99,8 @@ def load_weights(
         raise InputError(f"judge {judge}: {error}") from None
     except Exception as error:  # damaged files fail in as many ways as there are readers
         raise InputError(
-            f"judge {judge}: cannot load {folder}: {type(error).__name__}:"
-            f" {one_line(error)[:300]}. A file may be missing or damaged. Try: download it again"
+            f"judge {judge}: cannot load {folder}{reason(error)}. A file may be"
+            " missing or damaged. Try: download it again"
         ) from None
     if not tokenizer.chat_template and (folder / "chat_template.json").is_file():
         # Older processors keep it there, and the tokenizer does not read it.

@@ -18,7 +18,7 @@ def report_run(target: Target, reporter: Reporter | None = None) -> str:
     The models are measured if the training is done and they were not measured before.
 
     Returns:
-        Why the models could not be measured; empty if they were, or need not be.
+        Why the models could not be measured, or that the base has changed since; else empty.
     """
     run = RunDirectory.load(target.path)
     pending, note = _pending(run)
@@ -35,14 +35,23 @@ def _pending(run: RunDirectory) -> tuple[bool, str]:
     if not trained:
         return False, ""
     try:
-        if Pipeline(run).record("report").finished:
-            return False, ""
-        sha256 = fingerprint(run.settings.model)["sha256"]
+        measured = Pipeline(run).record("report").finished
     except InputError as error:
         return False, f"{failed} {error}."
+    try:
+        sha256 = fingerprint(run.settings.model)["sha256"]
+    except InputError as error:
+        return False, "" if measured else f"{failed} {error}."
+    recorded = run.manifest["model"].get("sha256")
+    changed = (
+        f"{run.settings.model.id} is no longer the model that this run started from: its hash is"
+        f" {str(sha256)[:12]}, and the run's {str(recorded)[:12]}"
+    )
+    if measured:
+        note = f"The figures are those of the earlier base: {changed}."
+        return False, "" if sha256 == recorded else note
     if not all((run.path / name).exists() for name in trained):
         return False, f"{failed} the trained weights are no longer in the run."
-    if sha256 != run.manifest["model"].get("sha256"):
-        changed = f"{run.settings.model.id} is no longer the model that this run started from"
+    if sha256 != recorded:
         return False, f"{failed} {changed}."
     return True, ""
