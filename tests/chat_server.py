@@ -38,6 +38,7 @@ class Server:
         self.answer = answer
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.models = ["big-judge"]
         self.most_at_once = self.now = 0
         self.lock = threading.Lock()
         outer = self
@@ -62,7 +63,7 @@ class Server:
                 self._send(*reply)
 
             def do_GET(self) -> None:
-                self._send(200, {}, json.dumps({"data": [{"id": "big-judge"}]}))
+                self._send(200, {}, json.dumps({"data": [{"id": name} for name in outer.models]}))
 
             def _send(self, status: int, headers: dict[str, str], body: str) -> None:
                 try:

@@ -32,6 +32,7 @@ from safesteer.cli import (
     report,
     run,
     stages,
+    verify,
 )
 from safesteer.cli.options import with_debug
 from safesteer.cli.silence import silence_libraries
@@ -59,7 +60,12 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "train": stages.train,
     },
     "Measure": {"eval": evaluate.evaluate, "report": report.report, "compare": compare.compare},
-    "Use the result": {"generate": generate.generate, "chat": chat.chat, "export": export.export},
+    "Use the result": {
+        "generate": generate.generate,
+        "chat": chat.chat,
+        "export": export.export,
+        "verify": verify.verify,
+    },
     "Look things up": {
         "recipes": recipes.recipes,
         "benchmarks": benchmarks.benchmarks,

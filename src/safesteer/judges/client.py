@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +59,8 @@ class Reply:
     text: str | None
     problem: str = ""
     silent: bool = False  # the server did not answer, not even with an error
+    end: str = ""  # why a completion ended: "length" at the limit of tokens; empty without one
+    tokens: int | None = None  # length of the completion, where the server tells
 
 
 class _Cancelled(Exception):
@@ -95,15 +97,25 @@ class ChatClient:
         settings: address, name of the key's environment variable, timeout, retries.
         model: the server's name of the model, in place of the settings'.
         cache_dir: folder for replies; None keeps them in memory.
+        body: more keys of every request, or others.
+        address: what the user calls the address, for messages.
 
     Raises:
         InputError: address or model is missing, or address or key is malformed.
     """
 
     def __init__(
-        self, settings: EndpointSettings, model: str | None = None, cache_dir: Path | None = None
+        self,
+        settings: EndpointSettings,
+        model: str | None = None,
+        cache_dir: Path | None = None,
+        *,
+        body: Mapping[str, Any] | None = None,
+        address: str = "evaluate.endpoint.base_url",
     ) -> None:
         self.settings = settings
+        self._more = dict(body or {})
+        self._address = address
         self.model = model or settings.model or ""
         if not self.model:
             raise InputError(
@@ -180,6 +192,7 @@ class ChatClient:
             "messages": list(messages),
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
+            **self._more,
         }
         return json.dumps(request, sort_keys=True).encode("ascii")
 
@@ -206,7 +219,7 @@ class ChatClient:
             if self._stop.is_set():
                 raise _Cancelled
             try:
-                return Reply(self._text(self._post(body)))
+                return self._reply(self._post(body))
             except _Retry as retry:
                 patience = retry.retry_after or 0.0
                 waited += patience
@@ -254,7 +267,7 @@ class ChatClient:
             if not self._reached and not deadline.connected:
                 raise InputError(
                     f"cannot connect to {self.shown_url} ({reason}). Try:"
-                    " start the server, or correct evaluate.endpoint.base_url"
+                    f" start the server, or correct {self._address}"
                 ) from None
             raise _Retry(f"no verdict: cannot connect ({reason})") from None
         except TimeoutError:
@@ -296,29 +309,34 @@ class ChatClient:
             raise _Rejected(f"no verdict: the server answers {status}{message}") from None
         problem = f"{self.shown_url} answers {status}{message}"
         if status == 404:
-            problem += f": no model '{self.model}'{self._nearest_model()}, or a wrong address"
-        raise InputError(f"{problem}. Try: check evaluate.endpoint.base_url") from None
+            hint = nearest(self.model, map(self._clean, self.models()))
+            problem += f": no model '{self.model}'{hint}, or a wrong address"
+        raise InputError(f"{problem}. Try: check {self._address}") from None
 
-    def _nearest_model(self) -> str:
-        """A hint from the server's list of models; empty without a list."""
+    def models(self) -> list[str]:
+        """The names in the server's list of models; none where it cannot be read."""
         url = self.url.replace("/chat/completions", "/models", 1)
         try:
             limit = min(5.0, self.settings.advanced.timeout)
             with Deadline(limit) as deadline, self._open(url, deadline) as response:
                 listed = json.loads(response.read(_MAX_REPLY_BYTES))
-            names = [self._clean(str(entry["id"])) for entry in listed["data"]]
-            return nearest(self.model, names)
-        except Exception:  # it is only a hint
-            return ""
+            return [str(entry["id"]) for entry in listed["data"]]
+        except Exception:  # not every server has one, and a request says what is wrong
+            return []
 
-    def _text(self, data: bytes) -> str:
+    def _reply(self, data: bytes) -> Reply:
         try:
-            text = json.loads(data)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            completion = json.loads(data)
+            choice = completion["choices"][0]
+            text, end = choice["message"]["content"], str(choice.get("finish_reason") or "stop")
+            tokens = (completion.get("usage") or {}).get("completion_tokens")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _Rejected("no verdict: the reply is not a chat completion") from None
         if not isinstance(text, str) or not text.strip():
-            raise _Rejected("no verdict: the reply is empty")
-        return self._redact(text)
+            return Reply(None, "no verdict: the reply is empty", end=end)
+        return Reply(
+            self._redact(text), end=end, tokens=tokens if isinstance(tokens, int) else None
+        )
 
     def _store(self, key: str, text: str) -> None:
         line = json.dumps({"request": key, "model": self.model, "reply": text})
