@@ -117,7 +117,7 @@ class Laboratory:
         return self.kept[what][1]
 
     def _measure_kfac(
-        self, model: Any, student: Any, anchors: Any, damping: float, seed: int
+        self, model: Any, student: Any, anchors: Any, damping: float, seed: int, **_: Any
     ) -> Any:
         """`measure_kfac`, kept: it does not depend on the values of fresh adapters."""
         factors = [name for name, _ in student.named_parameters() if ".lora_" in name]

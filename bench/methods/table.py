@@ -63,6 +63,7 @@ _PUBLISHED = {
     "train.prefill_share": 0.0,
     "train.short_rollout_length": None,
     "train.lora.kfac_damping": None,
+    "train.advanced.prompt_gradient": True,
 }
 _STEERING_ONLY = {"teacher.context": "none", "teacher.strength": 1.0}
 _DEMONSTRATIONS = {"teacher.context": "demonstrations", "teacher.demonstrations": 4}
@@ -176,6 +177,13 @@ METHODS = {
     ),
     # Adapters
     "plain-steps": Method("no K-FAC preconditioning", _PLAIN_STEPS),
+    "answer-gradient": Method(
+        "no gradient through the prompts, which are read once per generation",
+        {"train.advanced.prompt_gradient": False},
+    ),
+    "prompt-gradient": Method(
+        "gradient through the prompts too", {"train.advanced.prompt_gradient": True}
+    ),
     "extrapolated": Method("scaled by 1.25 at the end", {"train.lora.extrapolation": 0.25}),
     "o-and-down": Method("adapters on o_proj and down_proj", _targets("o_proj", "down_proj")),
     "and-keys": Method(

@@ -218,6 +218,38 @@ def test_losses_of_a_window_are_the_definition_on_its_rollouts(
     assert losses[1][0] != pytest.approx(losses[1][1], rel=1e-2)  # the student has moved
 
 
+def test_without_gradient_through_prompts_the_loss_is_the_same(
+    tiny_chat_model, recorded, tmp_path, monkeypatch
+):
+    """In the first step of a window; in later ones the prompts are those that were read before."""
+    gradients: list[torch.Tensor] = []
+    original = SafeSteerTrainer.training_step
+
+    def watch(self, model, *args):  # type: ignore[no-untyped-def]
+        loss = original(self, model, *args)
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        )
+        return loss
+
+    monkeypatch.setattr(SafeSteerTrainer, "training_step", watch)
+    base = copy.deepcopy(tiny_chat_model.model)
+    advanced = {"prompt_gradient": False}
+    _, metrics = run(
+        tiny_chat_model, tmp_path / "answers", steps_per_generation=2, advanced=advanced
+    )
+    (window,) = recorded
+    first = {"rows": window["rows"][:8], "completions": window["completions"][:8], "student": base}
+    expected = slow_loss(first, base, tiny_chat_model.chat, "generalized")
+    assert metrics[0]["loss"] == pytest.approx(expected["loss"], rel=2e-4)
+    assert len(metrics) == 2 and metrics[1]["loss"] > 0
+    ours = gradients[0]
+    gradients.clear()
+    tiny_chat_model.model = base
+    run(tiny_chat_model, tmp_path / "whole", steps_per_generation=2)
+    assert ours.abs().sum() > 0 and not torch.allclose(ours, gradients[0], rtol=1e-2)
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("micro_batch", [2, 1])
 def test_micro_batches_give_the_gradient_of_the_whole_step(

@@ -253,6 +253,11 @@ class TrainAdvanced(Section):
     max_prompt_length: int = Field(512, ge=8)
     """Skip training prompts that are longer than this many tokens, with a note. Published: 512."""
 
+    prompt_gradient: bool = True
+    """Let gradients flow through the prompts too, as published. false reads each prompt once per
+    generation and learns from its last tokens and the answer, which takes about half of a step's
+    time."""
+
     short_rollout_share: float = Field(0.8, ge=0, le=1)
     """Use short rollouts in this share of the steps; the full-length ones lie evenly between them.
     Read if train.short_rollout_length is set."""

@@ -102,6 +102,11 @@ class SafeSteerConfig(DistillationConfig):
         "Optimizer steps whose rollouts are generated, and read by the teacher, at once. 1 is"
         " strictly on-policy.",
     )
+    prompt_gradient: bool = _option(
+        True,
+        "Whether gradients also flow through the prompts. Otherwise a prompt is read once per"
+        " generation, and a step runs over its last tokens and the answer.",
+    )
     rollout_batch_size: int = _option(
         64, "Rollouts generated in one batch. It is halved when memory runs out."
     )
@@ -172,6 +177,7 @@ class SafeSteerConfig(DistillationConfig):
             "short_rollout_length": settings.short_rollout_length,
             "short_rollout_share": settings.advanced.short_rollout_share,
             "steps_per_generation": settings.steps_per_generation,
+            "prompt_gradient": settings.advanced.prompt_gradient,
             "shuffle_dataset": False,  # the plan of a run is in its order
             "logging_first_step": True,
             "save_strategy": "steps",

@@ -21,13 +21,15 @@ from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.hidden_states import hidden_states
 from safesteer.models.layer_cache import record_inputs, startable_layers
 from safesteer.models.layers import find_blocks, is_sharded
+from safesteer.models.prompt_states import PromptStates, continue_prompts, read_prompts
 from safesteer.teacher import Teacher
 
 # Enough to fill a device with one pass of the teacher, which takes little memory, since it keeps
 # nothing for a gradient.
 TEACHER_BATCH_TOKENS = 4096
 
-# prompt_ids, prompt_mask [B, P], completion_ids, completion_mask [B, C], anchor, prefilled [B]
+# prompt_ids, prompt_mask [B, P], completion_ids, completion_mask [B, C], anchor, prefilled [B];
+# also prompts (PromptStates or None) if no gradient flows through them
 Batch = dict[str, Any]
 
 
@@ -77,6 +79,26 @@ class ForwardPasses:
         # TRL calls the loss in place of the model's forward, where accelerate's autocast sits.
         with self.accelerator.autocast():
             return hidden_states(model, ids, mask)[:, -length - 1 : -1]
+
+    def read_prompts(self, student: nn.Module, batch: Batch) -> PromptStates | None:
+        """Read prompts for `answer`, up to the template's tokens after the user's text.
+
+        None where there can be no cache, see `safesteer.models.prompt_states`.
+        """
+        with _evaluating(student), self.accelerator.autocast():
+            return read_prompts(
+                student,
+                batch["prompt_ids"],
+                batch["prompt_mask"],
+                last=len(self.chat.post_instruction_ids()),
+                new_tokens=batch["completion_ids"].shape[1],
+            )
+
+    def answer(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+        """Hidden states as those of `read`, continuing `batch["prompts"]` of `read_prompts`."""
+        ids, mask = batch["completion_ids"], batch["completion_mask"]
+        with self.accelerator.autocast():
+            return continue_prompts(student, batch["prompts"], ids, mask)
 
     @torch.no_grad()
     def teach(

@@ -7,6 +7,7 @@ are TRL's and transformers'. The methods overridden here are tested against the 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import defaultdict
@@ -38,6 +39,8 @@ from safesteer.models.layer_cache import start_at_layer
 from safesteer.models.lm_head import OutputHead
 from safesteer.models.oom import BatchSize
 from safesteer.teacher import Teacher
+
+_log = logging.getLogger(__name__)
 
 
 class SafeSteerTrainer(DistillationTrainer):
@@ -142,7 +145,7 @@ class SafeSteerTrainer(DistillationTrainer):
         self.safety_tokens = torch.tensor(list(safety_tokens), device=self.accelerator.device)
         self.passes = ForwardPasses(self.chat, teacher, self.accelerator, args.teacher_batch_tokens)
         # Checkpointing runs blocks again, in other passes than those that were shared.
-        shares = base_model is None and not args.gradient_checkpointing
+        shares = base_model is None and args.prompt_gradient and not args.gradient_checkpointing
         self.shared_blocks = self.passes.shared_blocks(student) if shares else 0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -191,7 +194,12 @@ class SafeSteerTrainer(DistillationTrainer):
         place = self._step % self._window
         if place == 0 or not self._micro_batches:
             window = self._generate_and_score_completions(generation_batch)
+            prompts = window.pop("prompts", None)
             self._micro_batches = split_tensor_dict(window, self._window)
+            if prompts is not None:
+                rows = len(prompts.mask) // self._window
+                for number, part in enumerate(self._micro_batches):
+                    part["prompts"] = prompts.rows(slice(number * rows, (number + 1) * rows))
         inputs = trim_padding(self._micro_batches[place])
         metrics = self._metrics[self._mode()]
         for name, value in answer_rates(self.chat, inputs).items():
@@ -261,17 +269,28 @@ class SafeSteerTrainer(DistillationTrainer):
         output["answer_mask"] = answer_mask(self.chat, output, self._short_length)
         if self.shared_blocks:
             return output  # the teacher reads with the student, in every step
+        if not self.args.prompt_gradient:
+            with self._timed("rollout"):
+                output["prompts"] = self.passes.read_prompts(self._student, output)
+            if output["prompts"] is None:
+                self.args.prompt_gradient = True
+                _log.warning(
+                    "gradients flow through the prompts too: this model, or gradient checkpointing, keeps no cache"
+                )
         ids, mask = pad_left(
             [row.teacher_ids for row in rows], self.chat.tokenizer.pad_token_id, device
         )
-        student = self.accelerator.unwrap_model(self.model)
-        base = student if self.base_model is None else self.base_model
+        base = self._student if self.base_model is None else self.base_model
         with self._timed("teacher"):
             # Through the wrapper, which holds a sharded model's weights, as TRL does for the loss.
             output["teacher_hidden"] = self._forward_redirection(
-                self.model_wrapped, student, self.passes.teach, base, ids, mask, output
+                self.model_wrapped, self._student, self.passes.teach, base, ids, mask, output
             )
         return output
+
+    @property
+    def _student(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
 
     # Loss ----------------------------------------------------------------------------------------
 
@@ -287,10 +306,13 @@ class SafeSteerTrainer(DistillationTrainer):
             lower_blocks = start_at_layer(unwrapped_student, self.shared_blocks, entered)
         else:
             teacher_hidden = inputs["teacher_hidden"]
-        with lower_blocks:
-            hidden = self.passes.read(
-                unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
-            )
+        if inputs.get("prompts") is not None:
+            hidden = self.passes.answer(unwrapped_student, inputs)
+        else:
+            with lower_blocks:
+                hidden = self.passes.read(
+                    unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
+                )
         anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
         loss, metrics = self._position_losses(
             unwrapped_student, hidden[answers], teacher_hidden[answers], anchor
