@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from trl import DistillationConfig
 
 from safesteer import distributed
@@ -193,3 +195,30 @@ class SafeSteerConfig(DistillationConfig):
         # One process uses one device, or those of a device map, however many there are.
         config._n_gpu = min(config.n_gpu, 1)
         return config
+
+
+def check_arguments(
+    model: Any,
+    args: SafeSteerConfig,
+    train_dataset: Any,
+    base_model: Any,
+    preconditioner: Mapping[str, torch.Tensor] | None,
+) -> None:
+    """Raise InputError for arguments of the trainer that do not go together."""
+    if not isinstance(args, SafeSteerConfig):
+        raise InputError(f"args is a {type(args).__name__}. Try: SafeSteerConfig(...)")
+    if args.steps_per_generation > 1 and isinstance(train_dataset, IterableDataset):
+        raise InputError(
+            f"steps_per_generation = {args.steps_per_generation} needs a dataset with a length."
+            " Try: steps_per_generation=1"
+        )
+    if preconditioner and args.weight_decay:
+        raise InputError(
+            f"weight_decay = {args.weight_decay} does not go with a preconditioner. Try:"
+            " weight_decay=0"
+        )
+    if base_model is None and not hasattr(model, "disable_adapter"):
+        raise InputError(
+            "training all weights would train the teacher along. Try: base_model=, a frozen copy of"
+            " the model, or a PEFT model"
+        )

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast, gather_object
-from datasets import IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
@@ -26,13 +25,13 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from safesteer.distill import vllm as rollouts
-from safesteer.distill.config import SafeSteerConfig
+from safesteer.distill.config import SafeSteerConfig, check_arguments
 from safesteer.distill.kfac import step_preconditioned
 from safesteer.distill.losses import completion_mean, distillation_loss
 from safesteer.distill.rollout_metrics import answer_mask, answer_rates
 from safesteer.distill.rows import tokenize_row
 from safesteer.distill.teacher_pass import ForwardPasses, trim_padding
-from safesteer.errors import InputError, SafeSteerError
+from safesteer.errors import SafeSteerError
 from safesteer.models.chat import ChatRenderer, pad_left
 from safesteer.models.generate import Decoding, end_of_turn_ids, generate
 from safesteer.models.layer_cache import start_at_layer
@@ -113,7 +112,7 @@ class SafeSteerTrainer(DistillationTrainer):
         preconditioner: Mapping[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        _check(model, args, train_dataset, base_model, preconditioner)
+        check_arguments(model, args, train_dataset, base_model, preconditioner)
         if not isinstance(processing_class, ChatRenderer):
             processing_class = ChatRenderer(processing_class)
         self.chat = processing_class
@@ -274,9 +273,7 @@ class SafeSteerTrainer(DistillationTrainer):
                 output["prompts"] = self.passes.read_prompts(self._student, output)
             if output["prompts"] is None:
                 self.args.prompt_gradient = True
-                _log.warning(
-                    "gradients flow through the prompts too: this model, or gradient checkpointing, keeps no cache"
-                )
+                _log.warning("the model keeps no cache, so gradients flow through the prompts too")
         ids, mask = pad_left(
             [row.teacher_ids for row in rows], self.chat.tokenizer.pad_token_id, device
         )
@@ -390,30 +387,3 @@ class SafeSteerTrainer(DistillationTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run writes its own model card."""
-
-
-def _check(
-    model: Any,
-    args: SafeSteerConfig,
-    train_dataset: Any,
-    base_model: nn.Module | None,
-    preconditioner: Mapping[str, torch.Tensor] | None,
-) -> None:
-    """Raise InputError for arguments that do not go together."""
-    if not isinstance(args, SafeSteerConfig):
-        raise InputError(f"args is a {type(args).__name__}. Try: SafeSteerConfig(...)")
-    if args.steps_per_generation > 1 and isinstance(train_dataset, IterableDataset):
-        raise InputError(
-            f"steps_per_generation = {args.steps_per_generation} needs a dataset with a length."
-            " Try: steps_per_generation=1"
-        )
-    if preconditioner and args.weight_decay:
-        raise InputError(
-            f"weight_decay = {args.weight_decay} does not go with a preconditioner. Try:"
-            " weight_decay=0"
-        )
-    if base_model is None and not hasattr(model, "disable_adapter"):
-        raise InputError(
-            "training all weights would train the teacher along. Try: base_model=, a frozen copy of"
-            " the model, or a PEFT model"
-        )
