@@ -12,7 +12,7 @@ code 0.
 
 Prints each case that does not hold, and the table of docs/troubleshooting.md. Results are
 appended to OUT/results.jsonl, and the same command resumes; those of another version of the
-package are made anew. Exits with 1 unless every case holds.
+package or of a kind's module are made anew. Exits with 1 unless every case holds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = [
         case for case in all_cases(arguments.kinds, arguments.share) if arguments.only in case.id
     ]
-    todo = [case for case in chosen if results.wants(case.id, arguments.failed)]
+    todo = [case for case in chosen if results.wants(case, arguments.failed)]
     if not arguments.table:
         _run_all(todo, results, out, arguments.jobs)
     missing = print_table(chosen, results)
@@ -73,40 +74,41 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Results:
-    """The results of this version of the package, in a file that grows by a line per case."""
+    """Results of cases, in a file that grows by a line per case."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.version = version()
         self.read()
 
     def read(self) -> None:
         """Read the file, in which the last line of a case counts."""
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.last: dict[str, bool] = {}
         lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        for row in map(json.loads, lines):
-            self.last[row["case"]] = row["held"]
-            if row["version"] == self.version:
-                self.rows[row["case"]] = row
+        self.rows = {row["case"]: row for row in map(json.loads, lines)}
 
-    def wants(self, case: str, failed: bool) -> bool:
+    def of(self, cases: Sequence[Any]) -> list[dict[str, Any]]:
+        """The results of these cases as they are now; those of earlier versions do not count."""
+        rows = [self.rows.get(case.id, {}) for case in cases]
+        return [
+            row for row, case in zip(rows, cases, strict=True) if row.get("version") == case.version
+        ]
+
+    def wants(self, case: Any, failed: bool) -> bool:
         """Whether a case has to be run: it has no result, or did not hold if these are wanted."""
-        return not self.last.get(case, True) if failed else case not in self.rows
+        return not self.rows.get(case.id, {}).get("held", True) if failed else not self.of([case])
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a result."""
-        self.rows[row["case"]] = row
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "version": self.version}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
 
-def version() -> str:
-    """A hash of the package and of the cases."""
+def version(*modules: str) -> str:
+    """A hash of the package, and of modules of the cases."""
     digest = hashlib.sha256()
-    for folder in (ROOT / "src" / "safesteer", ROOT / "bench" / "hostile_cases"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
+    for path in sorted((ROOT / "src" / "safesteer").rglob("*.py")):
+        digest.update(path.read_bytes())
+    for name in ("case", "room", *modules):
+        digest.update((ROOT / "bench" / "hostile_cases" / f"{name}.py").read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -121,7 +123,8 @@ def all_cases(kinds: Sequence[str] = KINDS, share: int = 1) -> list[Any]:
         cases = list(import_module(f"bench.hostile_cases.{kind}").cases())
         # By a hash of the name: the order of a product would repeat one column of it.
         cases.sort(key=lambda case: hashlib.sha256(case.id.encode()).hexdigest())
-        found += cases[::share]
+        current = version(kind)
+        found += [replace(case, version=current) for case in cases[::share]]
     repeated = {case.id for case in found if [c.id for c in found].count(case.id) > 1}
     assert not repeated, repeated
     return found
@@ -158,10 +161,11 @@ def _work(todo: Sequence[Any], results: Results, folder: Path) -> None:
 
     room = Room(folder)
     stamp = room.folder / "built"
-    if not (stamp.exists() and stamp.read_text() == results.version):
+    current = version()
+    if not (stamp.exists() and stamp.read_text() == current):
         if _in_child(room.build, 600) != 0:
             raise SystemExit("the room of the cases cannot be built")
-        stamp.write_text(results.version)
+        stamp.write_text(current)
     for number, case in enumerate(todo, start=1):
         row = _run_case(case, room)
         results.add(row)
@@ -206,7 +210,7 @@ def _run_case(case: Any, room: Any) -> dict[str, Any]:
 
     started = time.monotonic()
     status = _in_child(act, case.seconds)
-    row = {"case": case.id, "kind": case.kind, "kills": case.kills}
+    row = {"case": case.id, "kind": case.kind, "kills": case.kills, "version": case.version}
     if verdict.exists():
         row |= json.loads(verdict.read_text("utf-8"))
     else:
@@ -258,15 +262,14 @@ def print_table(cases: Sequence[Any], results: Results) -> int:
     print(table_head("kind", "cases", "held", "silent losses"))
     total = [0, 0, 0]
     for kind, members in _by_kind(cases):
-        rows = [results.rows[case.id] for case in members if case.id in results.rows]
+        rows = results.of(members)
         counts = [len(rows), sum(r["held"] for r in rows), sum(r["silent"] for r in rows)]
         total = [a + b for a, b in zip(total, counts, strict=True)]
         kills = sum(row["kills"] for row in rows)
         print(table_row(f"{kind} ({kills} kills)" if kills else kind, *counts))
     print(table_row("**all**", *total))
-    seconds = sum(results.rows[case.id]["seconds"] for case in cases if case.id in results.rows)
-    minutes = f"{seconds / 60:.1f} min"
-    print(f"\n{total[0]} of {len(cases)} cases, run in {minutes}; version {results.version}")
+    minutes = sum(row["seconds"] for row in results.of(cases)) / 60
+    print(f"\n{total[0]} of {len(cases)} cases, in {minutes:.1f} min of one process")
     return len(cases) - total[1]
 
 

@@ -39,6 +39,7 @@ class Case:
     act: Callable[[Room], None]
     kills: int = 0  # how many kills the case makes
     seconds: float = 60.0  # it is stopped, and broken, after this long
+    version: str = ""  # a hash of the package and of the case's module
 
     @property
     def id(self) -> str:
