@@ -141,7 +141,12 @@ FORMATS: dict[str, tuple[str, Write]] = {
     "JSON, strings under prompts": ("p.json", _json(_same, "prompts")),
     "JSON, gzip": ("p.json.gz", _zipped(_json(_plain))),
     "JSON with lines in it": ("p.json", _lines(_plain)),
-    "YAML": ("p.yaml", _lines(lambda text: [_plain(text)])),
+    "YAML": (
+        "p.yaml",
+        lambda path, given: path.write_text(
+            "".join(f"- {json.dumps(_plain(text))}\n" for text in given), "utf-8"
+        ),
+    ),
     "JSONL": ("p.jsonl", _lines(_plain)),
     "JSONL, strings": ("p.jsonl", _lines(_same)),
     "JSONL, gzip": ("p.jsonl.gz", _zipped(_lines(_plain))),

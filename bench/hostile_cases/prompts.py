@@ -118,11 +118,6 @@ JOINED: dict[str, tuple[Callable[[str, int], dict[str, Any]], tuple[str, ...], t
         ("TEXT",),
         ("JSON", "JSONL"),
     ),
-    "tools before a request": (
-        lambda text, n: {"messages": [*CALLED, _user(text)]},
-        ("What is the weather?", "sunny", "TEXT"),
-        ("JSON", "JSONL"),
-    ),
     "a conversation beside a prompt": (
         lambda text, n: {
             "prompt": text,
@@ -154,6 +149,7 @@ NO_PROMPT: dict[str, tuple[Any, tuple[str, ...]]] = {
         {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
         LOOSE,
     ),
+    "tools before a request": ({"prompt": [*CALLED, _user("And now?")]}, LOOSE),
     "a row that is null": (None, LOOSE),
     "a row that is a number": (7, LOOSE),
 }

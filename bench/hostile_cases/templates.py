@@ -63,7 +63,7 @@ GOOD = {
         "{% endif %}{% endfor %}"
     ),
 }
-DATED = turns(CONTENT, "{{ strftime_now('%A %d %B %Y %H %M') }}.\n")
+DATED = turns(CONTENT, "{{ strftime_now('%A %d %B %Y') }}.\n")
 COMMANDS = {name: MODEL_COMMANDS[name] for name in ("doctor", "direction", "eval", "generate")}
 
 
@@ -121,19 +121,12 @@ def _resumed_next_day(stage: str, room: Room) -> None:
         last = "run" if name == "whole" else stage
         outcome = command(room, last, "model", "-c", "small.yaml", "-o", name)
         demand(outcome.code == 0, outcome.err)
-        if name == "whole":
-            _freeze(room)
     _tomorrow()
     outcome = command(room, "run", "model", "-c", "small.yaml", "-o", "new")
     demand(outcome.code == 0, outcome.err)
     one, two = results_of(room / "whole"), results_of(room / "new")
     differ = [name for name in one if two.get(name) != one[name]]
     demand(not differ, f"differ from the run of one day: {', '.join(differ[:3])}", silent=True)
-
-
-def _freeze(room: Room) -> None:
-    """Both runs start in the same minute, as far as templates can tell."""
-    del room
 
 
 def _same_next_day(words_: list[str], room: Room) -> None:

@@ -10,6 +10,7 @@ import torch
 from tiny import plain
 
 from safesteer.config.load import load_settings
+from safesteer.errors import InputError
 from safesteer.models.files import fingerprint
 from safesteer.pipeline.report import report_run
 from safesteer.pipeline.stages import Pipeline
@@ -109,14 +110,23 @@ def test_a_report_is_made_again_without_the_model(finished, tmp_path, monkeypatc
     card = finished.path / "README.md"
     card.write_text("edited", "utf-8")
 
-    def never(*args, **kwargs):
-        raise AssertionError("the model was asked for")
+    def gone(settings):
+        raise InputError("no such model")
 
-    monkeypatch.setattr("safesteer.pipeline.report.fingerprint", never)
+    def never(*args, **kwargs):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("safesteer.pipeline.report.fingerprint", gone)
     monkeypatch.setattr("safesteer.runs.artifacts.load_model", never)
     assert report_run(Target(finished.settings, finished.path, True)) == ""
     assert 'id="states"' in (finished.path / "report.html").read_text("utf-8")
     assert card.read_text("utf-8") != "edited"
+
+
+def test_a_base_that_changed_is_said(finished, monkeypatch):
+    monkeypatch.setattr("safesteer.pipeline.report.fingerprint", lambda _: {"sha256": "0" * 64})
+    note = report_run(Target(finished.settings, finished.path, True))
+    assert "is no longer the model that this run started from: its hash is 000000000000" in note
 
 
 def test_a_run_that_is_finished_keeps_an_edited_card(finished):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from safesteer.errors import InputError
 from safesteer.events import Progress
 from safesteer.models.answer_cache import Cache
 from safesteer.models.batch_size import rows_that_fit
@@ -49,6 +50,10 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """Token ids that end an answer, by the model's generation config and the tokenizer."""
     declared = model.generation_config.eos_token_id if model.generation_config else None
     ids = [declared] if isinstance(declared, int) else list(declared or [])
+    if not all(isinstance(token, int) for token in ids):
+        raise InputError(
+            f"generation_config.json: eos_token_id = {declared!r:.80} is no token. Try: its number"
+        )
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
     return ids

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from safesteer.distill.losses import generalized
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.chat import Message, pad_left
+from safesteer.models.context import max_positions
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import completion_states, hidden_states
 from safesteer.models.layers import find_blocks
@@ -69,7 +71,7 @@ class _Measured:
         """
         settings = self.artifacts.settings.tokens
         prompts = self.artifacts.prompts[settings.prompts].validation
-        prompts = prompts[: min(TOKEN_PROMPTS, settings.advanced.num_prompts)]
+        prompts = self._first(prompts, min(TOKEN_PROMPTS, settings.advanced.num_prompts))
         conversations = [prompt.messages for prompt in prompts]
         teacher = self.variants["teacher"].teacher
         assert teacher is not None
@@ -94,11 +96,13 @@ class _Measured:
         answers harmful prompts, too: that is the signal at the start of training.
         """
         sets = self.artifacts.prompts
-        harmful = [("harmful", prompt) for prompt in sets["harmful"].test[:HARMFUL_ROLLOUTS]]
+        harmful = [
+            ("harmful", prompt) for prompt in self._first(sets["harmful"].test, HARMFUL_ROLLOUTS)
+        ]
         others = [
             (name, prompt)
             for name in ("borderline", "harmless")
-            for prompt in sets[name].test[:OTHER_ROLLOUTS]
+            for prompt in self._first(sets[name].test, OTHER_ROLLOUTS)
         ]
         return [
             *self._compared(harmful, "base", "teacher"),
@@ -140,7 +144,7 @@ class _Measured:
         states: dict[str, dict[str, list[torch.Tensor]]] = {name: {} for name in self.variants}
         for name, variant in self.variants.items():
             for set_name in ("harmful", "harmless"):
-                prompts = self.artifacts.prompts[set_name].test[:STATE_PROMPTS]
+                prompts = self._first(self.artifacts.prompts[set_name].test, STATE_PROMPTS)
                 conversations = [prompt.messages for prompt in prompts]
                 states[name][set_name] = _last_states(variant, conversations, layer)
         places = [] if layer is None else [("layer", layer)]
@@ -155,6 +159,22 @@ class _Measured:
             if all(p.isfinite().all() for by_set in points.values() for p in by_set.values()):
                 panels.append({"place": place, "layer": number, **project(points)})
         return panels
+
+    def _first(self, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+        """The first `count` prompts that every variant can read and answer.
+
+        The stages before this one have counted the others.
+        """
+        positions = max_positions(self.artifacts.model.model)
+
+        def fits(prompt: Prompt) -> bool:
+            variants = self.variants.values() if positions is not None else ()
+            return all(
+                len(_prompts(variant, [prompt.messages])[0]) + ROLLOUT_TOKENS <= (positions or 0)
+                for variant in variants
+            )
+
+        return list(islice(filter(fits, prompts), count))
 
     def _answers(
         self, name: str, conversations: Conversations, max_new_tokens: int, temperature: float
