@@ -84,7 +84,7 @@ def _too_large(room: Room) -> None:
 
 def _few_positions(count: int, command: list[str], room: Room) -> None:
     json_edited("config.json", max_position_embeddings=count)(room / "model")
-    stops(room, *words(command), names="position|long", may_write="^new/")
+    stops(room, *words(command), names="position|long|exceed", may_write="^new/")
 
 
 def _unknown_end(opening: str, command: list[str], room: Room) -> None:
