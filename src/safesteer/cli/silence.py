@@ -10,6 +10,8 @@ import warnings
 # No telemetry, with or without --debug.
 _ALWAYS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Threads that wait sleep. By default they spin, and beside other work take its time and theirs.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
 }
