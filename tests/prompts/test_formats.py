@@ -108,7 +108,7 @@ def test_one_row_with_too_many_fields_is_skipped(tmp_path: Path) -> None:
             r"several lists \('train', 'te",
         ),
         ('{"a": 1}', "an object with no list"),
-        ('{"prompt": "a"}', "an object with no list"),
+        ('{"a": ["x"], "b": ["y"]}', "several lists"),
     ],
 )
 def test_objects_without_one_list(tmp_path: Path, content: str, message: str) -> None:
@@ -116,6 +116,32 @@ def test_objects_without_one_list(tmp_path: Path, content: str, message: str) ->
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.json", '{"prompt": "Sing.", "tags": ["x"]}', ["Sing."]),
+        ("a.json", '{\n "id": 1,\n "prompt": "Sing."\n}\n', ["Sing."]),
+        ("a.jsonl", '{\n "prompt": "Sing.",\n "tags": ["x"]\n}\n', ["Sing."]),
+        ("a.txt", "{x} is a name. Whose?\nSing.\n", ["{x} is a name. Whose?", "Sing."]),
+        ("a.txt", '{"prompt": "Sing."}\n', ["Sing."]),
+        ("a.jsonl", '{"prompt": "Sing.", "choices": 4}', ["Sing."]),
+    ],
+)
+def test_a_single_object_is_a_row_and_a_brace_may_start_a_text(
+    tmp_path: Path, name: str, content: str, texts: list[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    assert [prompt.text for prompt in load_prompts(path)] == texts
+
+
+def test_a_text_read_as_a_table_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("prompt,id\nSing.,1\n")
+    assert [prompt.text for prompt in load_prompts(path)] == ["Sing."]
+    assert "its first line names the columns" in caplog.text
 
 
 def test_hints_do_not_lead_astray(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ FAULTS: dict[str, tuple[str, str | bytes, str]] = {
     "number as row": ("a.jsonl", "5\n", "line 1: must be an object, not a number"),
     "list as row": ("a.json", "[[]]", "row 1: must be an object, not a list"),
     "null as row": ("a.json", "[null]", "row 1: must be an object, not null"),
-    "object as file": ("a.json", '{"prompt": "a"}', "must hold a list of prompts or objects"),
+    "object as file": ("a.json", '{"name": "a"}', "must hold a list of prompts or objects"),
     "truncated json": ("a.json", '["a",\n"b', "line 2: invalid JSON (Unterminated string"),
     "truncated lines": (
         "a.jsonl",

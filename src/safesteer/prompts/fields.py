@@ -109,7 +109,7 @@ def _with_fields(
             text += "\n\n" + after
             joined.append(_INPUT)
     for name in _CHOICES:
-        if name in others:
+        if not isinstance(others.get(name), int | float | None):  # else how many there are
             text += "\n\n" + _choices(others[name], name)
             joined.append(name)
     if all(isinstance(others.get(letter), str) for letter in _LETTERS):

@@ -37,9 +37,11 @@ def parse_text(text: str, suffix: str, source: str, column: str | None) -> Table
         rows = list(_parse_lines(text, name))
         if rows[0].fault is not None and start == "{":
             rows = _parse_documents(text, source, name) or rows
-        return Table(source, rows)
+        if suffix != ".txt" or rows[0].fault is None:  # else a text that starts with "{"
+            return Table(source, rows)
     if _is_header(text.lstrip().split("\n", 1)[0]):
-        return _parse_csv(text, ".csv", source, column)
+        table = _parse_csv(text, ".csv", source, column)
+        return Table(source, table.rows, (*table.notes, "its first line names the columns"))
     lines = enumerate(text.split("\n"), start=1)
     rows = [Row(f"line {n}", {name: line.strip()}) for n, line in lines if line.strip()]
     if known_column([str(rows[0].values[name]).strip('"')]) is None:
@@ -150,12 +152,10 @@ def _rows_of(value: object, source: str, column: str) -> list[Row]:
 def _list_in(document: dict[str, object], source: str) -> list[object]:
     name = known_column(document)
     values = list(document.values())
-    if (
-        name is not None
-        and name.lower() in CONVERSATION_COLUMNS
-        and _is_conversation(document[name])
-    ):
-        return [document]
+    own = document.get(name) if name is not None else None
+    talk = str(name).lower() in CONVERSATION_COLUMNS and _is_conversation(own)
+    if talk or isinstance(own, str):
+        return [document]  # a single row, whatever else it lists
     if name is not None and all(isinstance(v, list | dict) for v in values):  # as pandas writes it
         columns = {k: list(v.values()) if isinstance(v, dict) else v for k, v in document.items()}
         first = columns[name]
