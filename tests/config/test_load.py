@@ -176,6 +176,8 @@ def test_settings_that_do_not_go_together_are_named_alone(broken, says) -> None:
         ("seed=9223372036854775808", "too large"),
         ("seed=4294967296", "less than 4294967296"),
         ("seed=-1", "greater than or equal to 0"),
+        ("report_to=wandb", "expected a list. Try: report_to=[A,B], even for one"),
+        ("prompts.column=1", "expected a text. Try: quotes"),
         ("teacher.temperature=1e-30", "greater than or equal to 0.001"),
     ],
 )

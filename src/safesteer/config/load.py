@@ -227,6 +227,10 @@ def _explain(error: ValidationError) -> str:
         return message + more
     if _section_class(path) is not None:
         message = "expected a section, with keys of its own"
+    elif first["type"] == "list_type":
+        message = f"expected a list. Try: {key}=[A,B], even for one"
+    elif first["type"] == "string_type":
+        message = "expected a text. Try: quotes that YAML sees, as in --set KEY='\"1\"'"
     hint = ""
     if first["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(
