@@ -98,6 +98,20 @@ def check_output(
         raise InputError(f"{option} {path} exists. Try: another path, or --force to replace it")
 
 
+def check_outputs(
+    outputs: Mapping[str, Path | None], *, force: bool, inputs: Iterable[str | Path] = ()
+) -> None:
+    """Check each output of {option: file} with `check_output`, and that no two are one file."""
+    options: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        check_output(path, option, force=force, inputs=inputs)
+        regular = path.is_file() or not path.exists()
+        if regular and (other := options.setdefault(path.resolve(), option)) != option:
+            raise InputError(f"{other} and {option} name one file, {path}. Try: another path")
+
+
 def check_place(path: Path) -> None:
     """Raise the error of writing `path` if nothing can be written there; nothing is left there."""
     try:

@@ -23,6 +23,8 @@ def test_compare_prints_and_writes(safesteer, finished_run, run, tmp_path):
     content = json.loads(file.read_text("utf-8"))
     assert [entry["on_front"] for entry in content["runs"]] == [True, True]
     assert "<svg" in html.read_text("utf-8")
+    one = ("compare", finished_run, "--html", tmp_path / "x", "--json", tmp_path / "x")
+    assert "--html and --json name one file" in safesteer(*one).error
     given = ("compare", finished_run, file, "--json", file)
     assert "exists" in safesteer("compare", finished_run, run, "--html", html).error
     assert "a file that this command reads" in safesteer(*given, "--force").error

@@ -91,6 +91,20 @@ def test_no_file_is_lost_and_no_model_is_loaded_in_vain(ask, tmp_path, monkeypat
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
+def test_an_empty_path_is_not_the_current_folder(ask, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for option in ("--prompts", "--output"):
+        outcome = ask(option, "")
+        assert outcome.code == 2 and f"'{option}': the path is empty" in outcome.error
+
+
+def test_prompts_that_all_are_too_long_leave_nothing_behind(ask, tmp_path):
+    outcome = ask("--max-new-tokens", 900_000)
+    assert outcome.code == 2 and "all 3 prompts are longer than" in outcome.error
+    assert not (tmp_path / "answers.jsonl.partial").exists()
+    assert ask().code == 0  # with other settings
+
+
 def test_force_replaces_a_file(ask, tmp_path):
     (tmp_path / "answers.jsonl").write_text("old")
     assert ask("--force").code == 0
@@ -124,10 +138,7 @@ def test_generate_says_which_rows_gave_no_prompt(safesteer, tiny_model_folder, t
         ("--temperature=warm", "Invalid value for '--temperature'"),
         ("--max-new-tokens=0", "Invalid value for '--max-new-tokens'"),
         ("--max-new-tokens=99999999999999999999", "Invalid value for '--max-new-tokens'"),
-        (
-            "--max-new-tokens=2040",
-            "3 of 3 prompts (first: number 1) and answers",
-        ),
+        ("--max-new-tokens=2040", "all 3 prompts are longer than 8 tokens"),
         ("--set=evaluate.advanced.batch_size=0", "greater than or equal to 1"),
     ],
 )

@@ -52,11 +52,6 @@ def chat(
                 break
             if text == "/reset":
                 conversation.reset()
-            elif text and not conversation.has_room(text):
-                reporter.note(
-                    "the model cannot read a conversation this long. Try: /reset, or a smaller"
-                    " --max-new-tokens"
-                )
             elif text:
                 if "\N{REPLACEMENT CHARACTER}" in text:
                     reporter.note("bytes that are not text were read as \N{REPLACEMENT CHARACTER}")

@@ -42,14 +42,12 @@ def compare(
 
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import table
-    from safesteer.files import check_output, write_json, write_text
+    from safesteer.files import check_outputs, write_json, write_text
     from safesteer.report import compare as comparing
     from safesteer.report.requirements import check_changes, raise_failed
 
-    gate.check(force)
-    for file, option in ((html, "--html"), (json_file, "--json")):
-        if file is not None:
-            check_output(file, option, force=force, inputs=runs)
+    outputs = {"--html": html, "--json": json_file, "--junit": gate.junit}
+    check_outputs(outputs, force=force, inputs=runs)
     entrants = comparing.read_entrants(runs)
     outcomes = check_changes(gate.required, entrants, point=gate.point) if gate.required else []
     found = comparing.compare(entrants)

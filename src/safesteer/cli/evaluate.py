@@ -58,14 +58,12 @@ def evaluate(
     from safesteer.cli.reporter import make_reporter
     from safesteer.cli.tables import completions, evaluation
     from safesteer.errors import SafeSteerError
-    from safesteer.files import check_output, write_json
+    from safesteer.files import check_outputs, write_json
     from safesteer.report.requirements import raise_failed
     from safesteer.runs.target import find_target
     from safesteer.runs.worse import WorseThanBase, worse_words
 
-    gate.check(force)
-    if json_file is not None:
-        check_output(json_file, "--json", force=force)
+    check_outputs({"--json": json_file, "--junit": gate.junit}, force=force)
     variant = chosen_variant(base, teacher)
     found = find_target(target, **settings.arguments())
     named = settings.sections.get("evaluate", {}).get("benchmarks")

@@ -27,13 +27,6 @@ class Gate:
     point: bool = False  # whether figures count without their intervals
     junit: Path | None = None
 
-    def check(self, force: bool) -> None:
-        """Raise InputError if the JUnit file exists, unless `force`."""
-        from safesteer.files import check_output
-
-        if self.junit is not None:
-            check_output(self.junit, "--junit", force=force)
-
     def report(self, command: str, outcomes: Sequence[Outcome], console: Console) -> None:
         """Print a line per requirement, and write the JUnit file."""
         from safesteer.report.junit import write_junit

@@ -17,9 +17,9 @@ from safesteer.cli.options import (
     TeacherOfRun,
     Temperature,
     chosen_variant,
+    path,
     with_model_settings,
 )
-from safesteer.errors import InputError
 
 if TYPE_CHECKING:
     from safesteer.models.chat import Response
@@ -34,7 +34,10 @@ def generate(
     prompts: Annotated[
         Path,
         typer.Option(
-            "--prompts", metavar="FILE", help="Answer the prompts of this file: JSONL, CSV, text..."
+            "--prompts",
+            metavar="FILE",
+            parser=path,
+            help="Answer the prompts of this file: JSONL, CSV, text...",
         ),
     ],
     output: Annotated[
@@ -42,6 +45,7 @@ def generate(
         typer.Option(
             "--output",
             metavar="FILE",
+            parser=path,
             help='Write the answers to this file, as JSONL rows {"prompt", "completion"}. Until all'
             " are there, they lie in FILE.partial.",
         ),
@@ -85,12 +89,6 @@ def generate(
 
         (variant,) = load_variants(found, [name], reporter, conversations=asked, now=file.date)
         decoding = Decoding(max_new_tokens, temperature)
-        if len(long := variant.without_room(asked, decoding)) == len(rows):
-            raise InputError(
-                f"{prompts}: {len(long)} of {len(rows)} prompts (first: number {long[0] + 1}) and"
-                f" answers of {max_new_tokens} tokens exceed the {variant.positions} tokens that"
-                " the model reads. Try: a smaller --max-new-tokens, or shorter prompts"
-            )
         resumed = file.start(variant.identity, variant.model.chat.date)
         missing = file.missing
         if resumed:

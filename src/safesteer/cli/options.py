@@ -68,12 +68,22 @@ RunOrModel = Annotated[
         help="Folder of a run, or a model: a hub id, a folder, a .gguf file or smollm2-135m.",
     ),
 ]
+
+
+def path(text: str) -> Path:
+    """A path from the command line; an empty one, as of an unset variable, is no folder."""
+    if not text.strip():
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
+
 OutputDir = Annotated[
     Path | None,
     typer.Option(
         "--output-dir",
         "-o",
         metavar="RUN",
+        parser=path,
         help="Folder of the run.",
         show_default="safesteer-runs/MODEL",
     ),

@@ -87,8 +87,6 @@ class AnswerFile:
         self._check(self._facts)
         if self._random is not None:
             _set_random_state(self._random)
-        elif self._partial is not None:
-            write_jsonl(self._partial, [{"holds": _MARK, **self._facts}], private=True)
         return self._random is not None
 
     def add(self, rows: Mapping[int, Row]) -> None:
@@ -96,7 +94,10 @@ class AnswerFile:
         self._rows |= rows
         if self._partial is None:
             return
-        line = {"rows": list(rows.items()), "random": _random_state()}
+        if self._random is None:
+            write_jsonl(self._partial, [{"holds": _MARK, **self._facts}], private=True)
+        self._random = _random_state()
+        line = {"rows": list(rows.items()), "random": self._random}
         try:
             append_line(self._partial, json.dumps(line).encode())
         except OSError as error:
@@ -121,12 +122,14 @@ class AnswerFile:
                     " move it, or --force to replace it"
                 )
             return
+        batches = [line for line in lines[1:] if {"rows", "random"} <= line.keys()]
+        if not batches:
+            return
         self._found = lines[0]
         self._check(self._facts)
-        for line in lines[1:] if self._found is not None else ():
-            if {"rows", "random"} <= line.keys():
-                self._rows |= {number: row for number, row in line["rows"]}
-                self._random = line["random"]
+        for line in batches if self._found is not None else ():
+            self._rows |= {number: row for number, row in line["rows"]}
+            self._random = line["random"]
 
     def _check(self, facts: Mapping[str, Any]) -> None:
         """Refuse unfinished answers of other facts, or drop them with `force`."""

@@ -28,14 +28,6 @@ class Conversation:
         self._seed = seed
         self._turns: list[list[Message]] = [[] for _ in variants]
 
-    def has_room(self, text: str) -> bool:
-        """Whether all variants can read the conversation with `text` and another answer."""
-        asked = {"role": "user", "content": text}
-        return not any(
-            variant.without_room([[*turns, asked]], self._decoding)
-            for variant, turns in zip(self._variants, self._turns, strict=True)
-        )
-
     def generate(self, text: str) -> dict[str, str]:
         """{variant: answer} to the user's next message `text`."""
         answers = {}

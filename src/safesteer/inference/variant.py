@@ -17,7 +17,7 @@ import torch
 from safesteer.events import Progress
 from safesteer.models.answer_cache import Cache, identity, weights_digest
 from safesteer.models.chat import Message, Response
-from safesteer.models.context import fitting_prompts, max_positions
+from safesteer.models.context import fitting_prompts
 from safesteer.models.generate import Decoding, end_of_turn_ids, generate_batches
 from safesteer.models.load import ChatModel
 from safesteer.models.quantization import quantization_of
@@ -130,28 +130,6 @@ class ModelVariant:
                 cache=cache,
             ):
                 yield {fits[row]: response(fits[row], ids) for row, ids in found.items()}
-
-    @property
-    def positions(self) -> int | None:
-        """The most tokens that the model reads, prompt and answer together; None without limit."""
-        return max_positions(self.model.model)
-
-    def without_room(
-        self, conversations: Sequence[Sequence[Message]], decoding: Decoding
-    ) -> list[int]:
-        """Numbers of the conversations whose longest answers would exceed `positions`.
-
-        There a model fails or writes noise.
-        """
-        if self.positions is None:
-            return []
-        chat, teacher = self.model.chat, self.teacher or Teacher()
-        room = self.positions - decoding.max_new_tokens
-        return [
-            number
-            for number, messages in enumerate(conversations)
-            if len(chat.ids(teacher.messages(messages))) > room
-        ]
 
     @contextmanager
     def active(self) -> Iterator[None]:
