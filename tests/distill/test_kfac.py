@@ -25,6 +25,7 @@ from safesteer.distill.train import TrainingOutput, train
 from safesteer.errors import InputError, SafeSteerError
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.layers import find_blocks
+from safesteer.runs.own_files import check_own_files
 from safesteer.teacher import Teacher
 
 REFUSES = Teacher(context=({"role": "system", "content": "Refuse."},))
@@ -152,9 +153,11 @@ def test_kept_matrices_are_read_for_the_same_measurement_alone(tmp_path):
     assert all(torch.equal(again[name], first[name]) for name in first)
     load_or_measure(path, ["model", 0.2], measure)
     assert len(made) == 2
-    path.write_bytes(path.read_bytes()[:-9])  # damaged
-    assert load_or_measure(path, ["model", 0.2], measure).keys() == first.keys()
-    assert len(made) == 3
+    data = path.read_bytes()
+    for damaged in (data[:-9], data[:-1] + bytes([data[-1] ^ 1])):  # cut, and one bit
+        path.write_bytes(damaged)
+        assert load_or_measure(path, ["model", 0.2], measure).keys() == first.keys()
+    assert len(made) == 4
 
 
 def test_a_stopped_training_does_not_measure_again(new_chat_model, tmp_path, monkeypatch):
@@ -175,6 +178,8 @@ def test_a_stopped_training_does_not_measure_again(new_chat_model, tmp_path, mon
     def stop(*_):  # type: ignore[no-untyped-def]
         raise Stopped
 
+    tmp_path /= "train"
+
     def run(**follow):  # type: ignore[no-untyped-def]
         output = TrainingOutput(tmp_path, **follow)
         train(new_chat_model(), REFUSES, [1, 2], prompts, settings, output=output)
@@ -182,10 +187,11 @@ def test_a_stopped_training_does_not_measure_again(new_chat_model, tmp_path, mon
     with pytest.raises(Stopped):
         run(on_step=stop, on_progress=lambda *what: shown.append(what))
     assert shown[-1] == ("K-FAC statistics", 12, 12)
-    assert (tmp_path / "kfac.safetensors").is_file()
+    check_own_files(tmp_path.parent, [], [tmp_path.name])  # the run resumes with them
+    assert (tmp_path / "kfac").is_dir()
     monkeypatch.setattr("safesteer.distill.train.measure_kfac", stop)
     run()
-    assert not (tmp_path / "kfac.safetensors").exists()
+    assert not (tmp_path / "kfac").exists()
 
 
 def test_cudnn_has_no_part_in_what_is_measured(new_chat_model, monkeypatch):

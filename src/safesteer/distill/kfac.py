@@ -32,11 +32,12 @@ from typing import Any, NamedTuple
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from safesteer.distill.attention import sound_attention
-from safesteer.errors import SafeSteerError
+from safesteer.errors import SafeSteerError, without_advice
 from safesteer.events import Progress
-from safesteer.files import save_tensors
+from safesteer.files import write_error
 from safesteer.models.chat import Message, pad_left
 from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import positions
@@ -112,26 +113,38 @@ def load_or_measure(
     Measuring can take as long as many steps, and a run may be stopped before its first checkpoint.
 
     Args:
-        path: the file, which may not exist.
+        path: the file, which may not exist. A damaged one is measured again.
         of: JSON values that name all that `measure` depends on; kept for others it is not read.
         measure: calls `measure_kfac`.
     """
     key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
     with suppress(OSError, SafetensorError, ValueError, KeyError), safe_open(path, "pt") as file:
-        known = file.metadata()
+        known = file.metadata() or {}
         if known["of"] == key:
             names = json.loads(known["names"])
             kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return {name: kept[first] for name, first in names.items()}
+            if _digest(kept) == known["sha256"]:
+                return {name: kept[first] for name, first in names.items()}
     found = measure()
     seen: dict[int, str] = {}
     names = {name: seen.setdefault(id(matrix), name) for name, matrix in found.items()}
+    kept = {name: found[name].contiguous() for name in seen.values()}
+    metadata = {"of": key, "names": json.dumps(names), "sha256": _digest(kept)}
     try:
-        metadata = {"of": key, "names": json.dumps(names)}
-        save_tensors(path, {name: found[name] for name in seen.values()}, metadata)
-    except SafeSteerError as error:
-        _log.warning("the K-FAC matrices are not kept: %s", error)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(kept, path, metadata)  # makes no copy, unlike our own `save_tensors`
+    except (OSError, SafetensorError) as error:
+        _log.warning(
+            "the K-FAC matrices are not kept: %s", without_advice(write_error(path, error))
+        )
     return found
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].cpu().numpy())
+    return digest.hexdigest()
 
 
 def inverse_root(moment: torch.Tensor, damping: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +44,7 @@ from safesteer.teacher import Teacher
 
 _log = logging.getLogger(__name__)
 
-_KFAC = "kfac.safetensors"
+_KFAC = "kfac/matrices.safetensors"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def train(
             model.model.load_state_dict(base_model.state_dict())
         else:
             student.unload()
-    (Path(output.folder) / _KFAC).unlink(missing_ok=True)
+    shutil.rmtree((Path(output.folder) / _KFAC).parent, ignore_errors=True)
     if not full:
         extrapolate(student, settings.lora.extrapolation)
     return student.eval()
@@ -183,7 +184,13 @@ def _preconditioner(
             progress=report and partial(report, "K-FAC statistics"),
         ),
     )
-    return {name: matrix.to(factors[name].device) for name, matrix in found.items()}
+    moved: dict[Any, torch.Tensor] = {}
+    for name, matrix in found.items():  # those that factors share are moved once
+        place = (id(matrix), factors[name].device)
+        if place not in moved:
+            moved[place] = matrix.to(place[1])
+        found[name] = moved[place]
+    return found
 
 
 def _run(student: Any, config: SafeSteerConfig, output: TrainingOutput, **arguments: Any) -> bool:

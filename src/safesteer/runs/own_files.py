@@ -20,7 +20,7 @@ FILES = (CONFIG_NAME, PAGE, CARD)
 _WRITTEN = (
     *FILES,
     *("direction/direction.json", "direction/direction.safetensors", "tokens/safety_tokens.json"),
-    *("train/metrics.jsonl", "train/checkpoint-*/*", "train/runs/*"),
+    *("train/metrics.jsonl", "train/checkpoint-*/*", "train/runs/*", "train/kfac/*"),
     *("eval/*.json", "eval/samples/*.jsonl", "eval/cache/*.jsonl", "report/measurements.json"),
     *(f"{name}{PARTIAL}/*" for name in FOLDERS),
     f"*/{TEMPORARY_PATTERN}",
