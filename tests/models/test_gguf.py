@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import make_model, make_tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from safesteer.config.settings import ModelSettings
+from safesteer.memory.shape import read_shape
 from safesteer.models import gguf
 from safesteer.models.load import load_model
 
@@ -102,3 +103,21 @@ def test_without_room_the_model_loads_all_the_same(file, tmp_path, monkeypatch, 
         gguf.load_gguf(path, torch.float32, keep=True)
     assert "cannot be kept" in caplog.text and "almost full" in caplog.text
     assert len(made) == 1 and not kept(tmp_path)
+
+
+def test_the_shape_is_read_from_the_file_once(file, monkeypatch):
+    path, made = file
+    read, converted = AutoConfig.from_pretrained, []
+
+    def read_config(folder: Path, **arguments):  # type: ignore[no-untyped-def]
+        if "gguf_file" not in arguments:
+            return read(folder, **arguments)
+        converted.append(folder)
+        return make_model(make_tokenizer()).config
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", read_config)
+    settings = ModelSettings(id=str(path))
+    assert read_shape(settings) == read_shape(settings)
+    assert len(converted) == 1 and not made
+    read_shape(ModelSettings(id=str(path), advanced={"gguf_cache": False}))
+    assert len(converted) == 2

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from safesteer.config.settings import LoraSettings, ModelSettings
 from safesteer.errors import InputError, reason
 from safesteer.models.files import BUILTIN, adapter_base, builtin_path
+from safesteer.models.gguf import load_gguf_config
 from safesteer.models.layers import find_blocks, text_config
 from safesteer.models.quiet import quiet_libraries
 
@@ -175,13 +176,12 @@ def read_skeleton(settings: ModelSettings) -> Any:
         path = Path(settings.id).expanduser()
         if path.is_dir() and (base := adapter_base(path)) is not None:
             return read_skeleton(base)
-        file = gguf_file(settings)
-        where: dict[str, Any] = {} if file is None else {"gguf_file": file.name}
+        if (file := gguf_file(settings)) is not None:
+            return _skeleton(load_gguf_config(file, keep=settings.advanced.gguf_cache))
         config = AutoConfig.from_pretrained(
-            settings.id if file is None else str(file.parent),
+            settings.id,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
-            **where,
         )
         return _skeleton(config)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from safesteer.errors import InputError, one_line
 from safesteer.files import PARTIAL, sha256_file, write_json
@@ -57,6 +57,18 @@ def load_gguf_tokenizer(path: Path, *, keep: bool) -> Any:
         return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
     return _kept(path, "tokenizer", convert, AutoTokenizer.from_pretrained) if keep else convert()
+
+
+def load_gguf_config(path: Path, *, keep: bool) -> Any:
+    """Load the configuration in a GGUF file; see `load_gguf`.
+
+    transformers reads the whole vocabulary for it, which takes seconds.
+    """
+
+    def convert() -> Any:
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+
+    return _kept(path, "config", convert, AutoConfig.from_pretrained) if keep else convert()
 
 
 def _dequantize(path: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -102,8 +114,8 @@ def _keep(made: Any, folder: Path, path: Path) -> None:
     partial = folder.with_name(folder.name + uuid.uuid4().hex[:8] + PARTIAL)
     try:
         partial.mkdir(parents=True)
-        # In 16 bits a quantized file grows by less than five times.
-        if shutil.disk_usage(partial).free < 5 * path.stat().st_size + _RESERVE:
+        size = made.get_memory_footprint() if isinstance(made, PreTrainedModel) else 0
+        if shutil.disk_usage(partial).free < size + _RESERVE:
             raise OSError("the disk is almost full")
         made.save_pretrained(partial)
         hashes = {file.name: sha256_file(file) for file in partial.iterdir()}
