@@ -13,7 +13,7 @@ import pytest
 from safesteer.cli.main import main
 from safesteer.config.settings import ModelSettings
 from safesteer.errors import InputError
-from safesteer.models.files import BUILTIN, is_local, locate, whole_model
+from safesteer.models.files import BUILTIN, fingerprint, is_local, locate, whole_model
 from safesteer.models.load import load_model
 
 # What a message must not hold: names of Python's classes and objects.
@@ -117,3 +117,17 @@ def test_a_local_name_is_a_path_or_looks_like_one(name, local, tmp_path, monkeyp
     (tmp_path / "here").mkdir()
     (tmp_path / BUILTIN).mkdir()
     assert is_local(name) == local
+
+
+def test_a_hub_model_is_not_downloaded_for_its_fingerprint_alone(monkeypatch):
+    asked = []
+
+    def download(name: str, **arguments):  # type: ignore[no-untyped-def]
+        asked.append(arguments["local_files_only"])
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for offline in (True, False):
+        with pytest.raises(InputError, match="no model 'some/model'"):
+            fingerprint(ModelSettings(id="some/model"), offline=offline)
+    assert asked == [True, False]

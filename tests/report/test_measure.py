@@ -110,7 +110,7 @@ def test_a_report_is_made_again_without_the_model(finished, tmp_path, monkeypatc
     card = finished.path / "README.md"
     card.write_text("edited", "utf-8")
 
-    def gone(settings):
+    def gone(settings, **_):
         raise InputError("no such model")
 
     def never(*args, **kwargs):

