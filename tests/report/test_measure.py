@@ -124,7 +124,8 @@ def test_a_report_is_made_again_without_the_model(finished, tmp_path, monkeypatc
 
 
 def test_a_base_that_changed_is_said(finished, monkeypatch):
-    monkeypatch.setattr("safesteer.pipeline.report.fingerprint", lambda _: {"sha256": "0" * 64})
+    other = {"sha256": "0" * 64}
+    monkeypatch.setattr("safesteer.pipeline.report.fingerprint", lambda _, **__: other)
     note = report_run(Target(finished.settings, finished.path, True))
     assert "is no longer the model that this run started from: its hash is 000000000000" in note
 
