@@ -210,7 +210,7 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(path) or "settings"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if not path and first["loc"]:
-        return f"the key {_shown(first['loc'][0])} is no word. Try: a name of a section{more}"
+        return f"the key {_shown(first['loc'][0])} is not a word. Try: a name of a section{more}"
     if first["type"] == "extra_forbidden":
         section = _section_class(path[:-1])
         known = list(section.model_fields) if section else []

@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"the key '{key.value}' stands there twice",
+                        problem=f"the key '{key.value}' appears twice",
                         problem_mark=key.start_mark,
                     )
                 seen.add(key.value)

@@ -85,7 +85,7 @@ class Entrant:
 
 def read_entrants(paths: Sequence[str | Path]) -> list[Entrant]:
     """Read runs and evaluation files; InputError for one missing, unfinished or named twice."""
-    read = [_read(Path(path)) for path in paths]
+    read = [_read(path) for path in paths]
     # The shortest ends of the paths that differ.
     for depth in (1, 2, 3, 99):
         names = ["/".join(Path(path).resolve().parts[-depth:]) for path in paths]
@@ -101,16 +101,16 @@ def read_entrants(paths: Sequence[str | Path]) -> list[Entrant]:
     return read
 
 
-def _read(path: Path) -> Entrant:
-    if path.is_file():
-        return _read_file(path)
+def _read(path: str | Path) -> Entrant:
+    if Path(path).is_file():
+        return _read_file(Path(path))
     run = RunDirectory.load(path)
     if not run.output_hashes("evaluate"):
         raise InputError(f"{path} has no complete evaluation. Try: `safesteer eval {path}`")
     run.check_outputs("evaluate")
     costs = run.summary()
     return Entrant(
-        path.name,
+        run.path.name,
         read_results(run.path)["aligned"],
         model=run.settings.model.id,
         samples=read_samples(run.path).get("aligned", {}),

@@ -103,9 +103,10 @@ class RunDirectory:
     @classmethod
     def load(cls, path: str | Path) -> RunDirectory:
         """Read a run without locking it; its stages can be queried but not run."""
+        if not os.path.exists(path):  # False for a name that no file can have, and an empty one
+            shown = str(path)[:200] or "the folder ''"
+            raise InputError(f"{shown} does not exist. Try: the folder of a run")
         path = Path(path)
-        if not os.path.exists(path):  # False for a name that no file can have
-            raise InputError(f"{str(path)[:200]} does not exist. Try: the folder of a run")
         if not cls.is_run(path):
             raise InputError(
                 f"{path} is not a run of safesteer: it has no {MANIFEST_NAME}. Try: `safesteer run`"

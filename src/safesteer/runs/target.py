@@ -49,6 +49,8 @@ def find_target(
     sections = sections or {}
     if name is None:
         name = load_settings(config).model.id
+    if not name.strip():  # not the current folder, which may be a run
+        raise InputError("the name of the run or model is empty. Try: a folder, or a hub id")
     if RunDirectory.is_run(name):
         path = Path(name)
         if output_dir is not None and Path(output_dir).resolve() != path.resolve():
