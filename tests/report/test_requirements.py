@@ -45,6 +45,7 @@ def test_the_interval_counts():
     ]
     assert passed("divergence<=0.012, divergence<=0.011, divergence<=0.011") == [True, False, False]
     assert passed("divergence<=0.011", point=True) == [True]
+    assert passed("divergence>=0.005") == [True]  # nats, not percent
 
 
 def test_a_line_says_what_was_found():

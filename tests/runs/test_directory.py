@@ -74,6 +74,7 @@ WRITTEN = (
     "adapter/tokenizer.json", "model/model-00001-of-00002.safetensors", "model.partial/README.md",
     "eval/base.json", "eval/samples/base-harmful.jsonl", "eval/cache/1.jsonl",
     "report/measurements.json", "report.html", "README.md", "eval/.safesteer-1.tmp",
+    "train/kfac/matrices.safetensors", "train/.DS_Store",
 )  # fmt: skip
 
 

@@ -76,7 +76,8 @@ def parse_requirements(text: str, *, changes: bool = False) -> list[Requirement]
             raise InputError(
                 f"--require: {requirement} is out of range. Try: a bound from {low:g} to {high:g}"
             )
-        if not changes and requirement.at_least and 0 < requirement.scaled < 0.01:
+        in_percent = not changes and requirement.name != "divergence"
+        if in_percent and requirement.at_least and 0 < requirement.bound < 1:
             raise InputError(
                 f"--require: {requirement} asks for less than one percent. Try:"
                 f" {requirement.name}>={100 * requirement.bound:g}, since bounds are in percent"

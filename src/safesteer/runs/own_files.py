@@ -24,6 +24,7 @@ _WRITTEN = (
     *("eval/*.json", "eval/samples/*.jsonl", "eval/cache/*.jsonl", "report/measurements.json"),
     *(f"{name}{PARTIAL}/*" for name in FOLDERS),
     f"*/{TEMPORARY_PATTERN}",
+    *("*/.DS_Store", "*/Thumbs.db", "*/.nfs*"),  # of file managers and network disks
 )
 # What transformers and peft save, in the folders adapter and model.
 _OF_A_MODEL = (
