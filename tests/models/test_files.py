@@ -131,3 +131,14 @@ def test_a_hub_model_is_not_downloaded_for_its_fingerprint_alone(monkeypatch):
         with pytest.raises(InputError, match="no model 'some/model'"):
             fingerprint(ModelSettings(id="some/model"), offline=offline)
     assert asked == [True, False]
+
+
+def test_the_hub_is_asked_once(monkeypatch, tmp_path):
+    asked = []
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **__: asked.append(1) or tmp_path
+    )
+    settings = ModelSettings(id="some/other-model")
+    assert locate(settings) == locate(settings) == ("folder", tmp_path)
+    assert len(asked) == 1

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from safesteer.config.settings import ModelSettings
@@ -53,7 +54,7 @@ def locate(
             raise InputError(
                 f"no such model file or folder: {_shown(settings.id)}. Try: check the path"
             )
-        path = _download(settings, patterns, offline)
+        path = _download(settings.id, settings.revision, tuple(patterns), offline)
     _check_configs(path)
     return "folder", path
 
@@ -197,21 +198,25 @@ def require_model(settings: ModelSettings) -> None:
     locate(settings, ("config.json", "adapter_config.json"))
 
 
-def _download(settings: ModelSettings, patterns: Sequence[str], offline: bool) -> Path:
+@lru_cache
+def _download(
+    model_id: str, revision: str | None, patterns: tuple[str, ...], offline: bool
+) -> Path:
+    """The snapshot of a hub model: the hub is asked once in a process, which sees one version."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(
-                settings.id,
-                revision=settings.revision,
+                model_id,
+                revision=revision,
                 allow_patterns=[*patterns],
                 local_files_only=offline,
             )
         )
     except Exception as error:  # unknown id, gated, no network: the library has a class for each
         raise InputError(
-            f"no model '{_shown(settings.id)}' here or on the hub"
+            f"no model '{_shown(model_id)}' here or on the hub"
             f" ({one_line(error)[:160].rstrip('.')}). Try: a hub id, a folder, a .gguf file or"
-            f" {BUILTIN}{nearest(settings.id, [BUILTIN])}"
+            f" {BUILTIN}{nearest(model_id, [BUILTIN])}"
         ) from None
