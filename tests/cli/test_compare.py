@@ -48,5 +48,7 @@ def test_a_gate_on_the_change(safesteer, finished_run, run, tmp_path):
     assert outcome.code == 0, outcome.err
     assert "passed  harmful>=-2 (copy against run): +0.0 points" in outcome.out
     assert junit.exists()
+    read = safesteer("compare", finished_run, junit, *given[3:], "--junit", junit, "--force")
+    assert "a file that this command reads" in read.error
     outcome = safesteer(*given)  # four prompts do not show it
     assert outcome.code == 1 and "1 of 1 requirements failed" in outcome.error

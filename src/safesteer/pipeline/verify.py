@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -102,7 +103,7 @@ def _questions(run: RunDirectory, requests: int | None) -> list[Question]:
 
 def _client(url: str, run: RunDirectory, timeout: float) -> ChatClient:
     address = url if "://" in url else f"http://{url}"
-    if address.count("/") == 2 or address.rstrip("/").count("/") == 2:
+    if urlsplit(address).path in ("", "/"):
         address = f"{address.rstrip('/')}/v1"
     advanced = {"concurrency": _AT_ONCE, "retries": _RETRIES, "timeout": timeout}
     try:
