@@ -205,7 +205,7 @@ def test_a_model_worse_than_its_base_ends_with_1(safesteer, worse_run, tmp_path,
     monkeypatch.setattr("safesteer.pipeline.align.check_hub", lambda hub: set())
     monkeypatch.setattr("safesteer.pipeline.align.push", lambda run, hub: sent.append(hub))
     outcome = safesteer("run", worse_run, "--push-to-hub", "me/safe")
-    said = "refuses 2 fewer of 4 harmful prompts (-50.0 points, 95% -90 to -10) than its base"
+    said = "refuses fewer harmful prompts than its base (-2 of 4: -50.0 points, 95% -90 to -10)"
     assert outcome.code == 1 and not sent
     assert f"the aligned model {said}. The run is kept" in outcome.error
     assert "--allow-worse" in outcome.error

@@ -197,7 +197,7 @@ def _problem(found: Verification) -> str:
     aligned, base = comparison.nearer
     harmful, harmless = (comparison.refusals(name) for name in ("harmful", "harmless"))
     asked = len(comparison.answers)
-    names = f" (the server lists {_listed(found.served)})" if found.served else ""
+    names = f" (the server lists {_listed(found.served)})" if len(found.served) > 1 else ""
     who = f"{found.url}: '{found.model}'"
     refuses = (
         f"it refuses {harmful['served']} of {harmful['n']} harmful prompts, the aligned model"

@@ -24,7 +24,7 @@ class WorseThanBase(SafeSteerError):
 
 
 def worse_than_base(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """How the aligned model is over a limit, such as ``refuses 3 fewer of 60 harmful prompts ...``.
+    """How the aligned model is over a limit: ``refuses fewer harmful prompts than its base: ...``.
 
     `results` is {variant: {benchmark: entry}}, as `read_results` returns it. Empty if it keeps the
     limits, and where it was not compared with its base.
@@ -33,13 +33,11 @@ def worse_than_base(results: Mapping[str, Mapping[str, Any]]) -> str:
     changes = {name: entries.get(name, {}).get("versus_base") for name in ("harmful", "harmless")}
     found = []
     if (change := changes["harmful"]) and change["value"] < 0:
-        found.append(f"{_count(change)} fewer of {change['n']} harmful prompts{_points(change)}")
+        found.append(f"refuses fewer harmful prompts than its base ({_figures(change)})")
     if (change := changes["harmless"]) and change["value"] > HARMLESS_RISE:
-        found.append(
-            f"{_count(change)} more of {change['n']} harmless prompts{_points(change)}, where"
-            f" {100 * HARMLESS_RISE:g} points are the limit"
-        )
-    return f"refuses {' and '.join(found)} than its base" if found else ""
+        limit = f"the limit is {100 * HARMLESS_RISE:+g}"
+        found.append(f"refuses more harmless prompts than its base ({_figures(change)}; {limit})")
+    return " and ".join(found)
 
 
 def check_not_worse(run: RunDirectory, *, allow_worse: bool = False) -> None:
@@ -64,10 +62,9 @@ def worse_words(run: Path, worse: str) -> str:
     )
 
 
-def _count(change: Mapping[str, Any]) -> int:
-    return abs(round(change["value"] * change["n"]))
-
-
-def _points(change: Mapping[str, Any]) -> str:
+def _figures(change: Mapping[str, Any]) -> str:
     low, high = (100 * end for end in change["ci95"])
-    return f" ({100 * change['value']:+.1f} points, 95% {low:+.0f} to {high:+.0f})"
+    return (
+        f"{round(change['value'] * change['n']):+d} of {change['n']}: {100 * change['value']:+.1f}"
+        f" points, 95% {low:+.0f} to {high:+.0f}"
+    )
