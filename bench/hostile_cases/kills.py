@@ -55,7 +55,8 @@ def attempt(room: Room, words: Sequence[str], moment: float | None, number: int)
         code = 70
         try:
             code = main(list(words))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # before `main` began to listen
+            os.write(2, b"interrupted\n")
             code = 130
         finally:
             os._exit(code)

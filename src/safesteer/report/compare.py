@@ -6,6 +6,7 @@ that it evaluated. The first one is the reference for all others.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ def read_entrants(paths: Sequence[str | Path]) -> list[Entrant]:
 
 
 def _read(path: str | Path) -> Entrant:
-    if Path(path).is_file():
+    if os.path.isfile(path):  # False for a name that is too long, too
         return _read_file(Path(path))
     run = RunDirectory.load(path)
     if not run.output_hashes("evaluate"):
