@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safesteer.cli.options import AllowWorse, Quiet
 from safesteer.errors import InputError, printable
 from safesteer.export.output import DTYPES, NAMES, check_export, check_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from safesteer.export.formats import Export
+    from safesteer.runs.directory import RunDirectory
 
 
 def export(
@@ -19,9 +25,11 @@ def export(
         typer.Option(
             "--format",
             metavar="|".join(NAMES),
-            help="adapter: PEFT adapter. merged: full weights. gguf: GGUF file. teacher: the safety"
-            " teacher as a model of its own. steered: the teacher's direction for lm-eval."
-            " commands: command lines for vLLM, Ollama and lm-eval.",
+            help="adapter: PEFT adapter. merged: full weights. gguf: GGUF file."
+            " lora-gguf: the adapter for llama.cpp and Ollama, on a base of your own. teacher: the"
+            " safety teacher as a model of its own. steered, control-vector: the teacher's"
+            " direction for lm-eval or llama.cpp. commands: command lines for vLLM, Ollama and"
+            " lm-eval.",
         ),
     ],
     output: Annotated[
@@ -29,7 +37,8 @@ def export(
         typer.Option(
             "--output",
             metavar="DIR|FILE",
-            help="Write this folder, or for gguf this file. Without it, commands are printed.",
+            help="Write this folder; this file for gguf, lora-gguf and control-vector. Without it,"
+            " commands are printed.",
         ),
     ] = None,
     dtype: Annotated[
@@ -52,25 +61,13 @@ def export(
     Every export is read back with that tool, and kept only if its next-token log-probabilities
     agree with the run's.
     """
-    from rich.text import Text
-
     from safesteer.cli.reporter import make_reporter
-    from safesteer.files import check_output, write_text
     from safesteer.runs.directory import RunDirectory
-    from safesteer.runs.worse import check_not_worse
 
     check_name(form, dtype)
     found = RunDirectory.load(run)
     if form == "commands":
-        from safesteer.export.commands import commands
-
-        check_not_worse(found, allow_worse=allow_worse)
-        lines = commands(found.path, found.settings, found.manifest["model"])
-        if output is None:
-            print(printable(lines), end="")
-        else:
-            check_output(output, "--output", force=force)
-            write_text(output, lines)
+        _write_commands(found, output, force=force, allow_worse=allow_worse)
         return
     if output is None:
         raise InputError(f"--output is missing for {form}. Try: --output PATH")
@@ -82,9 +79,36 @@ def export(
 
         made = write(run, form, output, **how, reporter=reporter)
         reporter.finish()
-        line = (
-            f"wrote {form} to {output} ({made.dtype}). Read back with"
-            f" {' and '.join(made.read_by)}: next-token log-probabilities of {made.prompts} prompts"
-            f" differ by at most {made.difference:.2g} (limit {made.bound:g})"
-        )
-        reporter.console.print(Text(line), soft_wrap=True)
+        _show(made, output, reporter.console)
+
+
+def _write_commands(
+    run: RunDirectory, output: Path | None, *, force: bool, allow_worse: bool
+) -> None:
+    from safesteer.export.commands import commands
+    from safesteer.files import check_output, write_text
+    from safesteer.runs.worse import check_not_worse
+
+    check_not_worse(run, allow_worse=allow_worse)
+    lines = commands(run.path, run.settings, run.manifest["model"])
+    if output is None:
+        print(printable(lines), end="")
+    else:
+        check_output(output, "--output", force=force)
+        write_text(output, lines)
+
+
+def _show(made: Export, output: Path, console: Console) -> None:
+    """Print which tools read the export, and how well it agrees with the run."""
+    from rich.text import Text
+
+    from safesteer.export.llama_cpp import INSTALL, is_installed
+
+    line = (
+        f"wrote {made.format} to {output} ({made.dtype}). Read back with"
+        f" {' and '.join(made.read_by)}: next-token log-probabilities of {made.prompts} prompts"
+        f" differ by at most {made.difference:.2g} (limit {made.bound:g})"
+    )
+    if made.format in ("gguf", "lora-gguf") and not is_installed():
+        line += f". llama.cpp itself was not run. Try: {INSTALL}"
+    console.print(Text(line), soft_wrap=True)

@@ -18,12 +18,17 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
 
     Raises InputError for a run that trained all weights.
     """
-    folder = source.run / "adapter"
-    if not folder.is_dir():
+    shutil.copytree(folder(source, "merged"), target)
+
+
+def folder(source: Source, instead: str) -> Path:
+    """The run's adapter; InputError if it has none, with the format to try `instead`."""
+    found = source.run / "adapter"
+    if not found.is_dir():
         raise InputError(
-            f"{source.run} trained all weights and has no adapter. Try: --format merged"
+            f"{source.run} trained all weights and has no adapter. Try: --format {instead}"
         )
-    shutil.copytree(folder, target)
+    return found
 
 
 def read(source: Source, target: Path) -> Candidate:

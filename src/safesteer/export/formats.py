@@ -11,7 +11,15 @@ import torch
 
 from safesteer.errors import SafeSteerError, reason
 from safesteer.events import Reporter
-from safesteer.export import adapter, gguf_file, merged, steered, teacher
+from safesteer.export import (
+    adapter,
+    control_vector,
+    gguf_file,
+    lora_gguf,
+    merged,
+    steered,
+    teacher,
+)
 from safesteer.export.output import (
     RECORD,
     WITH_DTYPE,
@@ -43,8 +51,10 @@ FORMATS = {
     "adapter": Format("aligned", "transformers and peft", adapter.write, adapter.read, False),
     "merged": Format("aligned", "transformers", merged.write, merged.read),
     "gguf": Format("aligned", "transformers", gguf_file.write, gguf_file.read),
+    "lora-gguf": Format("aligned", "gguf", lora_gguf.write, lora_gguf.read),
     "teacher": Format("teacher", "transformers", teacher.write, merged.read),
     "steered": Format("teacher", "lm-eval", steered.write, steered.read),
+    "control-vector": Format("teacher", "gguf", control_vector.write, control_vector.read),
 }
 
 
@@ -63,7 +73,7 @@ class Export:
 def export(
     run_path: str | Path,
     name: str,  # a key of FORMATS
-    output: str | Path,  # a folder; a file for gguf
+    output: str | Path,  # a folder; a file for those of `FILES`
     *,
     dtype: str | None = None,
     force: bool = False,

@@ -7,6 +7,7 @@ are reordered. To quantize the file, use llama.cpp's `llama-quantize`.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,13 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
     config = text_config(source.variant.model.model)
     require_supported(config)
     split = split_name(source.tokenizer, source.base if source.kind == "gguf" else None)
-    model = merged.aligned_model(source)
-    architecture = ARCHITECTURES[config.model_type]
-    writer = gguf.GGUFWriter(target, gguf.MODEL_ARCH_NAMES[architecture])
+    write_model(source, merged.aligned_model(source), target, dtype, split)
+
+
+def write_model(source: Source, model: Any, target: Path, dtype: torch.dtype, split: str) -> None:
+    """Write a model with the source's tokenizer, whose split before BPE llama.cpp calls `split`."""
+    config = text_config(model)
+    writer = gguf.GGUFWriter(target, architecture_name(config))
     try:
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(f"{short_name(source.settings.id)}-safesteer")
@@ -56,7 +61,7 @@ def write(source: Source, target: Path, dtype: torch.dtype) -> None:
         rows = model.get_output_embeddings().weight.shape[0]
         _write_configuration(writer, config, rows)
         write_tokenizer(writer, source.tokenizer, rows, split)
-        _write_tensors(writer, _tensors(model, config, architecture), dtype)
+        write_tensors(writer, _tensors(model, config), dtype)
     finally:
         writer.close()
 
@@ -80,11 +85,13 @@ def read(source: Source, target: Path) -> Candidate:
         AutoModelForCausalLM, target.parent, config=config, dtype=torch.float32, **where
     )
     candidate = Candidate.of(model, target.parent, **where)
-    return candidate._replace(llama_cpp=llama_cpp.reader(target))
+    if not llama_cpp.is_installed():
+        return candidate
+    return candidate._replace(llama_cpp=lambda prompts: llama_cpp.ask(target, prompts))
 
 
-def require_supported(config: Any) -> None:
-    """Raise InputError for a model that cannot be written as GGUF."""
+def require_supported(config: Any, instead: str = _TRY) -> None:
+    """Raise InputError for a model that cannot be written as GGUF; `instead` is what to try."""
     kind = config.model_type
     problem = None
     if kind not in ARCHITECTURES:
@@ -98,7 +105,7 @@ def require_supported(config: Any) -> None:
     elif "sliding_attention" in (getattr(config, "layer_types", None) or []):
         problem = f"sliding windows of {kind}"
     if problem is not None:
-        raise InputError(f"cannot write a GGUF file with {problem}. {_TRY}")
+        raise InputError(f"cannot write a GGUF file with {problem}. {instead}")
 
 
 def _write_configuration(writer: gguf.GGUFWriter, config: Any, rows: int) -> None:
@@ -118,29 +125,49 @@ def _write_configuration(writer: gguf.GGUFWriter, config: Any, rows: int) -> Non
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def _tensors(model: Any, config: Any, architecture: Any) -> dict[str, torch.Tensor]:
+def architecture_name(config: Any) -> str:
+    """llama.cpp's name of a supported model's architecture."""
+    return gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]]
+
+
+def tensor_name(name: str, config: Any) -> str:
+    """llama.cpp's name of a weight. Raises SafeSteerError where it has none."""
+    names = _names(config.model_type, config.num_hidden_layers)
+    new: str | None = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if new is None:
+        raise SafeSteerError(f"llama.cpp has no name for the weights {name}. {_TRY}")
+    return new
+
+
+@cache
+def _names(model_type: str, layers: int) -> Any:
+    return gguf.get_tensor_name_map(ARCHITECTURES[model_type], layers)
+
+
+def reordered(name: str, weight: torch.Tensor, config: Any, *, back: bool = False) -> torch.Tensor:
+    """A weight of llama.cpp's name with its rows in llama.cpp's order, or `back` in ours.
+
+    In each head of Llama's queries and keys [heads * d, D], two halves become pairs.
+    """
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    part = next((part for part in heads if f".{part}." in name), None)
+    if config.model_type != "llama" or part is None:
+        return weight
+    shape = (heads[part], -1, 2, weight.shape[1]) if back else (heads[part], 2, -1, weight.shape[1])
+    return weight.reshape(shape).transpose(1, 2).reshape(weight.shape)
+
+
+def _tensors(model: Any, config: Any) -> dict[str, torch.Tensor]:
     """The weights under llama.cpp's names."""
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     found = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        new = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if new is None:
-            raise SafeSteerError(f"llama.cpp has no name for the weights {name}. {_TRY}")
-        if config.model_type == "llama" and ".attn_q." in new:
-            tensor = _pairs(tensor, config.num_attention_heads)
-        elif config.model_type == "llama" and ".attn_k." in new:
-            tensor = _pairs(tensor, config.num_key_value_heads)
-        found[new] = tensor
+        new = tensor_name(name, config)
+        found[new] = reordered(new, tensor, config)
     if config.rope_parameters["rope_type"] == "llama3":
         found["rope_freqs.weight"] = _frequency_factors(model, config)
     return found
-
-
-def _pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows [heads * d, D] reordered in each head from two halves to pairs."""
-    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def _frequency_factors(model: Any, config: Any) -> torch.Tensor:  # [head_dim / 2]
@@ -150,7 +177,7 @@ def _frequency_factors(model: Any, config: Any) -> torch.Tensor:  # [head_dim / 
     return (plain / model.model.rotary_emb.inv_freq.double()).float()
 
 
-def _write_tensors(
+def write_tensors(
     writer: gguf.GGUFWriter, tensors: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
     """Write one tensor after the other, so that memory holds no second copy of the model."""

@@ -12,7 +12,11 @@ from pathlib import Path
 from safesteer.errors import InputError, SafeSteerError, nearest
 from safesteer.files import PARTIAL, check_place, is_disk_full, write_error
 
-NAMES = ("adapter", "merged", "gguf", "teacher", "steered", "commands")
+NAMES = (
+    *("adapter", "merged", "gguf", "lora-gguf", "teacher", "steered", "control-vector"),
+    "commands",
+)
+FILES = ("gguf", "lora-gguf", "control-vector")  # formats of one GGUF file, not a folder
 DTYPES = ("float32", "bfloat16", "float16")
 WITH_DTYPE = ("merged", "gguf", "teacher")  # formats with all weights, in any dtype
 RECORD = "safesteer-export.json"  # marks a folder as an export
@@ -37,14 +41,14 @@ def check_name(name: str, dtype: str | None) -> None:
 
 def check_export(output: Path, name: str, force: bool) -> None:
     """Raise InputError unless `output` is free, or an earlier export and `force` is set."""
-    if name == "gguf" and output.suffix != ".gguf":
+    if name in FILES and output.suffix != ".gguf":
         raise InputError(f"--output {output} does not end in .gguf. Try: a name that does")
     check_place(output)
     if not os.path.lexists(output) or (
-        name != "gguf" and output.is_dir() and not any(output.iterdir())
+        name not in FILES and output.is_dir() and not any(output.iterdir())
     ):
         return
-    if not (_is_gguf(output) if name == "gguf" else (output / RECORD).is_file()):
+    if not (_is_gguf(output) if name in FILES else (output / RECORD).is_file()):
         raise InputError(f"--output {output} exists and is no earlier export. Try: another path")
     if not force:
         raise InputError(f"--output {output} exists. Try: another path, or --force to replace it")
