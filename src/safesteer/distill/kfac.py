@@ -34,6 +34,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from safesteer import distributed
 from safesteer.distill.attention import sound_attention
 from safesteer.errors import SafeSteerError, without_advice
 from safesteer.events import Progress
@@ -126,6 +127,8 @@ def load_or_measure(
             if _digest(kept) == known["sha256"]:
                 return {name: kept[first] for name, first in names.items()}
     found = measure()
+    if not distributed.is_main():  # the others have measured the same
+        return found
     seen: dict[int, str] = {}
     names = {name: seen.setdefault(id(matrix), name) for name, matrix in found.items()}
     kept = {name: found[name].contiguous() for name in seen.values()}
