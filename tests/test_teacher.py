@@ -80,7 +80,7 @@ def test_settings_make_the_teacher():
     """Steering, system prompt and demonstrations are there when they are set, and only then."""
     direction = Direction(torch.ones(3), 1)
     plain = {"strength": 1.0, "temperature": 1.0, "context": "none"}
-    assert make_teacher(TeacherSettings(**plain), direction) == Teacher(direction)
+    assert make_teacher(TeacherSettings(**plain), direction) == Teacher(direction, repair=0.4)
     system = TeacherSettings(
         **plain | {"strength": 0, "context": "system-prompt"}, advanced={"system_prompt": "No."}
     )

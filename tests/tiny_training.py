@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,13 @@ def run(
     # Many tokens end a turn, so that completions have different lengths.
     model.model.generation_config.eos_token_id = [model.tokenizer.eos_token_id, *range(100, 160)]
     extra = {key: changes.pop(key) for key in ("base_model", "seed") if key in changes}
+    repaired = changes.pop("repaired", ())
     output = TrainingOutput(folder, on_step=changes.pop("on_step", None))
     student = train(
         model,
         teacher or make_teacher(),
         TOKENS,
-        TrainingPrompts(prompts("harmful"), prompts("harmless")),
+        TrainingPrompts(prompts("harmful"), prompts("harmless"), repaired),
         make_settings(**changes),
         output=output,
         **extra,
@@ -119,13 +121,16 @@ def slow_loss(
         count = len(completion)
         log_s = log_probs(update["student"], chat.ids(row["prompt"]) + completion, count)
         if row["anchor"]:
-            log_t = log_probs(base, chat.ids(row["prompt"]) + completion, count)
+            away = row.get("strength", 0.0)
+            vector = replace(teacher.direction, coefficient=away) if away else None
+            log_t = log_probs(base, chat.ids(row["prompt"]) + completion, count, vector)
         else:
             taught = chat.ids([*context, *row["prompt"]]) + completion
             log_t = log_probs(base, taught, count, teacher.direction, temperature)
         sums = 0.0
         for position in range(count):
             whole = (anchor_tokens if row["anchor"] else loss_tokens) == "all"
+            whole = whole or row.get("strength", 0.0) < 0
             ids = list(range(log_s.shape[1])) if whole else TOKENS
             p_s, p_t = log_s[position, ids].exp().tolist(), log_t[position, ids].exp().tolist()
             for s, t in zip(p_s, p_t, strict=True):

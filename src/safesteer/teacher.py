@@ -1,5 +1,7 @@
 """The safety teacher: the model itself, steered or with a context before the prompt.
 
+The same direction with the other sign makes the teacher of prompts that the model wrongly refuses.
+
 The weights are the model's own. With a LoRA student the adapter is off while the teacher runs; no
 gradient, optimizer or train mode ever touches it.
 """
@@ -31,13 +33,17 @@ class Teacher:
         direction: added while the teacher runs; None for a teacher that only reads a context.
         context: messages before the user's prompt, a system message or demonstrations.
         temperature: divides the logits where the teacher teaches; below 1 sharpens them.
+        repair: how many times its steering is subtracted where the model is taught to answer what
+            it wrongly refuses. Only a training uses it, see `safesteer.distill.rows`.
 
-    Source: SafeSteer (arXiv 2606.02530), section 3.1, for the steered teacher.
+    Source: SafeSteer (arXiv 2606.02530), section 3.1, for the steered teacher; Turner et al. 2023
+    (arXiv 2308.10248) and Rimsky et al. 2024 (arXiv 2312.06681) for both signs of one direction.
     """
 
     direction: Direction | None = None
     context: tuple[Message, ...] = field(default=())
     temperature: float = 1.0
+    repair: float = 0.0
 
     def messages(self, messages: Sequence[Message], prefill: str = "") -> list[Message]:
         """The chat messages that the teacher reads where the student reads `messages`.
@@ -56,18 +62,19 @@ class Teacher:
         return own + rest
 
     @contextmanager
-    def active(self, model: nn.Module, rows: torch.Tensor | None = None) -> Iterator[None]:
+    def active(self, model: nn.Module, strengths: torch.Tensor | float = 1.0) -> Iterator[None]:
         """Turn `model` into the teacher while the context is open: adapter off, hook on.
 
         Args:
             model: the base, or a PEFT model around it.
-            rows: bool [B]; only these sequences of a batch are steered. None steers all.
+            strengths: how many times the model is steered, or [B] for each sequence of a batch: 1
+                as this teacher, 0 not at all, below 0 away from refusal.
         """
         with base_weights(model):
             if self.direction is None:
                 yield
             else:
-                with self.direction.steer(model, rows):
+                with self.direction.steer(model, strengths):
                     yield
 
 
@@ -89,7 +96,8 @@ def make_teacher(settings: TeacherSettings, direction: Direction | None) -> Teac
     if not settings.steers or direction is None:
         return Teacher(None, context, settings.temperature)
     steered = replace(direction, coefficient=direction.coefficient * settings.strength)
-    return Teacher(steered, context, settings.temperature)
+    repair = settings.advanced.repair_strength / settings.strength
+    return Teacher(steered, context, settings.temperature, repair)
 
 
 def demonstrations(count: int, *, refusals_only: bool = False) -> tuple[Message, ...]:

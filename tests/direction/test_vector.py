@@ -11,7 +11,7 @@ from safesteer.models.layers import find_blocks
 IDS = torch.tensor([[5, 9, 20, 31, 8], [7, 7, 41, 10, 3]])
 
 
-def steered_inputs(model, direction, rows=None):  # type: ignore[no-untyped-def]
+def steered_inputs(model, direction, strengths=1.0):  # type: ignore[no-untyped-def]
     """Inputs [B, T, D] of the block after the steered one, and the logits, without and with it."""
     block, seen = find_blocks(model)[direction.layer], []
 
@@ -22,7 +22,7 @@ def steered_inputs(model, direction, rows=None):  # type: ignore[no-untyped-def]
         handle = block.register_forward_pre_hook(look, with_kwargs=True)
         plain = model(input_ids=IDS).logits
         handle.remove()
-        with direction.steer(model, rows):
+        with direction.steer(model, strengths):
             handle = block.register_forward_pre_hook(look, with_kwargs=True)  # after the edit
             steered = model(input_ids=IDS).logits
             handle.remove()
@@ -59,9 +59,10 @@ def test_a_peft_model_is_steered_with_its_adapter(merged):
 
 def test_rows_of_a_batch_are_steered(tiny_chat_model):
     direction = Direction(torch.linspace(-1, 1, 32), 2)
-    rows = torch.tensor([True, False])
-    _, plain, steered = steered_inputs(tiny_chat_model.model, direction, rows)
+    _, plain, steered = steered_inputs(tiny_chat_model.model, direction, torch.tensor([-0.5, 0.0]))
     assert torch.equal(plain[1], steered[1]) and not torch.allclose(plain[0], steered[0], atol=1e-3)
+    _, _, alike = steered_inputs(tiny_chat_model.model, direction, -0.5)
+    assert torch.allclose(alike[0], steered[0], atol=1e-6)
 
 
 def test_the_record_names_no_vector():

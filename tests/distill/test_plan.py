@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tiny import plain_training
 
 from safesteer.config.settings import TrainSettings
-from safesteer.distill.plan import plan_rows
+from safesteer.distill.plan import TrainingPrompts, plan_rows, plan_training
 from safesteer.errors import InputError
 
 
@@ -141,3 +141,31 @@ def test_a_prefill_holds_a_word(prefills):
     """A blank one prefills nothing."""
     with pytest.raises(ValidationError):
         TrainSettings(advanced={"prefills": prefills})
+
+
+def test_wrongly_refused_anchors_carry_the_opposite_strength():
+    """The same prompts in the same places as without them; no strengths where there are none."""
+    settings = plain_training(anchor_share=0.5, prompts_per_step=4, num_generations=1, max_steps=9)
+    bad, good = prompts("bad", 6), prompts("good", 8)
+    plain = plan_training(settings, TrainingPrompts(bad, good), 0, 0.5).rows
+    rows = plan_training(settings, TrainingPrompts(bad, good, good[2:5]), 0, 0.5).rows
+    wrong = {"good 2", "good 3", "good 4"}
+    for row, before in zip(rows, plain, strict=True):
+        strength = row.pop("strength")
+        assert strength == (-0.5 if text(row) in wrong else float(text(row).startswith("bad")))
+        assert row == before and "strength" not in before
+
+
+def test_repairs_need_as_many_harmful_prompts_and_a_steered_teacher():
+    """Those count that are trained on."""
+    settings = plain_training(anchor_share=0.5, num_prompts=2)
+    sets = TrainingPrompts(prompts("bad", 6), prompts("good", 8), prompts("good", 3))
+    with pytest.raises(InputError, match=r"3 wrongly refused prompts .* 2 harmful"):
+        plan_training(settings, sets, 0, 0.5)
+    with pytest.raises(InputError, match="this teacher has none"):
+        plan_training(plain_training(anchor_share=0.5), sets, 0)
+
+
+def test_anchors_that_are_not_repaired():
+    good = prompts("good", 4)
+    assert TrainingPrompts([], good, good[1:3]).kept == [good[0], good[3]]

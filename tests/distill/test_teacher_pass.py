@@ -10,6 +10,7 @@ import torch
 from tiny_training import (
     lora_from,
     make_teacher,
+    prompts,
     run,
     slow_loss,
 )
@@ -102,3 +103,32 @@ def test_nothing_is_shared_where_it_would_be_wrong(change, tiny_chat_model, tmp_
         method="full" if change == "full" else "lora",
     )
     assert shared == [0]
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_wrongly_refused_prompts_are_taught_by_the_base_steered_the_other_way(
+    context, tiny_chat_model, recorded, tmp_path
+):
+    """On the whole vocabulary, at a temperature of 1, also where blocks are shared."""
+    base = copy.deepcopy(tiny_chat_model.model)
+    teacher = replace(make_teacher(), repair=0.5, temperature=0.7)
+    if not context:
+        teacher = replace(teacher, context=())
+    changes = {"repaired": prompts("harmless")[:3], "anchor_weight": 2.0, "max_steps": 3}
+    _, metrics = run(tiny_chat_model, tmp_path, teacher, lora=lora_from(2), **changes)
+    strengths = {row["strength"] for update in recorded for row in update["rows"]}
+    assert strengths == {1.0, 0.0, -0.5}
+    for update, line in zip(recorded, metrics, strict=True):
+        expected = slow_loss(
+            update,
+            base,
+            tiny_chat_model.chat,
+            "generalized",
+            temperature=0.7,
+            context=teacher.context,
+            anchor_weight=2.0,
+        )
+        for key, value in expected.items():
+            assert line[key] == pytest.approx(value, rel=2e-4, abs=1e-6), key
+    rates = ("refusal_rate", "anchor_refusal_rate", "repaired_refusal_rate")
+    assert all(any(line.get(rate) is not None for line in metrics) for rate in rates)

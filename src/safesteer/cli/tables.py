@@ -8,7 +8,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from safesteer.report.rows import change_rows, result_lines, result_rows
+from safesteer.report.rows import (
+    change_rows,
+    repair_lines,
+    result_lines,
+    result_rows,
+    sides_line,
+)
 from safesteer.report.words import duration, percent, place_words, size
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.own_files import CARD, PAGE
@@ -45,6 +51,8 @@ def stage_result(stage: str, content: dict[str, Any]) -> list[RenderableType]:
         return _direction(content)
     if stage == "tokens":
         return _tokens(content)
+    if stage == "repairs":
+        return [Text(f"  {line}") for line in repair_lines(content)]
     if stage == "push":
         return [_pushed(content)]
     lines = result_lines(content["model"], content["benchmarks"])
@@ -80,6 +88,8 @@ def print_summary(
     console.print()
     if last in ("evaluate", "report"):
         console.print(evaluation(results, "before and after (95% interval; number of prompts)"))
+        if line := sides_line(results):
+            console.print(Text(line, style="bold"))
         console.print()
     costs = table("stage", "time", "peak memory", title="where the time went")
     for cost in run.summary():

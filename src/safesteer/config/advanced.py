@@ -213,6 +213,10 @@ class TeacherAdvanced(Section):
     )
     """Give the teacher this system message if teacher.context is system-prompt."""
 
+    repair_strength: float = Field(0.4, gt=0)
+    """Multiply the direction's own coefficient by minus this where a wrong refusal is repaired;
+    read if train.wrong_refusals is repair."""
+
 
 class TokenAdvanced(Section):
     """Advanced settings of the choice of the safety tokens."""

@@ -132,6 +132,20 @@ RULES: tuple[Rule, ...] = (
     ),
     STEERED_LAYER,
     Rule(
+        ("train.wrong_refusals", "teacher.strength"),
+        "train.wrong_refusals = 'repair' steers away from refusal, and the teacher is not steered."
+        " Try: teacher.strength above 0, or train.wrong_refusals=keep",
+        "Wrong refusals are repaired with the direction that steers the teacher.",
+        lambda s: s.train.wrong_refusals == "repair" and not s.teacher.steers,
+    ),
+    Rule(
+        ("train.wrong_refusals", "train.anchor_share"),
+        "train.wrong_refusals = 'repair' needs harmless prompts in the training, and"
+        " train.anchor_share is 0. Try: train.anchor_share=0.75, or train.wrong_refusals=keep",
+        "Wrong refusals are repaired on anchors, so there must be some.",
+        lambda s: s.train.wrong_refusals == "repair" and not s.train.anchors_per_step,
+    ),
+    Rule(
         ("train.rollouts", "model.advanced.device_map"),
         "train.rollouts = 'vllm' and model.advanced.device_map ="
         " '{model.advanced.device_map}' exclude each other. Try: one of them alone",

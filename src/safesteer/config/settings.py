@@ -32,6 +32,7 @@ TeacherContext = Literal["none", "system-prompt", "demonstrations", "refusals"]
 TokenMethod = Literal["vote", "mass"]
 LossTokens = Literal["safety", "all"]
 Rollouts = Literal["transformers", "vllm"]
+WrongRefusals = Literal["keep", "repair"]
 
 
 class ModelSettings(Section):
@@ -213,6 +214,10 @@ class TrainSettings(Section):
     anchor_tokens: LossTokens = "all"
     """Compute the loss of anchors on the safety tokens, or on all tokens: then it is KL(student ||
     base)."""
+
+    wrong_refusals: WrongRefusals = "keep"
+    """What happens to harmless prompts that the base wrongly refuses: keep holds the model to the
+    base there too, repair teaches it to answer them. Published: keep."""
 
     prefill_share: float = Field(0.25, ge=0, le=1)
     """Prefill the answers to this share of the prompts of a step with a compliant text, so that

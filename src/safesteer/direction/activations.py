@@ -13,7 +13,7 @@ import torch
 
 from safesteer.events import Progress
 from safesteer.models.chat import Message, pad_left
-from safesteer.models.hidden_states import hidden_states
+from safesteer.models.hidden_states import common_prefix, hidden_states
 from safesteer.models.layers import find_blocks
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import in_batches
@@ -70,6 +70,56 @@ def answer_means(
         if progress is not None:
             progress(done, len(openings))
     return total / len(openings)
+
+
+@torch.no_grad()
+def request_means(
+    model: ChatModel,
+    prompts: Sequence[Sequence[Message]],
+    layer: int,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Mean input of block `layer` over the tokens of each request [N, D], float64 on the CPU.
+
+    The tokens that the chat template puts around a request do not count.
+    """
+    sequences = [model.chat.ids(messages) for messages in prompts]
+    short = [model.chat.ids([{"role": "user", "content": text}]) for text in ("x", "Banana")]
+    start, end = common_prefix(short), len(model.chat.post_instruction_ids())
+    device, found = model.model.device, [torch.empty(0)] * len(sequences)
+    seen: dict[str, torch.Tensor] = {}
+
+    def look(hidden: torch.Tensor) -> torch.Tensor:
+        seen["states"] = hidden
+        return hidden
+
+    with edit_block_input(find_blocks(model.model)[layer], look):
+
+        def read(rows: list[int]) -> torch.Tensor:
+            batch = [sequences[row] for row in rows]
+            ids, mask = pad_left(batch, model.tokenizer.pad_token_id, device)
+            # What comes after the template's beginning is read in the last pass.
+            hidden_states(model.model, ids, mask, tail=max(1, max(map(len, batch)) - start))
+            states = seen.pop("states")
+            return torch.stack(
+                [
+                    one[min(-1, start - len(row)) : -end or None].double().mean(0).cpu()
+                    if len(row) > start + end
+                    else one[-1].double().cpu()
+                    for one, row in zip(states, batch, strict=True)
+                ]
+            )
+
+        done = 0
+        for rows, means in in_batches(sequences, batch_size, read, device):
+            for row, mean in zip(rows, means, strict=True):
+                found[row] = mean
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(sequences))
+    return torch.stack(found)
 
 
 @torch.no_grad()

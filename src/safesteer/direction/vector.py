@@ -48,14 +48,14 @@ class Direction:
         }
 
     @contextmanager
-    def steer(self, model: nn.Module, rows: torch.Tensor | None = None) -> Iterator[None]:
+    def steer(self, model: nn.Module, strengths: torch.Tensor | float = 1.0) -> Iterator[None]:
         """Add the direction to the residual stream of `model` while the context is open.
 
-        h <- h + coefficient * vector at the input of block `layer`, at all positions.
+        h <- h + strength * coefficient * vector at the input of block `layer`, at all positions.
 
         Args:
             model: the model; its weights do not change.
-            rows: bool [B], the sequences of each batch to steer; None steers all.
+            strengths: a factor on the coefficient, or [B] with one for each sequence of a batch.
 
         Raises:
             IndexError: the model has no such layer.
@@ -63,6 +63,10 @@ class Direction:
 
         Source: SafeSteer (arXiv 2606.02530), section 3.1.
         """
-        vector = self.vector if rows is None else self.vector.to(rows.device) * rows[:, None]
-        with steer(model, self.layer, vector, self.coefficient):
+        if isinstance(strengths, torch.Tensor):
+            vectors = self.vector.to(strengths.device) * strengths[:, None]
+            steered = steer(model, self.layer, vectors, self.coefficient)
+        else:
+            steered = steer(model, self.layer, self.vector, self.coefficient * strengths)
+        with steered:
             yield

@@ -15,6 +15,7 @@ from trl import DistillationConfig
 from safesteer import distributed
 from safesteer.config.settings import Divergence, LossTokens, TrainSettings
 from safesteer.distill.losses import DIVERGENCES
+from safesteer.distill.rows import check_strengths
 from safesteer.distill.teacher_pass import TEACHER_BATCH_TOKENS
 from safesteer.distill.vllm import vllm_arguments
 from safesteer.errors import InputError, nearest
@@ -212,6 +213,7 @@ def check_arguments(
             f"steps_per_generation = {args.steps_per_generation} needs a dataset with a length."
             " Try: steps_per_generation=1"
         )
+    check_strengths(train_dataset)
     if preconditioner and args.weight_decay:
         raise InputError(
             f"weight_decay = {args.weight_decay} does not go with a preconditioner. Try:"

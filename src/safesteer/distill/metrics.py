@@ -17,6 +17,8 @@ from safesteer.errors import SafeSteerError
 if TYPE_CHECKING:
     from safesteer.distill.trainer import SafeSteerTrainer
 
+_OF_SOME = ("repaired_refusal_rate", "unfinished")  # only where there are such rollouts
+
 OnStep = Callable[[dict[str, Any], int], None]  # (line of the step, steps in all)
 
 
@@ -79,7 +81,7 @@ class MetricsFile(TrainerCallback):
             "grad_norm": logs.get("grad_norm"),
             "lr": logs.get("learning_rate"),
             **{name: logs.get(name) for name in names},
-            **({"unfinished": logs["unfinished"]} if "unfinished" in logs else {}),
+            **{name: logs[name] for name in _OF_SOME if name in logs},
             "tokens_per_second": tokens / total if total > 0 else None,
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }

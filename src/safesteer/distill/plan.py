@@ -6,6 +6,7 @@ continues with the prompts of an uninterrupted one.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from safesteer import distributed
 from safesteer.config.settings import TrainSettings
+from safesteer.distill.rows import check_repairs
 from safesteer.errors import InputError
 from safesteer.models.chat import ChatRenderer, Message
 
@@ -25,6 +27,14 @@ class TrainingPrompts:
 
     harmful: Sequence[Sequence[Message]]  # on which the teacher teaches
     anchors: Sequence[Sequence[Message]] = ()  # harmless, on which the student is held to the base
+    # Those of the anchors that the base wrongly refuses, and that the student learns to answer.
+    repaired: Sequence[Sequence[Message]] = ()
+
+    @property
+    def kept(self) -> list[Sequence[Message]]:
+        """The anchors that are not repaired."""
+        repaired = set(map(_key, self.repaired))
+        return [messages for messages in self.anchors if _key(messages) not in repaired]
 
 
 class Plan(NamedTuple):
@@ -58,9 +68,28 @@ def check_lengths(settings: TrainSettings, prompts: TrainingPrompts, chat: ChatR
             )
 
 
-def plan_training(settings: TrainSettings, prompts: TrainingPrompts, seed: int) -> Plan:
-    """Plan the rows of all processes, in complete generations; see `plan_rows`."""
+def plan_training(
+    settings: TrainSettings, prompts: TrainingPrompts, seed: int, repair: float = 0.0
+) -> Plan:
+    """Plan the rows of all processes, in complete generations; see `plan_rows`.
+
+    Where prompts are repaired, each row carries its signed strength (`safesteer.distill.rows`):
+    1, 0, or minus `repair`.
+
+    Raises:
+        InputError: more prompts would be repaired than there are harmful ones.
+    """
     rows = plan_rows(settings, prompts.harmful, prompts.anchors, seed)
+    if repaired := set(map(_key, prompts.repaired)):
+        if not repair > 0:
+            raise InputError(
+                "wrong refusals are repaired with the direction of the teacher, and this teacher"
+                " has none. Try: a steered teacher, or train.wrong_refusals=keep"
+            )
+        check_repairs(len(repaired), len(set(map(_key, prompts.harmful[: settings.num_prompts]))))
+        for row in rows:
+            wrong = row["anchor"] and _key(row["prompt"]) in repaired
+            row["strength"] = -repair if wrong else float(not row["anchor"])
     per_step = settings.completions_per_step
     steps = len(rows) // per_step
     window = min(settings.steps_per_generation, steps)
@@ -114,6 +143,10 @@ def plan_rows(
                 for _ in range(settings.num_generations)
             ]
     return rows
+
+
+def _key(messages: Sequence[Message]) -> str:
+    return json.dumps([dict(message) for message in messages], sort_keys=True)
 
 
 def _prefills(

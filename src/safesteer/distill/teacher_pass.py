@@ -9,7 +9,7 @@ same for both, and run once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from safesteer.teacher import Teacher
 # nothing for a gradient.
 TEACHER_BATCH_TOKENS = 4096
 
-# prompt_ids, prompt_mask [B, P], completion_ids, completion_mask [B, C], anchor, prefilled [B];
+# prompt_ids, prompt_mask [B, P], completion_ids, completion_mask [B, C], strength, prefilled [B];
 # also prompts (PromptStates or None) if no gradient flows through them
 Batch = dict[str, Any]
 
@@ -104,7 +104,7 @@ class ForwardPasses:
     def teach(
         self, base: nn.Module, ids: torch.Tensor, mask: torch.Tensor, batch: Batch
     ) -> torch.Tensor:
-        """Hidden states [B, C, D] of the teacher, and of the plain base on anchors; see `read`.
+        """Hidden states [B, C, D] of what teaches each row, by its strength; see `read`.
 
         `base` becomes the teacher, its adapters off; `ids` and `mask` are the prompts as it then
         reads them.
@@ -112,10 +112,10 @@ class ForwardPasses:
         lengths = mask.sum(-1)
         hidden = torch.empty(0)
         with _evaluating(base):
-            for anchor, rows in _groups(batch):
+            for plain, rows in _groups(batch):
                 passes = list(self._passes(rows, lengths, batch["completion_ids"].shape[1]))
-                with base_weights(base) if anchor else self.teacher.active(base):
-                    for part, counts in self._in_step(base, passes):
+                for part, counts in self._in_step(base, passes):
+                    with base_weights(base) if plain else self._teaching(base, batch, part):
                         width = int(lengths[part].max())
                         completions = {
                             key: batch[key][part] for key in ("completion_ids", "completion_mask")
@@ -129,6 +129,14 @@ class ForwardPasses:
                             hidden[part] = states
         return hidden
 
+    def _teaching(
+        self, base: nn.Module, batch: Batch, rows: torch.Tensor
+    ) -> AbstractContextManager[None]:
+        strengths = batch["strength"][rows]
+        # One vector for all rows, as a rule: then their common beginning runs once.
+        one = bool((strengths == strengths[0]).all())
+        return self.teacher.active(base, strengths[0].item() if one else strengths)
+
     @torch.no_grad()
     def teach_from(
         self, student: nn.Module, layer: int, batch: Batch
@@ -141,7 +149,7 @@ class ForwardPasses:
         """
         with (
             _evaluating(student),
-            self.teacher.active(student, ~batch["anchor"]),
+            self.teacher.active(student, batch["strength"]),
             record_inputs(student, [layer]) as entered,
         ):
             hidden = self.read(student, batch["prompt_ids"], batch["prompt_mask"], batch)
@@ -200,15 +208,16 @@ class ForwardPasses:
 
 
 def _groups(batch: Batch) -> Iterator[tuple[bool, torch.Tensor]]:
-    """Whether they are anchors, and the rows, of each group that is read apart.
+    """Whether the plain base teaches them, and the rows, of each group that is read apart.
 
-    Prefilled rows are apart because the teacher's examples are prefilled with them: all rows of a
-    pass then begin with the same text, which runs once.
+    A group has one sign of its strengths, hence one context. Prefilled rows are apart because the
+    teacher's examples are prefilled with them. All rows of a pass then begin with the same text,
+    which runs once.
     """
-    for anchor in (False, True):
+    for sign in (1, 0, -1):
         for prefilled in (False, True):
-            rows = (batch["anchor"] == anchor) & (batch["prefilled"] == prefilled)
-            yield anchor, rows.nonzero().flatten()
+            rows = (batch["strength"].sign() == sign) & (batch["prefilled"] == prefilled)
+            yield sign == 0, rows.nonzero().flatten()
 
 
 @contextmanager

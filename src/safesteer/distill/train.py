@@ -6,7 +6,7 @@ import copy
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +85,7 @@ def train(
         model: the model to train. LoRA keeps its weights; full fine-tuning changes them in place.
         teacher: how the base weights become the teacher.
         safety_tokens: ids of the safety tokens S, [K].
-        prompts: harmful prompts and anchors; too long ones are skipped.
+        prompts: harmful prompts, anchors and those of them to repair; too long ones are skipped.
         settings: the section `train`; the recipe `default` if None.
         output: where to write, a folder or a `TrainingOutput`.
         seed: decides adapters, order, rollouts.
@@ -105,7 +105,7 @@ def train(
     full = settings.method == "full"
     prompts = _short_enough(prompts, model, teacher, settings)
     _check(model, settings, prompts)
-    plan = plan_training(settings, prompts, seed)
+    plan = plan_training(settings, prompts, seed, teacher.repair)
     if full and base_model is None:
         base_model = copy.deepcopy(model.model)
     completions = completions_per_process(settings, distributed.world_size())
@@ -116,7 +116,7 @@ def train(
         student = _student(model, settings, seed, teacher)
         if not full and settings.lora.kfac_damping is not None:
             preconditioner = preconditioner or _preconditioner(
-                model, student, prompts.anchors, settings, seed, output
+                model, student, prompts.kept, settings, seed, output
             )
             start_preconditioned(student, preconditioner)
         run = partial(
@@ -308,7 +308,7 @@ def _short_enough(
         if settings.anchors_per_step:
             raise
         anchors = []
-    return TrainingPrompts(harmful, anchors)
+    return replace(prompts, harmful=harmful, anchors=anchors)
 
 
 def _check(model: ChatModel, settings: TrainSettings, prompts: TrainingPrompts) -> None:
@@ -324,5 +324,5 @@ def _check(model: ChatModel, settings: TrainSettings, prompts: TrainingPrompts) 
             f"train.lora.kfac_damping needs whole adapters in every process, and {layout} splits"
             " them. Try: train.lora.kfac_damping=null, or copies of the model (ddp)"
         )
-    if not prompts.anchors:
+    if not prompts.kept:
         raise InputError(KFAC_AND_ANCHORS.message)

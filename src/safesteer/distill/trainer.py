@@ -73,9 +73,10 @@ class SafeSteerTrainer(DistillationTrainer):
     Args:
         model: the student, a causal language model or a PEFT model around one.
         args: the configuration.
-        train_dataset: rows {"prompt": chat messages, "anchor": bool, "prefill": str}. On anchors
-            the plain base teaches in place of the teacher; answers continue their prefill. Both
-            columns may be missing.
+        train_dataset: rows {"prompt": chat messages, "anchor": bool, "prefill": str, "strength":
+            float}. On anchors the plain base teaches in place of the teacher; answers continue
+            their prefill; for the strength see `safesteer.distill.rows`. All but the prompt may be
+            missing.
         processing_class: the tokenizer, with a chat template, or a `ChatRenderer` of one.
         teacher: how the base weights become the teacher.
         safety_tokens: ids of the safety tokens S, [K].
@@ -263,7 +264,7 @@ class SafeSteerTrainer(DistillationTrainer):
             [{"prompt": row.student_ids} for row in rows]
         )
         device = output["completion_ids"].device
-        output["anchor"] = torch.tensor([row.anchor for row in rows], device=device)
+        output["strength"] = torch.tensor([row.strength for row in rows], device=device)
         output["prefilled"] = torch.tensor([row.prefilled for row in rows], device=device)
         output["answer_mask"] = answer_mask(self.chat, output, self._short_length)
         if self.shared_blocks:
@@ -310,11 +311,11 @@ class SafeSteerTrainer(DistillationTrainer):
                 hidden = self.passes.read(
                     unwrapped_student, inputs["prompt_ids"], inputs["prompt_mask"], inputs
                 )
-        anchor = torch.repeat_interleave(inputs["anchor"], lengths)  # [N]
+        strength = torch.repeat_interleave(inputs["strength"], lengths)  # [N]
         loss, metrics = self._position_losses(
-            unwrapped_student, hidden[answers], teacher_hidden[answers], anchor
+            unwrapped_student, hidden[answers], teacher_hidden[answers], strength
         )
-        harmful = ~anchor
+        harmful = strength > 0
         for name in ("mass_student", "mass_teacher") if harmful.any() else ():
             self._metrics[self._mode()][name].append(metrics[name][harmful].mean().item())
         return completion_mean(loss, lengths), metrics["entropy"].sum(), lengths.sum()
@@ -324,7 +325,7 @@ class SafeSteerTrainer(DistillationTrainer):
         student: nn.Module,
         hidden: torch.Tensor,  # [N, D]
         teacher_hidden: torch.Tensor,  # [N, D]
-        anchor: torch.Tensor,  # [N], bool
+        strength: torch.Tensor,  # [N]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The weighted loss [N], and mass_student, mass_teacher and entropy, [N] each."""
         if not len(hidden):  # no rollout came to an answer
@@ -339,8 +340,11 @@ class SafeSteerTrainer(DistillationTrainer):
         loss = torch.zeros(len(hidden), device=hidden.device)
         metrics: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros_like(loss))
         for where, divergence, tokens, taught_by, weight in (
-            (~anchor, args.divergence, args.loss_tokens, teacher_head, 1.0),
-            (anchor, anchor_divergence, args.anchor_tokens, base_head, args.anchor_weight),
+            (strength > 0, args.divergence, args.loss_tokens, teacher_head, 1.0),
+            (strength == 0, anchor_divergence, args.anchor_tokens, base_head, args.anchor_weight),
+            # Answers are more than the tokens of S, so the whole vocabulary is repaired. The weight
+            # of anchors, and a temperature of 1, are still to be measured against others.
+            (strength < 0, "paper", "all", base_head, args.anchor_weight),
         ):
             if where.any():
                 part, figures = distillation_loss(

@@ -313,7 +313,8 @@ class _Stages:
         positions = micro * chosen.max_completion_length
         # Logits and probabilities in float32 and in the model's dtype; both models' of all tokens.
         whole = chosen.loss_tokens == "all" or (
-            chosen.anchor_share > 0 and chosen.anchor_tokens == "all"
+            chosen.anchor_share > 0
+            and (chosen.anchor_tokens == "all" or chosen.wrong_refusals == "repair")
         )
         block = min(BLOCK, positions * s.vocabulary)
         parts: dict[str, float] = {

@@ -30,8 +30,10 @@ from safesteer.models.files import fingerprint, locate
 from safesteer.models.quantization import check_quantization
 from safesteer.models.tokenizer import load_chat
 from safesteer.pipeline.model_rules import check_model_rules, read_model
-from safesteer.pipeline.stages import Pipeline, plan_suite, training_prompts
+from safesteer.pipeline.repairs import training_prompts
+from safesteer.pipeline.stages import Pipeline, plan_suite
 from safesteer.prompts import PromptSet
+from safesteer.prompts.overlap import harmful_too
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.manifest import changed_keys, read_manifest
 from safesteer.runs.stage import STAGES
@@ -69,6 +71,8 @@ def open_pipeline(
     trains = "train" in stages and (earlier is None or earlier.must_run("train"))
     if trains:
         check_trackers(settings.report_to)
+        if settings.train.wrong_refusals == "repair":
+            harmful_too(prompts)
         if settings.train.rollouts == "vllm":
             check_rollouts(settings.train, pick_device(settings.model.device))
             check_model(settings.model)

@@ -1,8 +1,8 @@
 """The stages of a run in their order, each from the files of the one before it.
 
-direction -> tokens -> train -> evaluate -> report. A stage reads what earlier stages left in the
-run directory, writes its own files, and is skipped while its inputs and outputs are those that the
-manifest records. The main process runs all stages; other processes train with it.
+direction -> tokens -> repairs -> train -> evaluate -> report. A stage reads what earlier stages
+left in the run directory, writes its own files, and is skipped while its inputs and outputs are
+those that the manifest records. The main process runs all stages; other processes train with it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from safesteer import distributed
-from safesteer.config.settings import ModelSettings, Settings, TrainSettings
+from safesteer.config.settings import ModelSettings, Settings
 from safesteer.direction.extract import extract_direction
-from safesteer.distill.plan import TrainingPrompts
 from safesteer.distill.save import save_student
 from safesteer.distill.train import TrainingOutput, train
 from safesteer.errors import SafeSteerError
@@ -25,15 +24,17 @@ from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.paired import add_paired_changes
 from safesteer.evaluate.stored import write_results
 from safesteer.evaluate.suite import Suite, unfinished
-from safesteer.files import save_tensors, sha256_file, write_json
+from safesteer.files import save_tensors, sha256_file, write_json, write_jsonl
 from safesteer.inference import VARIANTS
 from safesteer.inference.variant import ModelVariant
+from safesteer.models.answer_cache import Cache
 from safesteer.models.chat import Message
 from safesteer.models.load import ChatModel, load_model
+from safesteer.pipeline.repairs import find_repairs, training_prompts
 from safesteer.prompts import Prompt, PromptSet
 from safesteer.report.findings import MEASUREMENTS
 from safesteer.report.write import write_report
-from safesteer.runs.artifacts import RunArtifacts
+from safesteer.runs.artifacts import REPAIR_ANSWERS, REPAIRS, RunArtifacts
 from safesteer.runs.manifest import recorded_outputs
 from safesteer.runs.own_files import check_own_files
 from safesteer.runs.stage import STAGES, Incomplete, StageRecord, stages_to
@@ -97,6 +98,8 @@ class Pipeline(RunArtifacts):
         )
 
     def _is_used(self, name: str) -> bool:
+        if name == "repairs":
+            return self.settings.train.wrong_refusals == "repair"
         return name != "direction" or self.settings.teacher.steers
 
     def record(self, name: str) -> StageRecord:
@@ -108,8 +111,17 @@ class Pipeline(RunArtifacts):
             inputs = self._inputs("direction", **used)
         elif name == "tokens":
             inputs = self._inputs("tokens", "teacher", prompts=sets[self.settings.tokens.prompts])
+        elif name == "repairs":
+            chosen = self.settings.train
+            inputs = self._inputs(
+                prompts=sets,
+                anchor_sets=chosen.advanced.anchor_sets,
+                num_prompts=chosen.num_prompts,
+                max_new_tokens=self.settings.evaluate.max_new_tokens,
+            )
         elif name == "train":
-            inputs = self._inputs("train", "teacher", prompts=sets, tokens=outputs("tokens"))
+            earlier = {key: outputs(key) for key in ("tokens", "repairs") if self._is_used(key)}
+            inputs = self._inputs("train", "teacher", prompts=sets, **earlier)
         elif name == "evaluate":
             asked = {"prompts": sets, "benchmarks": self.suite.sha256}
             inputs = self._inputs("evaluate", "teacher", **asked, train=outputs("train"))
@@ -208,6 +220,22 @@ class Pipeline(RunArtifacts):
             stage.add_output(path)
         self.reporter.result("tokens", found.to_json())
 
+    def repairs(self) -> None:
+        """Find the harmless training prompts that the base wrongly refuses."""
+        stage = self._pending("repairs")
+        if stage is None:
+            return
+        with stage:
+            base = self.variant("base")
+            self.reporter.stage("repairs", "looking for wrong refusals of the base")
+            cache = Cache(cache_dir(self.run.path), base.identity)
+            found = find_repairs(base, self.prompts, self.settings, cache, self.reporter)
+            write_json(self.run.path / REPAIRS, found.to_json())
+            write_jsonl(self.run.path / REPAIR_ANSWERS, found.rows(), private=True)
+            stage.add_output(REPAIRS)
+            stage.add_output(REPAIR_ANSWERS)
+        self.reporter.result("repairs", found.to_json())
+
     def train(self) -> None:
         """Distil the teacher into the model on the safety tokens (paper, section 3.3).
 
@@ -266,7 +294,7 @@ class Pipeline(RunArtifacts):
             student,
             teacher,
             tokens,
-            training_prompts(settings, self.prompts),
+            training_prompts(settings, self.prompts, self.load_repairs()),
             settings,
             output=TrainingOutput(
                 self.run.path / "train", self.settings.report_to, on_step, self.reporter.progress
@@ -363,14 +391,6 @@ def plan_suite(run: Path, settings: Settings, prompts: Mapping[str, PromptSet]) 
     """Plan the evaluation of a run: our own prompt sets, and the settings' benchmarks."""
     names = [*prompts, *settings.evaluate.benchmarks]
     return Suite.plan(names, settings, prompts, cache_dir(run))
-
-
-def training_prompts(settings: TrainSettings, sets: Mapping[str, PromptSet]) -> TrainingPrompts:
-    """The harmful prompts and the anchors of a training."""
-    return TrainingPrompts(
-        _messages(sets["harmful"].train),
-        [m for name in settings.advanced.anchor_sets for m in _messages(sets[name].train)],
-    )
 
 
 def _messages(prompts: list[Prompt]) -> list[tuple[Message, ...]]:

@@ -170,6 +170,19 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.lower())) - STOP_WORDS
 
 
+def nearly_equal(prompts: Sequence[Prompt], others: Sequence[Prompt]) -> list[int]:
+    """The numbers of those `prompts` that are near-duplicates of one of `others`."""
+    texts = {_normalize(prompt.text) for prompt in others}
+    words = [content_words(prompt.text) for prompt in (*others, *prompts)]
+    near = {
+        right - len(others)
+        for left, right in _candidate_pairs(words)
+        if left < len(others) <= right
+        and jaccard(words[left], words[right]) > NEAR_DUPLICATE_JACCARD
+    }
+    return [n for n, prompt in enumerate(prompts) if n in near or _normalize(prompt.text) in texts]
+
+
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
     """Jaccard index of two sets of words, in [0, 1]; 0 where one is empty."""
     return len(left & right) / len(left | right) if left and right else 0.0

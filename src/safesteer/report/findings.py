@@ -10,6 +10,7 @@ from typing import Any
 
 from safesteer.evaluate.stored import read_results, read_rows, read_samples, set_order
 from safesteer.files import read_json
+from safesteer.runs.artifacts import REPAIRS
 from safesteer.runs.directory import RunDirectory
 
 MEASUREMENTS = "report/measurements.json"
@@ -26,6 +27,7 @@ class Findings:
     run: RunDirectory  # settings and manifest
     direction: dict[str, Any] | None = None  # direction/direction.json
     tokens: dict[str, Any] | None = None  # tokens/safety_tokens.json
+    repairs: dict[str, Any] | None = None  # repairs/repairs.json
     steps: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
@@ -48,7 +50,8 @@ def read_findings(run: RunDirectory) -> Findings:
     folder, done = run.path, run.output_hashes
     evaluated = done("evaluate", incomplete=True)
     evaluation = run.manifest["stages"].get("evaluate")
-    run.check_outputs("direction", "tokens", "evaluate")
+    repairs = run.settings.train.wrong_refusals == "repair" and done("repairs")
+    run.check_outputs("direction", "tokens", "evaluate", *(["repairs"] if repairs else []))
     run.check_outputs("train", only=("train/",))  # and not the weights, which nobody reads here
     samples: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for model, by_set in read_samples(folder).items() if evaluated else ():
@@ -61,6 +64,7 @@ def read_findings(run: RunDirectory) -> Findings:
         run,
         direction=read_json(folder / "direction/direction.json") if done("direction") else None,
         tokens=read_json(folder / "tokens/safety_tokens.json") if done("tokens") else None,
+        repairs=read_json(folder / REPAIRS) if repairs else None,
         steps=read_rows(folder / "train" / "metrics.jsonl"),
         results=read_results(folder) if evaluated else {},
         samples={name: samples[name] for name in sorted(samples, key=set_order)},

@@ -81,6 +81,7 @@ _CURVES: tuple[tuple[str, bool, tuple[tuple[str, str], ...]], ...] = (
      (("mass_student", "student"), ("mass_teacher", "teacher"))),
     ("Refused rollouts", True,
      (("refusal_rate", "harmful"), ("anchor_refusal_rate", "anchors"))),
+    ("Refused rollouts, wrongly refused prompts", True, (("repaired_refusal_rate", ""),)),
     ("Gradient norm", False, (("grad_norm", ""),)),
     ("Student entropy, nats", False, (("entropy", ""),)),
     ("Rollout length, tokens", False, (("completion_length", ""),)),
@@ -101,6 +102,7 @@ def training(findings: Findings) -> dict[str, Any] | None:
     every = max(1, -(-len(steps) // TABLE_ROWS))
     shown = [step for i, step in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
     keys = [key for _, _, series in _CURVES for key, _ in series]
+    keys = [key for key in keys if any(step.get(key) is not None for step in steps)]
     seconds: Counter[str] = Counter()
     for step in steps:
         seconds.update(step.get("seconds") or {})

@@ -1,4 +1,4 @@
-"""SVG charts with two axes: lines, heat maps, scatter plots, and runs in a plane."""
+"""SVG charts with two axes: lines, heat maps, scatter plots, and planes of two shares."""
 
 from __future__ import annotations
 
@@ -264,12 +264,7 @@ def plane(
     frame = _Frame(46, _W - 130, 12, height - 40, *edges)
     parts = [frame.x_tick(tick, f"{100 * tick:.3g}%", grid=True) for tick in x_ticks]
     parts += [frame.y_tick(tick, f"{100 * tick:.3g}%") for tick in y_ticks]
-    across, down = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
-    for place, title in (
-        (f'x="{across}" y="{height - 6}"', x_title),
-        (f'transform="rotate(-90)" x="{-down}" y="10"', y_title),
-    ):
-        parts.append(f'<text class="axis" {place} text-anchor="middle">{escape(title)} →</text>')
+    parts += _axis_titles(frame, height, x_title, y_title)
     front = sorted(frame.place(x, y) for _, x, y, on_front in points if on_front)
     if len(front) > 1:
         at = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
@@ -281,6 +276,71 @@ def plane(
     figures = "; ".join(f"{name} {percent(x)}, {percent(y)}" for name, x, y, _ in points)
     size = f'viewBox="0 0 {_W} {height}"'
     return svg(f"{y_title} against {x_title}: {figures}", "".join(parts), size, "plane")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share in [0, 1] with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def both_sides(
+    arrows: Sequence[tuple[str, tuple[Share, Share], tuple[Share, Share]]],  # name, base, aligned
+    x_title: str,
+    y_title: str,
+) -> Markup:
+    """Arrows from the base to the aligned model in a plane of two shares, better to the top left.
+
+    Whiskers are the intervals of both shares. The name of an arrow stands beside its end.
+    """
+    height = 300
+    frame = _Frame(46, _W - 86, 12, height - 40, (0.0, 1.0), (0.0, 1.0))
+    ticks = (0.0, 0.25, 0.5, 0.75, 1.0)
+    parts = [frame.x_tick(tick, percent(tick, 0), grid=True) for tick in ticks]
+    parts += [frame.y_tick(tick, percent(tick, 0)) for tick in ticks]
+    parts += _axis_titles(frame, height, x_title, y_title)
+    figures = []
+    for name, *ends in arrows:
+        places = [frame.place(x.value, y.value) for x, y in ends]
+        for model, (x, y), place in zip(("base", "aligned"), ends, places, strict=True):
+            words = f"{name}, {model}: {percent(x.value)}, {percent(y.value)}"
+            parts.append(
+                f'<g class="of-{model}"><title>{escape(words)}</title>{_whiskers(frame, x, y)}'
+                f"{shape(model, round(place[0], 1), round(place[1], 1))}</g>"
+            )
+            figures.append(words)
+        parts.append(_arrow("aligned", *places))
+        parts.append(
+            f'<text class="name" x="{places[1][0] + 10:.1f}" y="{places[1][1] - 8:.1f}">'
+            f"{escape(name)}</text>"
+        )
+    words = f"{y_title} against {x_title}: {'; '.join(figures)}"
+    return svg(words, "".join(parts), f'viewBox="0 0 {_W} {height}"', "plane")
+
+
+def _whiskers(frame: _Frame, x: Share, y: Share) -> str:
+    ends = (
+        (frame.place(x.low, y.value), frame.place(x.high, y.value)),
+        (frame.place(x.value, y.low), frame.place(x.value, y.high)),
+    )
+    return "".join(
+        f'<line class="whisker" x1="{a:.1f}" y1="{b:.1f}" x2="{c:.1f}" y2="{d:.1f}"/>'
+        for (a, b), (c, d) in ends
+    )
+
+
+def _axis_titles(frame: _Frame, height: float, x_title: str, y_title: str) -> list[str]:
+    across, down = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
+    return [
+        f'<text class="axis" {place} text-anchor="middle">{escape(title)} →</text>'
+        for place, title in (
+            (f'x="{across}" y="{height - 6}"', x_title),
+            (f'transform="rotate(-90)" x="{-down}" y="10"', y_title),
+        )
+    ]
 
 
 def _named(point: tuple[str, float, float, bool], frame: _Frame, name_y: float) -> str:

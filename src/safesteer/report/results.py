@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from markupsafe import Markup
+
 from safesteer.evaluate.metrics import ATTACK_SUCCESS_RATE, DRIFT, KINDS, REFUSAL_RATE
 from safesteer.evaluate.paired import paired_change
 from safesteer.evaluate.stored import set_order
 from safesteer.inference import VARIANTS
 from safesteer.prompts import PROMPT_SETS
-from safesteer.report import charts
+from safesteer.report import charts, plots
 from safesteer.report.findings import Findings
+from safesteer.report.rows import repair_lines
 from safesteer.report.words import (
     KIND_TITLES,
     Entry,
@@ -114,6 +117,34 @@ def columns(findings: Findings) -> list[dict[str, Any]]:
             }
         )
     return made
+
+
+def both_sides(findings: Findings) -> Markup | None:
+    """A plane of what is refused rightly and wrongly, with arrows from base to aligned model."""
+    sides = {name: findings.results.get(name, {}) for name in ("base", "aligned")}
+
+    def share(model: str, name: str) -> plots.Share | None:
+        entry = sides[model].get(name, {})
+        if entry.get("metric") != REFUSAL_RATE or entry.get("value") is None:
+            return None
+        return plots.Share(entry["value"], *(entry.get("ci95") or [entry["value"]] * 2))
+
+    arrows = []
+    for name in PROMPT_SETS[1:]:
+        base, aligned = (
+            (x, y) if (x := share(model, name)) and (y := share(model, PROMPT_SETS[0])) else None
+            for model in sides
+        )
+        if base and aligned:
+            arrows.append((name, base, aligned))
+    if not arrows:
+        return None
+    return plots.both_sides(arrows, "harmless side refused", "harmful requests refused")
+
+
+def repairs(findings: Findings) -> list[str]:
+    """What was found of the base's wrong refusals, a paragraph each."""
+    return [] if findings.repairs is None else repair_lines(findings.repairs)
 
 
 def _split(words: str) -> dict[str, str]:

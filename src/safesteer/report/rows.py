@@ -73,10 +73,59 @@ def result_lines(model: str, entries: Entries) -> list[str]:
     ]
 
 
+def repair_lines(content: Mapping[str, Any]) -> list[str]:
+    """The content of repairs/repairs.json: what the base wrongly refuses, and what is done."""
+    asked, repaired, doubted, left_out = (
+        sum(each if isinstance(each, int) else len(each) for each in content[key].values())
+        for key in ("asked", "repaired", "doubted", "left_out")
+    )
+    wrong = repaired + content["surplus"]
+    if not wrong:
+        lines = [
+            f"The base wrongly refuses none of {asked} harmless training prompts: there is nothing"
+            " to repair, and training holds the model to the base on all of them."
+        ]
+    else:
+        lines = [
+            f"The base wrongly refuses {wrong} of {asked} harmless training prompts, and training"
+            f" {'repairs these' if repaired == wrong else f'repairs {repaired} of them'}."
+        ]
+    for name, ids in content["repaired"].items():
+        if ids:
+            kinds = sorted(content["categories"][name].items(), key=lambda kind: -kind[1])
+            words = ", ".join(f"{kind or 'no category'} {count}" for kind, count in kinds)
+            lines.append(f"{name}: {len(ids)} of {content['asked'][name]} ({words}).")
+    for count, words in (
+        (content["surplus"], "wrong refusals stay: no more are repaired than the training has"
+         " harmful prompts."),
+        (doubted, "refused prompts keep their refusal: a probe on the base's activations takes them"
+         " for harmful."),
+        (left_out, "prompts are left out of training: a harmful set nearly holds them."),
+    ):  # fmt: skip
+        if count:
+            lines.append(f"{count} {words}")
+    return lines
+
+
+def sides_line(results: Mapping[str, Entries]) -> str:
+    """Both sides in one line: `harmful 44% -> 91%, harmless 9% -> 8%`; empty without figures."""
+    base, aligned = results.get("base", {}), results.get("aligned", {})
+    parts = [
+        f"{name} {percent(base[name]['value'], 0)} -> {percent(aligned[name]['value'], 0)}"
+        for name in PROMPT_SETS
+        if all(side.get(name, {}).get("value") is not None for side in (base, aligned))
+    ]
+    return f"refused, base -> aligned: {', '.join(parts)}" if parts else ""
+
+
 def step_words(metrics: Mapping[str, Any]) -> str:
     """One training step in a few words; `metrics` is its line of train/metrics.jsonl."""
     parts = [f"loss {metrics['loss']:.4f}"]
-    for key, text in (("refusal_rate", "refused"), ("anchor_refusal_rate", "anchors refused")):
+    for key, text in (
+        ("refusal_rate", "refused"),
+        ("anchor_refusal_rate", "anchors refused"),
+        ("repaired_refusal_rate", "repaired ones refused"),
+    ):
         if metrics.get(key) is not None:
             parts.append(f"{text} {percent(metrics[key], 0)}")
     if metrics.get("unfinished"):

@@ -28,6 +28,8 @@ from safesteer.runs.manifest import run_date
 from safesteer.runs.target import Target
 from safesteer.teacher import Teacher, make_teacher
 
+REPAIRS, REPAIR_ANSWERS = "repairs/repairs.json", "repairs/answers.jsonl"
+
 
 class RunArtifacts:
     """A run's model and prompts, and the outputs of its finished stages.
@@ -120,6 +122,14 @@ class RunArtifacts:
         self._require("tokens")
         content = read_json(self.run.path / "tokens" / "safety_tokens.json")
         return [token["id"] for token in content["tokens"]]
+
+    def load_repairs(self) -> dict[str, Any] | None:
+        """The wrong refusals that training repairs, repairs.json; None where it repairs none."""
+        if self.settings.train.wrong_refusals == "keep":
+            return None
+        self._require("repairs")
+        content: dict[str, Any] = read_json(self.run.path / REPAIRS)
+        return content
 
     def variant(self, name: str) -> ModelVariant:
         """The base, the teacher or the aligned model, ready to answer."""

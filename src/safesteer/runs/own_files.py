@@ -13,13 +13,14 @@ from safesteer.files import PARTIAL, TEMPORARY_PATTERN
 
 CONFIG_NAME = "config.yaml"
 PAGE, CARD = "report.html", "README.md"
-FOLDERS = ("direction", "tokens", "train", "adapter", "model", "eval", "report")
+FOLDERS = ("direction", "tokens", "repairs", "train", "adapter", "model", "eval", "report")
 FILES = (CONFIG_NAME, PAGE, CARD)
 
 # What may lie in these folders beside the outputs that the manifest records; `*` matches `/`, too.
 _WRITTEN = (
     *FILES,
     *("direction/direction.json", "direction/direction.safetensors", "tokens/safety_tokens.json"),
+    *("repairs/repairs.json", "repairs/answers.jsonl"),
     *("train/metrics.jsonl", "train/checkpoint-*/*", "train/runs/*", "train/kfac/*"),
     *("eval/*.json", "eval/samples/*.jsonl", "eval/cache/*.jsonl", "report/measurements.json"),
     *(f"{name}{PARTIAL}/*" for name in FOLDERS),

@@ -18,7 +18,7 @@ from safesteer.files import is_disk_full, sha256_file, write_error
 from safesteer.runs.manifest import Manifest, StageEntry, Status, as_json, changed_keys
 from safesteer.runs.system import MemorySampler
 
-STAGES = ("direction", "tokens", "train", "evaluate", "report")
+STAGES = ("direction", "tokens", "repairs", "train", "evaluate", "report")
 
 
 def stages_to(last: str) -> tuple[str, ...]:
