@@ -37,8 +37,8 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_parts(
     tried: list[int] = []
 
     def small(self, student, inputs, *args):  # type: ignore[no-untyped-def]
-        tried.append(len(inputs["anchor"]))
-        if self.state.global_step == 2 and len(inputs["anchor"]) > 2:
+        tried.append(len(inputs["strength"]))
+        if self.state.global_step == 2 and len(inputs["strength"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
         return original(self, student, inputs, *args)
 
