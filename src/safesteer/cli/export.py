@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safesteer.cli.options import AllowWorse, Quiet
-from safesteer.errors import InputError, printable
+from safesteer.errors import InputError, SafeSteerError, printable
 from safesteer.export.output import DTYPES, NAMES, check_export, check_name
+from safesteer.export.quantize import TYPES, read_types
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from safesteer.export.formats import Export
+    from safesteer.pipeline.quantize import Measured
     from safesteer.runs.directory import RunDirectory
+
+Quantize = Annotated[
+    str,
+    typer.Option(
+        "--quantize",
+        metavar="TYPE,...",
+        help=f"For gguf: also write the file in these types ({', '.join(TYPES)}), and ask each"
+        " the run's test prompts in llama.cpp.",
+        show_default=False,
+    ),
+]
+AllowLoss = Annotated[
+    bool,
+    typer.Option(
+        "--allow-loss",
+        help="Keep quantized files that behave differently from the aligned model.",
+    ),
+]
 
 
 def export(
@@ -53,6 +74,8 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier export at the same path.")
     ] = False,
+    types: Quantize = "",
+    allow_loss: AllowLoss = False,
     allow_worse: AllowWorse = False,
     quiet: Quiet = False,
 ) -> None:
@@ -72,6 +95,7 @@ def export(
     if output is None:
         raise InputError(f"--output is missing for {form}. Try: --output PATH")
     check_export(output, form, force)
+    wanted = _check_quantize(found, form, output, types, force=force)
     how: dict[str, Any] = {"dtype": dtype, "force": force, "allow_worse": allow_worse}
     with make_reporter(quiet) as reporter:
         reporter.start(run, str(output))
@@ -80,6 +104,31 @@ def export(
         made = write(run, form, output, **how, reporter=reporter)
         reporter.finish()
         _show(made, output, reporter.console)
+        if wanted:
+            from safesteer.pipeline import quantize
+
+            rows = quantize.export_quantized(
+                found, output, made.dtype, wanted, allow_loss=allow_loss, reporter=reporter
+            )
+            reporter.finish()
+            _show_quantized(rows, reporter.console)
+            if (lost := quantize.loss_line(rows)) and not allow_loss:
+                raise SafeSteerError(lost)
+
+
+def _check_quantize(
+    run: RunDirectory, form: str, output: Path, types: str, *, force: bool
+) -> list[str]:
+    """The types of --quantize, after its checks."""
+    wanted = read_types(types)
+    if not wanted:
+        return []
+    if form != "gguf":
+        raise InputError(f"--quantize does not apply to --format {form}. Try: --format gguf")
+    from safesteer.pipeline.quantize import check_quantize
+
+    check_quantize(run, output, wanted, force=force)
+    return wanted
 
 
 def _write_commands(
@@ -112,3 +161,19 @@ def _show(made: Export, output: Path, console: Console) -> None:
     if made.format in ("gguf", "lora-gguf") and not is_installed():
         line += f". llama.cpp itself was not run. Try: {INSTALL}"
     console.print(Text(line), soft_wrap=True)
+
+
+def _show_quantized(rows: Sequence[Measured], console: Console) -> None:
+    """Print a row for each file."""
+    from safesteer.cli.tables import table
+    from safesteer.report.words import figure, percent, size
+
+    shown = table("format", "size", "harmful refused", "harmless refused", "agreement", "file")
+    for row in rows:
+        agreement = f"{percent(row.alike / row.answers)} ({row.answers})"
+        weight = size(row.bytes) if row.bytes else ""
+        figures = (weight, figure(row.harmful), figure(row.harmless), agreement)
+        shown.add_row(
+            row.format, *figures, "" if not row.bytes else "kept" if row.kept else "deleted"
+        )
+    console.print(shown)

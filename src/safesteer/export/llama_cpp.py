@@ -61,7 +61,7 @@ def ask(file: Path, prompts: Sequence[str], adapter: Path | None = None) -> list
 
 def parameters(file: str, adapter: str | None = None) -> Any:
     """The parameters of xllamacpp for a model on the CPU, with or without an adapter."""
-    import xllamacpp  # type: ignore[import-not-found]
+    import xllamacpp
 
     made = xllamacpp.CommonParams()
     made.model.path = file

@@ -68,7 +68,7 @@ def verify(
     """
     reporter = reporter or Reporter()
     run = RunDirectory.load(run_path)
-    questions = _questions(run, requests)
+    questions = load_questions(run, requests)
     client = _client(url, run, timeout)
     served = client.models()
     client.model = _choose(served, model, client.shown_url)
@@ -80,7 +80,8 @@ def verify(
     return Verification(client.shown_url, client.model, run, comparison, served)
 
 
-def _questions(run: RunDirectory, requests: int | None) -> list[Question]:
+def load_questions(run: RunDirectory, requests: int | None = None) -> list[Question]:
+    """The run's test prompts with the stored answers; InputError where they cannot tell."""
     if not run.output_hashes("evaluate"):
         raise InputError(f"{run.path} has not been evaluated. Try: `safesteer eval {run.path}`")
     run.check_outputs("evaluate")
