@@ -21,7 +21,7 @@ PAGES = [
 PACKAGES = {
     "bench.speed": [
         *("direction", "lengths", "loss", "update", "profile", "compiled", "scaling"),
-        *("processes", "hashes"),
+        *("processes", "hashes", "loading"),
     ],
     "bench.memory": ["prediction", "gpus"],
     "bench.evidence": ["benchmarks", "unseen", "solutions", "probe", "gate"],

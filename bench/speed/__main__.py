@@ -15,5 +15,6 @@ if __name__ == "__main__":
             "scaling",
             "processes",
             "hashes",
+            "loading",
         ),
     )
