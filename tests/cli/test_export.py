@@ -71,6 +71,10 @@ def test_wrong_input_costs_no_export(safesteer, run, tmp_path, stand_ins):
         "export", run, "--format", "merged", "--output", tmp_path / "m", "--quantize", "Q8_0"
     )
     assert outcome.code == 2 and "does not apply to --format merged" in outcome.error
+    outcome = safesteer("export", run, "--format", "commands", "--quantize", "Q8_0")
+    assert outcome.code == 2 and "does not apply to --format commands" in outcome.error
+    assert "is for --quantize" in export(safesteer, run, output, "--allow-loss").error
+    assert "names no type" in export(safesteer, run, output, "--quantize", ",").error
     outcome = export(safesteer, run, output, "--quantize", "Q9")
     assert outcome.code == 2 and "unknown type" in outcome.error
     (tmp_path / "m-Q8_0.gguf").write_text("mine")

@@ -18,6 +18,7 @@ def test_commands_name_what_is_there(command, make_run, tmp_path):
     assert f"--enable-lora --max-lora-rank 8 --lora-modules base-safesteer={run}/adapter" in out
     for word in ("vllm serve", "ollama create", "lm_eval --model hf", "lm_eval --model steered"):
         assert word in out
+    assert "llama-server -m BASE.gguf --lora base-safesteer-lora.gguf --jinja\n" in out
     code, _, _ = command(run, "--format", "commands", "--output", tmp_path / "lines.sh")
     assert code == 0 and (tmp_path / "lines.sh").read_text("utf-8") == out
     assert command(run, "--format", "commands", "--output", tmp_path / "lines.sh")[0] == 2
@@ -33,8 +34,11 @@ def test_commands_of_other_runs(tmp_path):
     )
     settings.model.template_kwargs = {"enable_thinking": False}
     assert '"chat_template_args": {"enable_thinking": false}' in commands(tmp_path, settings)
+    line = "--jinja --chat-template-kwargs '{\"enable_thinking\": false}'"
+    assert f"model-safesteer-lora.gguf {line}\n" in commands(tmp_path, settings)
     (tmp_path / "model").mkdir()
     lines = commands(tmp_path, settings)
+    assert "llama-server -m BASE.gguf" not in lines
     assert f"vllm serve {tmp_path}/model" in lines and "--lora-modules" not in lines
 
 

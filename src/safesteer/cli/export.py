@@ -88,6 +88,10 @@ def export(
     from safesteer.runs.directory import RunDirectory
 
     check_name(form, dtype)
+    if allow_loss and not types:
+        raise InputError("--allow-loss is for --quantize. Try: --quantize Q8_0, or without it")
+    if types and form != "gguf":
+        raise InputError(f"--quantize does not apply to --format {form}. Try: --format gguf")
     found = RunDirectory.load(run)
     if form == "commands":
         _write_commands(found, output, force=force, allow_worse=allow_worse)
@@ -95,7 +99,7 @@ def export(
     if output is None:
         raise InputError(f"--output is missing for {form}. Try: --output PATH")
     check_export(output, form, force)
-    wanted = _check_quantize(found, form, output, types, force=force)
+    wanted = _check_quantize(found, output, types, force=force)
     how: dict[str, Any] = {"dtype": dtype, "force": force, "allow_worse": allow_worse}
     with make_reporter(quiet) as reporter:
         reporter.start(run, str(output))
@@ -116,15 +120,11 @@ def export(
                 raise SafeSteerError(lost)
 
 
-def _check_quantize(
-    run: RunDirectory, form: str, output: Path, types: str, *, force: bool
-) -> list[str]:
+def _check_quantize(run: RunDirectory, output: Path, types: str, *, force: bool) -> list[str]:
     """The types of --quantize, after its checks."""
     wanted = read_types(types)
     if not wanted:
         return []
-    if form != "gguf":
-        raise InputError(f"--quantize does not apply to --format {form}. Try: --format gguf")
     from safesteer.pipeline.quantize import check_quantize
 
     check_quantize(run, output, wanted, force=force)

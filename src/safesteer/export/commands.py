@@ -1,4 +1,4 @@
-"""Command lines that serve or evaluate a run in vLLM, Ollama and lm-eval; nothing is executed."""
+"""Command lines for a run in vLLM, Ollama, llama.cpp and lm-eval; nothing is executed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def commands(run: Path, settings: Settings, base: Mapping[str, Any] | None = Non
         raise InputError(f"{run} is not trained. Try: `safesteer train {run}`")
     base = base or {}
     made = _Commands(run, settings, base.get("thinking"), bool(base.get("adapter_of")))
-    parts = [made.appended(), made.vllm(), made.ollama(), made.lm_eval()]
+    parts = [made.appended(), made.vllm(), made.ollama(), made.own_base(), made.lm_eval()]
     if settings.teacher.steers and not made.on_adapter:
         parts.append(made.teacher())
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
@@ -118,6 +118,21 @@ class _Commands:
             _line("printf 'FROM ./%s\\nPARAMETER temperature 0\\n'", file, "> Modelfile"),
             _line("ollama create", self.name, "-f Modelfile"),
             _line("ollama run", self.name, think),
+        ]
+
+    def own_base(self) -> list[str]:
+        """The adapter on a GGUF file of the base, which may be quantized; none without adapter."""
+        if self.full or self.on_adapter:
+            return []
+        base = str(locate(self.settings.model)[1]) if self.gguf else "BASE.gguf"
+        file, kwargs = f"{self.name}-lora.gguf", self.template_kwargs
+        options = ["--jinja"]
+        if kwargs:
+            options = ["--jinja --chat-template-kwargs", json.dumps(kwargs)]
+        return [
+            "# llama.cpp: the adapter on your own GGUF file of the base, quantized or not",
+            _line("safesteer export", self.run, "--format lora-gguf --output", file),
+            _line("llama-server -m", base, "--lora", file, *options),
         ]
 
     def lm_eval(self) -> list[str]:

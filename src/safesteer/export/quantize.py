@@ -16,8 +16,10 @@ _PACKAGE = "ik_llama_cpp"  # a fork of llama.cpp, whose wheel has the tool
 
 
 def read_types(text: str) -> list[str]:
-    """The types of a list such as ``Q8_0,Q4_K_M``. Raises InputError for one that is unknown."""
+    """The types of a list such as ``Q8_0,Q4_K_M``; InputError for unknown ones and for none."""
     found = list(dict.fromkeys(word.strip().upper() for word in text.split(",") if word.strip()))
+    if text and not found:
+        raise InputError(f"--quantize '{text}' names no type. Try: {', '.join(TYPES)}")
     for name in found:
         if name not in TYPES:
             raise InputError(

@@ -86,8 +86,14 @@ def export_quantized(
                     raise _Lossy
         except _Lossy:
             continue
-    content = {"schema": 1, "tool": "llama.cpp", "files": [asdict(row) for row in rows]}
-    write_json(run.path / RECORD, {**content, "versions": versions()})
+    content = {
+        "schema": 1,
+        "tool": "llama.cpp",
+        "aligned": run.output_hashes("evaluate").get("eval/aligned.json"),  # sha256
+        "files": [asdict(row) for row in rows],
+        "versions": versions(),
+    }
+    write_json(run.path / RECORD, content)
     return rows
 
 
