@@ -38,30 +38,27 @@ def test_what_llama_cpp_says_is_compared(make_run, tmp_path, monkeypatch):
     from safesteer.export import llama_cpp
 
     def stand_in(shift):
-        def reader(file):
+        def ask(file, prompts):
             where = {"gguf_file": file.name}
             model = AutoModelForCausalLM.from_pretrained(file.parent, **where)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+            answers = []
+            for prompt in prompts:
+                ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+                top = model(ids).logits[0, -1].log_softmax(-1).topk(5)
+                values = (top.values + shift).tolist()
+                found = dict(zip(top.indices.tolist(), values, strict=True))
+                answers.append(llama_cpp.Answer(ids.shape[1], found))
+            return answers
 
-            def ask(prompts):
-                answers = []
-                for prompt in prompts:
-                    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-                    top = model(ids).logits[0, -1].log_softmax(-1).topk(5)
-                    values = (top.values + shift).tolist()
-                    found = dict(zip(top.indices.tolist(), values, strict=True))
-                    answers.append(llama_cpp.Answer(ids.shape[1], found))
-                return answers
-
-            return ask
-
-        return reader
+        return ask
 
     run = make_run()
-    monkeypatch.setattr(llama_cpp, "reader", stand_in(0.0))
+    monkeypatch.setattr(llama_cpp, "is_installed", lambda: True)
+    monkeypatch.setattr(llama_cpp, "ask", stand_in(0.0))
     made = export(run, "gguf", tmp_path / "out.gguf", dtype="float32")
     assert made.read_by == ["transformers", "llama.cpp"] and made.difference <= EXACT
-    monkeypatch.setattr(llama_cpp, "reader", stand_in(0.2))
+    monkeypatch.setattr(llama_cpp, "ask", stand_in(0.2))
     with pytest.raises(SafeSteerError, match=r"differs by 0\.2"):
         export(run, "gguf", tmp_path / "other.gguf", dtype="float32")
     assert not (tmp_path / "other.gguf").exists()
