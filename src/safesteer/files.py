@@ -128,6 +128,8 @@ def check_place(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise write_error(path, error) from error
+    except ValueError:  # a zero byte
+        raise write_error(path, OSError(errno.EINVAL, os.strerror(errno.EINVAL))) from None
     except RuntimeError:  # pathlib's own, for a link that leads to itself
         raise write_error(path, OSError(errno.ELOOP, os.strerror(errno.ELOOP))) from None
 

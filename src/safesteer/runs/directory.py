@@ -187,10 +187,10 @@ def _make_folder(path: Path, fresh: bool) -> None:
         path.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in path.iterdir()}
         names -= {LOCK_NAME, *(entry.name for entry in path.glob(TEMPORARY_PATTERN))}
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a zero byte is a ValueError
         if is_disk_full(error):
             raise write_error(path, error) from error
-        why = error.strerror or error
+        why = getattr(error, "strerror", None) or error
         raise InputError(f"cannot use {path}: {why}. Try: another --output-dir") from None
     if MANIFEST_NAME in names:
         check = recorded_outputs if fresh else read_manifest
