@@ -32,10 +32,13 @@ from safesteer.evaluate.drift import measure_drift
 from safesteer.evaluate.suite import Suite
 from safesteer.files import load_tensors, read_json, save_tensors, write_json
 from safesteer.inference.variant import ModelVariant
+from safesteer.models.answer_cache import Cache
 from safesteer.models.chat import Message
 from safesteer.models.load import ChatModel, load_model
 from safesteer.models.lora_dtype import compute_in_model_dtype
+from safesteer.pipeline.repairs import find_repairs, training_prompts
 from safesteer.prompts import load_prompt_sets
+from safesteer.report.rows import repair_lines
 from safesteer.runs.system import MemorySampler, versions
 from safesteer.safety_tokens import select_safety_tokens
 from safesteer.teacher import Teacher, make_teacher
@@ -215,7 +218,7 @@ class Laboratory:
             self.model,
             teacher,
             ids,
-            TrainingPrompts(_messages(self.sets["harmful"].train), self._anchors(settings, method)),
+            self._prompts(settings, method),
             settings.train,
             output=training.TrainingOutput(work, on_step=_report),
             seed=seed,
@@ -224,6 +227,23 @@ class Laboratory:
     def _anchors(self, settings: Settings, method: Method) -> list[Conversation]:
         sets = (self.sets[name].train for name in settings.train.advanced.anchor_sets)
         return [m for prompts in sets for m in _messages(prompts[: method.anchor_prompts])]
+
+    def _prompts(self, settings: Settings, method: Method) -> TrainingPrompts:
+        anchors, repaired = self._anchors(settings, method), []
+        if settings.train.wrong_refusals == "repair":
+            base = ModelVariant("base", self.model, self.model.model, Teacher())
+            cache = Cache(self.output / "work" / "answers", base.identity)
+            train = settings.train
+            found = self._once(
+                "repairs",
+                [train.advanced.anchor_sets, train.num_prompts, settings.evaluate.max_new_tokens],
+                lambda: find_repairs(base, self.sets, settings, cache).to_json(),
+            )
+            print("\n".join(repair_lines(found)), file=sys.stderr, flush=True)
+            chosen = training_prompts(train, self.sets, found)
+            repaired = chosen.repaired
+            anchors = [each for each in anchors if each in chosen.anchors]
+        return TrainingPrompts(_messages(self.sets["harmful"].train), anchors, repaired)
 
     def _suite(self, settings: Settings, names: Sequence[str]) -> Suite:
         judged = [name for name in names if name not in SOLUTIONS]

@@ -69,6 +69,7 @@ _STEERING_ONLY = {"teacher.context": "none", "teacher.strength": 1.0}
 _DEMONSTRATIONS = {"teacher.context": "demonstrations", "teacher.demonstrations": 4}
 _NO_STEERING = {"teacher.strength": 0.0}
 _PLAIN_STEPS = {"train.lora.kfac_damping": None}
+_TWO_SIDED = {"train.wrong_refusals": "repair"}
 _SFT = "SFT on one refusal, on anchors on the base's answers"
 _DPO = "DPO, a refusal preferred to the base's answer; on anchors the reverse"
 _DIVERGENCES = {
@@ -165,6 +166,20 @@ METHODS = {
         )
         for count in (10, 50, 200)
     },
+    "anchors-weigh-8": Method("anchors of weight 8", {"train.anchor_weight": 8.0}),
+    # Wrong refusals
+    "two-sided": Method("wrong refusals are repaired", _TWO_SIDED),
+    **{
+        f"two-sided-{strength}": Method(
+            f"wrong refusals are repaired at strength {strength}",
+            {**_TWO_SIDED, "teacher.advanced.repair_strength": strength},
+        )
+        for strength in (0.2, 0.6, 0.8)
+    },
+    "two-sided-weigh-1": Method(
+        "wrong refusals are repaired, anchors of weight 1",
+        {**_TWO_SIDED, "train.anchor_weight": 1.0},
+    ),
     # Rollouts and prompts
     "no-prefills": Method("no prefilled answers", {"train.prefill_share": 0.0}),
     **{

@@ -51,4 +51,6 @@ def test_the_probe_separates_two_kinds_of_states_of_any_share(tiny_chat_model, m
     found = probe.HarmProbe(tiny_chat_model)
     asked = [({"role": "user", "content": f"{k} {n}"},) for k in means for n in range(20)]
     assert found.is_harmful(asked) == [True] * 20 + [False] * 20
-    assert found.is_harmful([]) == []
+    assert found.is_harmful([]) == [] and found.accuracy == 1.0
+    means.update(harmful=apart * 0, harmless=apart * 0)
+    assert probe.HarmProbe(tiny_chat_model).accuracy < 0.75

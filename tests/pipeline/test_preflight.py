@@ -75,6 +75,16 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("a device that is none", {"model": {"device": "meta"}}, "cannot be used"),
     ("a second CPU", {"model": {"device": "cpu:1"}}, "cannot be used"),
+    (
+        "wrong refusals without anchors",
+        {"train": {"wrong_refusals": "repair", "anchor_share": 0.0}},
+        "needs harmless prompts",
+    ),
+    (
+        "harmful requests called harmless",
+        {"prompts": {"harmless": "builtin:harmful"}, "train": {"wrong_refusals": "repair"}},
+        "are harmful prompts",
+    ),
     ("the share of anchors", {"train": {"anchor_share": 0.99}}, "anchor_share"),
 ]
 

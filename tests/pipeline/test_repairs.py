@@ -47,7 +47,11 @@ def find(tiny_chat_model, monkeypatch):  # type: ignore[no-untyped-def]
     """`find_repairs` with a base that refuses, and a probe that takes for harmful, some ids."""
 
     def ask(
-        refused: set[str], doubted: set[str] = frozenset(), sets: Any = SETS, **changes: Any
+        refused: set[str],
+        doubted: set[str] = frozenset(),
+        sets: Any = SETS,
+        known: float = 0.9,
+        **changes: Any,
     ) -> repairs.Repairs:
         by_text = {p.text: p.id for found in sets.values() for p in found.train}
         asked: list[str] = []
@@ -64,6 +68,8 @@ def find(tiny_chat_model, monkeypatch):  # type: ignore[no-untyped-def]
             ]
 
         class Probe:
+            accuracy = known
+
             def __init__(self, *_: Any) -> None: ...
 
             def is_harmful(self, conversations: Any, progress: Any) -> list[bool]:
@@ -154,6 +160,11 @@ def test_paraphrases_of_harmful_requests_are_refused(find):
         find(set(), doubted)
 
 
+def test_without_a_probe_that_knows_harmful_requests_nothing_is_repaired(find):
+    with pytest.raises(InputError, match="in only 60% of cases, and 75% are needed"):
+        find({"harmless-1"}, known=0.6)
+
+
 def test_a_few_harmful_requests_keep_their_refusals(find):
     """The probe's doubts are not repaired, and a near-duplicate is not trained on at all."""
     found = find({"harmless-1", "harmless-3"}, {"harmless-3"})
@@ -193,6 +204,8 @@ def test_a_run_finds_records_and_repairs_once(
     """Private answers, an unchanged second start, and a report of what was found."""
 
     class Probe:
+        accuracy = 0.9
+
         def __init__(self, *_: Any) -> None: ...
 
         def is_harmful(self, conversations: Any, progress: Any) -> list[bool]:

@@ -74,3 +74,17 @@ def test_names_of_many_runs_stay_apart_and_inside():
     assert all(b - a >= 13 for a, b in pairwise(ys))
     assert ys[0] > 0 and ys[-1] < height
     assert all(float(element.get("x")) < width - 100 for element in names)
+
+
+def test_arrows_of_both_sides_run_from_base_to_aligned():
+    """Up is refused rightly, right is refused wrongly; whiskers at the intervals."""
+    base = (plots.Share(0.5, 0.4, 0.6), plots.Share(0.4, 0.3, 0.5))
+    aligned = (plots.Share(0.1, 0.05, 0.2), plots.Share(0.9, 0.8, 1.0))
+    root = parse(plots.both_sides([("<safe>", base, aligned)], "wrongly", "rightly"))
+    marks = [e for e in root.iter() if e.get("class") in ("hollow", "solid")]
+    start, end = marks[0], marks[1]
+    x, y = map(float, end.get("points").split()[1].split(","))
+    assert float(start.get("cx")) > x and float(start.get("cy")) > y
+    assert sum(e.get("class") == "whisker" for e in root.iter()) == 4
+    assert "<safe>" in [e.text for e in root.iter()]
+    assert "<safe>, base: 50.0%, 40.0%; <safe>, aligned: 10.0%, 90.0%" in root.get("aria-label")

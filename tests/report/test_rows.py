@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from safesteer.report.rows import change_rows, result_lines, result_rows, step_words
+from safesteer.report.rows import (
+    change_rows,
+    repair_lines,
+    result_lines,
+    result_rows,
+    sides_line,
+    step_words,
+)
 
 
 def test_rows_name_figures_judges_and_drift(judged):
@@ -43,3 +50,35 @@ def test_a_step_in_a_few_words():
     assert step_words({"loss": 1.0, "unfinished": 0.5}) == "loss 1.0000  without an answer 50%"
     mass = {"mass_student": 0.4, "mass_teacher": 0.5}
     assert step_words({"loss": 1.0, **mass}) == "loss 1.0000  p(S) 0.40 (teacher 0.50)"
+    repaired = {"loss": 1.0, "repaired_refusal_rate": 0.25}
+    assert step_words(repaired) == "loss 1.0000  repaired ones refused 25%"
+
+
+def test_both_sides_in_one_line():
+    """Of the sets that base and aligned model answered."""
+    base = {"harmful": {"value": 0.44}, "harmless": {"value": 0.09}, "borderline": {"value": 0.5}}
+    aligned = {
+        "harmful": {"value": 0.91},
+        "harmless": {"value": None},
+        "borderline": {"value": 0.3},
+    }
+    line = sides_line({"base": base, "aligned": aligned})
+    assert line == "refused, base -> aligned: harmful 44% -> 91%, borderline 50% -> 30%"
+    assert sides_line({"aligned": aligned}) == ""
+
+
+def test_wrong_refusals_in_sentences():
+    """Each kind of prompt that is not repaired, and why."""
+    content = {
+        "asked": {"harmless": 10, "borderline": 5},
+        "repaired": {"harmless": [], "borderline": ["a", "b"]},
+        "categories": {"harmless": {}, "borderline": {"homonyms": 1, "": 1}},
+        "doubted": {"harmless": ["c"], "borderline": []},
+        "left_out": {"harmless": [], "borderline": ["d"]},
+        "surplus": 1,
+    }
+    first, kinds, *others = repair_lines(content)
+    assert first.startswith("The base wrongly refuses 3 of 15 harmless training prompts, and")
+    assert first.endswith("repairs 2 of them.")
+    assert kinds == "borderline: 2 of 5 (homonyms 1, no category 1)."
+    assert [line.split()[0] for line in others] == ["1", "1", "1"]

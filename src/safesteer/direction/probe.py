@@ -26,6 +26,10 @@ class HarmProbe:
     Requests are read at the input of the middle block, as the mean over their tokens: there the
     built-in model's activations separate them best on data sets that the probe has not seen
     (research/log/2026-11-27-linear-probe.md).
+
+    Attributes:
+        accuracy: the share of SafeSteer's own validation prompts that are classified rightly, each
+            by a probe fitted to the others, both classes weighing the same.
     """
 
     def __init__(self, model: ChatModel, progress: Progress | None = None) -> None:
@@ -49,7 +53,12 @@ class HarmProbe:
         weight = torch.where(sign > 0, 1 / count[0], 1 / count[1]) * len(states) / 2
         penalty = RIDGE * features.shape[1] * torch.diag(1 / weight)
         # As many unknowns as prompts, whatever the width of the model.
-        self.direction = features.T @ torch.linalg.solve(features @ features.T + penalty, sign)
+        inverse = torch.linalg.inv(features @ features.T + penalty)
+        unknowns = inverse @ sign
+        self.direction = features.T @ unknowns
+        # Scores of each prompt by the probe that is fitted to all others (ridge has them at once).
+        right = (sign - unknowns / inverse.diagonal()) * sign > 0
+        self.accuracy = float((right * weight).sum() / weight.sum())
 
     def is_harmful(
         self, prompts: Sequence[Sequence[Message]], progress: Progress | None = None

@@ -31,6 +31,7 @@ from safesteer.prompts.overlap import check_share, harmful_too
 # A probe is a guess: of data sets that it has not seen, it takes 2 to 20% of harmless prompts for
 # harmful, and 74 to 98% of harmful ones (research/log/2026-11-27-linear-probe.md).
 MOST_DOUBTED = 0.25
+LEAST_ACCURACY = 0.75  # of the probe; guessing has 0.5, and the built-in model about 0.88
 
 Ids = dict[str, list[str]]  # {prompt set: ids of its prompts}
 
@@ -125,6 +126,13 @@ def _doubts(
     report = partial(reporter.progress, "probe for harmful requests")
     with base.active():
         probe, doubts = HarmProbe(base.model, report), {}
+        if probe.accuracy < LEAST_ACCURACY:
+            raise InputError(
+                "wrong refusals cannot be repaired safely: a probe on the base's activations tells"
+                f" harmful requests from harmless ones in only {100 * probe.accuracy:.0f}% of"
+                f" cases, and {100 * LEAST_ACCURACY:.0f}% are needed. Try:"
+                " train.wrong_refusals=keep, or another model"
+            )
         for name, prompts in asked.items():
             harmful = probe.is_harmful([prompt.messages for prompt in prompts], report)
             ids = [prompt.id for prompt, found in zip(prompts, harmful, strict=True) if found]
