@@ -155,8 +155,8 @@ def test_swapped_sets_are_refused(find):
 
 def test_paraphrases_of_harmful_requests_are_refused(find):
     """No near-duplicates of anything: the probe sees them."""
-    doubted = {"borderline-0", "borderline-1"}
-    with pytest.raises(InputError, match=r"2 of 6 prompts look harmful to a probe"):
+    doubted = {f"borderline-{n}" for n in range(4)}
+    with pytest.raises(InputError, match=r"4 of 6 prompts look harmful to a probe"):
         find(set(), doubted)
 
 

@@ -28,9 +28,10 @@ from safesteer.models.generate import Decoding
 from safesteer.prompts import Prompt, PromptSet
 from safesteer.prompts.overlap import check_share, harmful_too
 
-# A probe is a guess: of data sets that it has not seen, it takes 2 to 20% of harmless prompts for
-# harmful, and 74 to 98% of harmful ones (research/log/2026-11-27-linear-probe.md).
-MOST_DOUBTED = 0.25
+# A probe is a guess. On the built-in model it takes 26% of our own borderline training prompts for
+# harmful, and about 84% of harmful ones; fitted to more prompts it errs less
+# (research/log/2026-11-27-linear-probe.md), and this limit can come down.
+MOST_DOUBTED = 0.5
 LEAST_ACCURACY = 0.75  # of the probe; guessing has 0.5, and the built-in model about 0.88
 
 Ids = dict[str, list[str]]  # {prompt set: ids of its prompts}
