@@ -182,7 +182,7 @@ FOREIGN = {
     "bytes called CSV": ("p.csv", bytes(range(256))),
     "bytes called txt": ("p.txt", b"\xff\xfe\x00\xd8" + bytes(range(128, 256))),
     "a gzip file that grows": ("p.txt.gz", gzip.compress(bytes(1 << 28), 9)),
-    "a JSON object without a list": ("p.json", b'{"prompt": "Hello?"}'),
+    "a JSON object without a list": ("p.json", b'{"answer": "Hello?"}'),
     "a JSON object with two lists": ("p.json", b'{"a": ["Hello?"], "b": ["You?"]}'),
     "a JSON number": ("p.json", b"7"),
     "JSON nested 100,000 deep": ("p.json", b"[" * 100_000 + b"]" * 100_000),

@@ -153,6 +153,7 @@ NO_PROMPT: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a row that is null": (None, LOOSE),
     "a row that is a number": (7, LOOSE),
 }
+WHOLE = ("a picture", "tools before a request")  # rows without a fault that hold no prompt
 LABELS = {"XSTest's labels": ("label", "safe", "unsafe"), "is_safe": ("is_safe", "true", "false")}
 
 
@@ -243,7 +244,7 @@ def cases() -> Iterator[Case]:
     for name, (row, forms) in NO_PROMPT.items():
         for form in forms:
             yield Case(KIND, f"{name}, once / {form}", partial(_skipped, row, form))
-            if name != "a picture":  # which are counted and skipped, however many
+            if name not in WHOLE:  # which are counted and skipped, however many
                 yield Case(KIND, f"{name}, often / {form}", partial(_refused, row, form))
     for form in FILES:
         for name, labels in LABELS.items():
