@@ -2,9 +2,10 @@
 
     python -m bench.speed hashes OUTPUT_DIR [MODEL] [--set section.key=value]
 
-Makes a run of the model in OUTPUT_DIR/run, with its recipe, and then uses it. Every call of
-`sha256_file` is timed inside the commands themselves, in this process. Prints for each command its
-seconds, those of hashing, and their share. The file system's cache is as a user finds it: warm.
+Makes a run of the model in OUTPUT_DIR/run, with its recipe, unless it is there, and then uses it.
+Every call of `sha256_file` is timed inside the commands themselves, in this process. Prints for
+each command its seconds, those of hashing, and their share, and at the end the seconds of the run's
+stages. The file system's cache is as a user finds it: warm.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
         megabytes = sum(size for _, size in hashed) / 1e6
         cells = f"{seconds:.1f}", f"{cost:.3f} s", f"{cost / seconds:.2%}", len(hashed)
         print(table_row(name, *cells, f"{megabytes:.0f}"), flush=True)
+    stages = files.read_json(out / "run" / "manifest.json")["stages"].values()
+    print(f"\nthe run's stages took {sum(stage['seconds'] for stage in stages):.0f} s")
 
 
 @contextmanager
