@@ -80,8 +80,8 @@ class PromptSettings(Section):
     """Keep answering these prompts: a file, a hub data set or builtin."""
 
     borderline: str = "builtin"
-    """Keep answering these harmless prompts that sound alarming: a file, a hub data set or
-    builtin."""
+    """Keep answering these harmless prompts that sound alarming: a file, a hub data set, builtin
+    or builtin:borderline-large (1,300 more to train on)."""
 
     column: str | None = None
     """Read prompts from the column of this name, or one per set:

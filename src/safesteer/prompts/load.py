@@ -50,7 +50,8 @@ def load_prompts(
     Args:
         source: a file (docs/prompts.md lists the formats), a folder with one, a folder that
             `save_to_disk` wrote, a hub data set ("owner/name" or "owner/name:config:split", either
-            with "@revision"), or "builtin:harmful", "builtin:harmless", "builtin:borderline".
+            with "@revision"), or "builtin:harmful", "builtin:harmless", "builtin:borderline",
+            "builtin:borderline-large".
         column: column of the prompts, each a string or a list of {role, content}, of which
             trailing answers are dropped. By default the first one of `PROMPT_COLUMNS`; ignored for
             builtin sets.

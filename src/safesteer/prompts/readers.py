@@ -22,6 +22,10 @@ from safesteer.prompts.formats import (
 from safesteer.prompts.rows import PROMPT_SETS, Row, Table
 
 BUILTIN_PREFIX = "builtin:"
+# What "builtin:NAME" reads: files of data/, one after the other.
+BUILTIN_FILES = {name: (name,) for name in PROMPT_SETS} | {
+    "borderline-large": ("borderline", "borderline-more")
+}
 FORMATS = (*TEXT_FORMATS, *BINARY_FORMATS)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SHOWN_FORMATS = ".jsonl, .json, .csv, .tsv, .txt or .parquet"
@@ -68,13 +72,14 @@ def is_file_source(text: str) -> bool:
 
 def _read_builtin(source: str) -> Table:
     name = source.removeprefix(BUILTIN_PREFIX)
-    if name not in PROMPT_SETS:
-        choices = ", ".join(BUILTIN_PREFIX + known for known in PROMPT_SETS)
+    if name not in BUILTIN_FILES:
+        choices = ", ".join(BUILTIN_PREFIX + known for known in BUILTIN_FILES)
         raise InputError(
             f"no prompt set named {source!r}{nearest(source, choices.split(', '))}. Try: {choices}"
         )
-    file = resources.files("safesteer.prompts") / "data" / f"{name}.jsonl"
-    return parse_text(file.read_text(encoding="utf-8"), ".jsonl", source, None)
+    data = resources.files("safesteer.prompts") / "data"
+    texts = [(data / f"{file}.jsonl").read_text(encoding="utf-8") for file in BUILTIN_FILES[name]]
+    return parse_text("".join(texts), ".jsonl", source, None)
 
 
 def _read_path(path: Path, column: str | None) -> Table:
