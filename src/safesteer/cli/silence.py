@@ -10,8 +10,8 @@ import warnings
 # No telemetry, with or without --debug.
 _ALWAYS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    # Threads that wait spin for a tenth of libgomp's time before they sleep: as fast alone, and less
-    # in the way of other work. Without spinning a second thread brings nothing.
+    # Waiting threads spin for a tenth of libgomp's time, then sleep: as fast alone, and less in the
+    # way of other work. Without spinning a second thread brings nothing.
     "GOMP_SPINCOUNT": "30000",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
