@@ -37,7 +37,7 @@ from safesteer.distill.vllm import check_rollouts, release
 from safesteer.errors import InputError, SafeSteerError, without_advice
 from safesteer.models.chat import Message
 from safesteer.models.context import PromptTooLong, fitting_prompts
-from safesteer.models.layers import backbone
+from safesteer.models.layers import backbone, without_adapter
 from safesteer.models.load import ChatModel
 from safesteer.models.oom import attempt
 from safesteer.teacher import Teacher
@@ -207,9 +207,8 @@ def _run(student: Any, config: SafeSteerConfig, output: TrainingOutput, **argume
     for printing in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printing)
     trainer.add_callback(MetricsFile(trainer, folder, output.on_step))
-    base = student.get_base_model() if hasattr(student, "get_base_model") else student
     try:
-        with training_attention(base):
+        with training_attention(without_adapter(student)):
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         if trainer.use_vllm:

@@ -20,7 +20,7 @@ from safesteer.models.answer_cache import Cache
 from safesteer.models.batch_size import rows_that_fit
 from safesteer.models.chat import pad_left
 from safesteer.models.hidden_states import hidden_states, share_prefix
-from safesteer.models.layers import is_sharded
+from safesteer.models.layers import is_sharded, without_adapter
 from safesteer.models.oom import BatchSize, in_batches
 from safesteer.models.overflow import check_finite
 
@@ -83,7 +83,7 @@ def plain_generation(model: Any, tokenizer: Any) -> Iterator[GenerationConfig]:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = without_adapter(model)
     # PEFT's wrapper hands a configuration of its own down to the model, if it has one.
     owners = [each for each in (inner, model) if "generation_config" in vars(each)]
     own = [each.generation_config for each in owners]

@@ -55,13 +55,18 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     )
 
 
+def without_adapter(model: Any) -> Any:
+    """The model inside a PEFT model; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def backbone(model: Any) -> Any:
     """The model without its output matrix, which returns hidden states; also of a PEFT model.
 
     Of a vision-language model it is the text tower: text needs no more, and in training the whole
     would require image inputs.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = without_adapter(model)
     if has_other_towers(inner):
         return inner.get_decoder()
     return inner.base_model if inner.base_model is not inner else inner.model

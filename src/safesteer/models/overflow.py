@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from safesteer.errors import SafeSteerError
-from safesteer.models.layers import find_blocks, is_sharded
+from safesteer.models.layers import find_blocks, is_sharded, without_adapter
 
 _ADVICE = {
     torch.float16: "--dtype bfloat16 (model.dtype), or float32",
@@ -44,8 +44,9 @@ def check_finite(
     block = None if again is None or is_sharded(model) else _first_block(model, mask, again)
     where = "" if block is None else f" from layer {block} on"
     dtype = str(hidden.dtype).removeprefix("torch.")
+    name = type(without_adapter(model)).__name__
     raise SafeSteerError(
-        f"the activations of {type(_plain(model)).__name__} are NaN or infinite in {dtype}{where}."
+        f"the activations of {name} are NaN or infinite in {dtype}{where}."
         f" Try: {_ADVICE.get(hidden.dtype, _OTHERWISE)}"
     )
 
@@ -78,8 +79,3 @@ def _first_block(
         with suppress(Exception):
             again()
     return min(found, default=None)
-
-
-def _plain(model: Any) -> Any:
-    """The model inside a PEFT model."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

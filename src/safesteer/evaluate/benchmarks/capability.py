@@ -30,6 +30,7 @@ from safesteer.events import Progress
 from safesteer.inference.variant import ModelVariant
 from safesteer.models.answer_cache import Cache
 from safesteer.models.generate import plain_generation
+from safesteer.models.layers import without_adapter
 from safesteer.models.template import frozen_clock
 from safesteer.prompts.readers import commit_of
 
@@ -241,9 +242,8 @@ def _model(variant: ModelVariant, rows: int, total: int, progress: Progress | No
 
     runner, chat = variant.runner, variant.model.chat
     # An adapter acts inside the base model's modules, whose class lm-eval knows.
-    inner = runner.get_base_model() if hasattr(runner, "get_base_model") else runner
     return Model(
-        pretrained=inner,
+        pretrained=without_adapter(runner),
         backend="causal",
         tokenizer=variant.model.tokenizer,
         batch_size=rows,
