@@ -8,6 +8,7 @@ from safesteer.models.files import fingerprint
 from safesteer.pipeline.align import run_stages
 from safesteer.pipeline.stages import Pipeline
 from safesteer.report.write import write_report
+from safesteer.runs.artifacts import changed_base
 from safesteer.runs.directory import RunDirectory
 from safesteer.runs.target import Target
 
@@ -43,10 +44,7 @@ def _pending(run: RunDirectory) -> tuple[bool, str]:
     except InputError as error:
         return False, "" if measured else f"{failed} {error}."
     recorded = run.manifest["model"].get("sha256")
-    changed = (
-        f"{run.settings.model.id} is no longer the model that this run started from: its hash is"
-        f" {str(sha256)[:12]}, and the run's {str(recorded)[:12]}"
-    )
+    changed = changed_base(run.settings.model.id, str(sha256), str(recorded))
     if measured:
         note = f"The figures are those of the earlier base: {changed}."
         return False, "" if sha256 == recorded else note

@@ -31,6 +31,14 @@ from safesteer.teacher import Teacher, make_teacher
 REPAIRS, REPAIR_ANSWERS = "repairs/repairs.json", "repairs/answers.jsonl"
 
 
+def changed_base(model_id: str, sha256: str, recorded: str) -> str:
+    """The words for a base whose hash is no longer the one that the run recorded."""
+    return (
+        f"{model_id} is no longer the model that this run started from: its hash is"
+        f" {sha256[:12]}, and the run's {recorded[:12]}"
+    )
+
+
 class RunArtifacts:
     """A run's model and prompts, and the outputs of its finished stages.
 
@@ -65,10 +73,9 @@ class RunArtifacts:
         model = load_model(self.model_settings, chat=self.chat)
         recorded = self.run.manifest["model"].get("sha256")
         if model.sha256 and recorded and model.sha256 != recorded:
+            changed = changed_base(self.settings.model.id, model.sha256, recorded)
             raise InputError(
-                f"{self.settings.model.id} is no longer the model that {self.run.path} started"
-                f" from: its hash is {model.sha256[:12]}, and the run's {recorded[:12]}. Try: bring"
-                " the old files back, or start another run"
+                f"{self.run.path}: {changed}. Try: bring the old files back, or start another run"
             )
         return model
 
