@@ -7,13 +7,13 @@ from functools import partial
 
 from bench.hostile_cases.case import Case, stops
 from bench.hostile_cases.room import (
+    DAMAGES,
     RUN_COMMANDS,
     Edit,
     Room,
     cut,
     delete,
     empty,
-    flip_a_bit,
     garbage,
     replaced,
 )
@@ -48,13 +48,6 @@ RECORDS = {
     "config.yaml": ("run", "eval", "generate", "chat", "report", *EXPORTS),
 }
 COMMANDS = {**RUN_COMMANDS, "show": ["eval", "run"]}
-DAMAGES: dict[str, Edit] = {
-    "a bit": flip_a_bit,
-    "cut": cut,
-    "empty": empty,
-    "deleted": delete,
-    "bytes": garbage,
-}
 OTHER = {  # right by their form, and not what the run wrote
     "eval/base.json": '{"model": "base", "benchmarks": []}',
     "eval/aligned.json": '{"model": "aligned", "benchmarks": {}}',

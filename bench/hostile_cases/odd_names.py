@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from bench.hostile_cases.case import Case, check_error_line, command, demand, stops
 from bench.hostile_cases.room import (
+    DAMAGES,
     MODEL_COMMANDS,
     Edit,
     Room,
@@ -17,7 +17,6 @@ from bench.hostile_cases.room import (
     delete,
     empty,
     file_edited,
-    flip_a_bit,
     garbage,
     json_edited,
     product,
@@ -27,6 +26,7 @@ from bench.hostile_cases.room import (
 )
 
 KIND = "odd names and files"
+RAN = "ran"  # a file that a model's own code would write beside it
 NAMES = {
     "nothing": "",
     "a space": " ",
@@ -106,7 +106,7 @@ MODEL_FILES: dict[str, tuple[Edit, str]] = {
     "code of its own": (
         lambda folder: [
             json_edited(CONFIG, auto_map={"AutoConfig": "x.X"}, model_type="mine")(folder),
-            (folder / "x.py").write_text("open('/tmp/ran', 'w')"),
+            (folder / "x.py").write_text(f"open({str(folder / RAN)!r}, 'w')"),
         ],
         "trust|code|mine",
     ),
@@ -144,13 +144,6 @@ CHECKPOINT = {
     "adapter_config.json": ("cut", "empty", "deleted"),
     "complete.json": ("cut", "empty", "deleted", "bytes"),
 }
-DAMAGES: dict[str, Edit] = {
-    "a bit": flip_a_bit,
-    "cut": cut,
-    "empty": empty,
-    "deleted": delete,
-    "bytes": garbage,
-}
 
 
 def _no_model(name: str, given: list[str], room: Room) -> None:
@@ -161,7 +154,7 @@ def _no_model(name: str, given: list[str], room: Room) -> None:
 def _file(edit: Edit, names: str, given: list[str], room: Room) -> None:
     edit(room / "model")
     stops(room, *words(given), names=names, stdin=b"Hello\n")
-    demand(not Path("/tmp/ran").exists(), "ran the model's code")
+    demand(not (room / "model" / RAN).exists(), "ran the model's code")
 
 
 def _compared(text: str, room: Room) -> None:

@@ -152,6 +152,15 @@ def garbage(path: Path) -> None:
     path.write_bytes(bytes(range(256)) * 4)
 
 
+DAMAGES: dict[str, Edit] = {
+    "a bit": flip_a_bit,
+    "cut": cut,
+    "empty": empty,
+    "deleted": delete,
+    "bytes": garbage,
+}
+
+
 def replaced(text: str) -> Edit:
     """A file of this text."""
     return lambda path: _unlinked(path).write_text(text, "utf-8")

@@ -40,6 +40,7 @@ from safesteer.pipeline import stages
 from safesteer.pipeline.preflight import open_run
 from safesteer.pipeline.stages import Pipeline
 from safesteer.runs import artifacts
+from safesteer.runs.stage import STAGES
 
 _aten = torch.ops.aten
 # The formulas of attention on GPUs hold on the CPU too, where none is registered.
@@ -52,7 +53,6 @@ FORMULAS = {
         _aten._scaled_dot_product_flash_attention_backward
     ],
 }
-STAGES = ("direction", "tokens", "train", "evaluate", "report")
 
 
 def parts() -> list[tuple[Any, str, str]]:
@@ -169,11 +169,9 @@ def run(arguments: argparse.Namespace) -> None:
     with open_run(arguments.output, settings, fresh=True) as opened, ExitStack() as watching:
         for owner, name, part in parts():
             watched = profile.watched(getattr(owner, name), part)
-            if isinstance(owner, type):
-                watched = as_method(watched)
             watching.enter_context(patch.object(owner, name, watched))
         pipeline = Pipeline(opened)
-        for stage in STAGES:
+        for stage in filter(pipeline.is_used, STAGES):
             with profile.part(f"{stage}: rest"), profile:
                 getattr(pipeline, stage)()
         rate = product_rate(pipeline.model.model.dtype)
@@ -191,15 +189,6 @@ def run(arguments: argparse.Namespace) -> None:
     for name, found in most:
         speed = f"{found.operations / found.seconds / 1e9:.0f}"
         print(table_row(name, f"{found.seconds:.1f}", found.calls, speed))
-
-
-def as_method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that binds to instances as a method does."""
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(self, *args, **kwargs)
-
-    return method
 
 
 def cells(part: Count, total: float, rate: float) -> list[str]:

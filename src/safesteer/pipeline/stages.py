@@ -55,7 +55,7 @@ class Pipeline(RunArtifacts):
         for name in stages:
             if name == "train":
                 self.train()
-            elif distributed.is_main() and (self._is_used(name) or name == stages[-1]):
+            elif distributed.is_main() and (self.is_used(name) or name == stages[-1]):
                 with distributed.single_process():
                     try:
                         getattr(self, name)()
@@ -94,10 +94,11 @@ class Pipeline(RunArtifacts):
         return any(
             not self.run.output_hashes(stage) or self.record(stage).changed
             for stage in stages_to(name)
-            if self._is_used(stage)
+            if self.is_used(stage)
         )
 
-    def _is_used(self, name: str) -> bool:
+    def is_used(self, name: str) -> bool:
+        """Whether these settings need the stage `name`."""
         if name == "repairs":
             return self.settings.train.wrong_refusals == "repair"
         return name != "direction" or self.settings.teacher.steers
@@ -120,7 +121,7 @@ class Pipeline(RunArtifacts):
                 max_new_tokens=self.settings.evaluate.max_new_tokens,
             )
         elif name == "train":
-            earlier = {key: outputs(key) for key in ("tokens", "repairs") if self._is_used(key)}
+            earlier = {key: outputs(key) for key in ("tokens", "repairs") if self.is_used(key)}
             inputs = self._inputs("train", "teacher", prompts=sets, **earlier)
         elif name == "evaluate":
             asked = {"prompts": sets, "benchmarks": self.suite.sha256}
